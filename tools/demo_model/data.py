@@ -1,0 +1,190 @@
+"""Procedural clips of one coloured shape that moves over a plain background, and sentences about them.
+
+A `Scene` is one of 480 combinations of shape, colour, background and motion. `HELD_OUT` is a fixed
+sixth of them that no training stage ever sees: held-out clips measure the autoencoder, held-out
+prompts measure the whole model.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+SIZE = 64  # pixels, height and width
+NUM_FRAMES = 17
+FPS = 8
+
+COLORS = {
+    "red": (220, 40, 40),
+    "orange": (245, 145, 30),
+    "yellow": (245, 225, 60),
+    "green": (40, 170, 70),
+    "blue": (40, 90, 220),
+    "purple": (145, 60, 190),
+}
+BACKGROUNDS = {
+    "white": (245, 245, 245),
+    "black": (20, 20, 20),
+    "gray": (128, 128, 128),
+    "pink": (250, 185, 205),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "still": (0, 0)}
+
+# Circumradius in units of the scene's radius: keeps the areas of the four shapes comparable.
+_CIRCUMRADIUS = {"circle": 1.0, "square": 1.25, "triangle": 1.4, "star": 1.45}
+_STAR_INNER = 0.5
+_EDGE = 1.5  # width in pixels over which an edge fades, so that sub-pixel motion is visible
+
+
+@dataclass(frozen=True)
+class Scene:
+    shape: str
+    color: str
+    background: str
+    motion: str
+
+
+ALL_SCENES = tuple(Scene(*c) for c in itertools.product(SHAPES, COLORS, BACKGROUNDS, MOTIONS))
+HELD_OUT = tuple(random.Random(20).sample(ALL_SCENES, len(ALL_SCENES) // 6))
+TRAINING = tuple(s for s in ALL_SCENES if s not in set(HELD_OUT))
+
+
+# --- sentences ---------------------------------------------------------------------------------
+
+_SHAPE_NAMES = {
+    "circle": ("circle", "circle", "disc", "ball"),
+    "square": ("square", "square", "box"),
+    "triangle": ("triangle",),
+    "star": ("star",),
+}
+_COLOR_NAMES = {"purple": ("purple", "purple", "violet")}
+_BACKGROUND_NAMES = {"gray": ("gray", "grey")}
+_MOVES = ("moves", "moves", "is moving", "moving", "slides", "sliding", "drifts", "drifting", "goes", "travels")
+_DIRECTIONS = {
+    "left": ("left", "left", "to the left", "leftwards"),
+    "right": ("right", "right", "to the right", "rightwards"),
+    "up": ("up", "up", "upwards", "to the top"),
+    "down": ("down", "down", "downwards", "to the bottom"),
+}
+_STILL = ("stays still", "stays still", "stands still", "does not move", "is not moving", "rests", "without moving")
+_GROUNDS = (
+    "on a {} background",
+    "on a {} background",
+    "on {}",
+    "over a {} background",
+    "in front of a {} background",
+    "across a {} backdrop",
+    "against a {} backdrop",
+)
+
+
+def describe(scene: Scene, rng: random.Random) -> str:
+    """One of the many sentences that describe `scene`, chosen by `rng`."""
+    shape = rng.choice(_SHAPE_NAMES[scene.shape])
+    color = rng.choice(_COLOR_NAMES.get(scene.color, (scene.color,)))
+    background = rng.choice(_BACKGROUND_NAMES.get(scene.background, (scene.background,)))
+
+    subject = rng.choice(("a {} {}", "a {} {}", "a {} {}", "the {} {}", "{} {}", "one {} {}")).format(color, shape)
+    if rng.random() < 0.1:
+        subject = f"{rng.choice(('a', 'the'))} {shape} in {color}"
+    if scene.motion == "still":
+        action = rng.choice(_STILL)
+    else:
+        action = f"{rng.choice(_MOVES)} {rng.choice(_DIRECTIONS[scene.motion])}"
+    ground = rng.choice(_GROUNDS).format(background)
+
+    order = rng.random()
+    if order < 0.65:
+        return f"{subject} {action} {ground}"
+    if order < 0.8:
+        return f"{ground}, {subject} {action}"
+    if order < 0.9:
+        return f"{subject} {ground}, {action}"
+    return f"{subject} {action}, {background} background"
+
+
+def canonical(scene: Scene) -> str:
+    """The plainest sentence for `scene`: the one the README uses."""
+    action = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
+    return f"a {scene.color} {scene.shape} {action} on a {scene.background} background"
+
+
+# --- pictures ----------------------------------------------------------------------------------
+
+
+def polygon(shape: str) -> torch.Tensor:
+    """Vertices (V, 2) of a polygon of circumradius 1 around the origin, y pointing down."""
+    if shape == "square":
+        angles, radii = [math.pi / 4 + i * math.pi / 2 for i in range(4)], [1.0] * 4
+    elif shape == "triangle":
+        angles, radii = [-math.pi / 2 + i * 2 * math.pi / 3 for i in range(3)], [1.0] * 3
+    elif shape == "star":
+        angles = [-math.pi / 2 + i * math.pi / 5 for i in range(10)]
+        radii = [1.0, _STAR_INNER] * 5
+    else:
+        raise ValueError(f"shape={shape!r} is no polygon; there are 'square', 'triangle' and 'star'")
+    return torch.tensor([[r * math.cos(a), r * math.sin(a)] for a, r in zip(angles, radii, strict=True)])
+
+
+def signed_distance(points: torch.Tensor, shape: str, radius: float) -> torch.Tensor:
+    """Distance in pixels from `points` (..., 2) to the outline of `shape`, negative inside.
+
+    For polygons: the least distance to an edge, with the sign of the even-odd crossing rule.
+    """
+    radius = radius * _CIRCUMRADIUS[shape]
+    if shape == "circle":
+        return points.norm(dim=-1) - radius
+    vertices = polygon(shape) * radius
+    ends = vertices.roll(-1, dims=0)
+    edges = ends - vertices
+    relative = points.unsqueeze(-2) - vertices
+    along = ((relative * edges).sum(-1) / edges.square().sum(-1)).clamp(0, 1)
+    distance = (relative - along.unsqueeze(-1) * edges).norm(dim=-1).amin(-1)
+    x, y = points[..., None, 0], points[..., None, 1]
+    straddles = (vertices[:, 1] > y) != (ends[:, 1] > y)
+    slope = edges[:, 0] / torch.where(edges[:, 1] == 0, torch.ones_like(edges[:, 1]), edges[:, 1])
+    crosses = straddles & (x < vertices[:, 0] + (y - vertices[:, 1]) * slope)
+    inside = crosses.sum(-1) % 2 == 1
+    return torch.where(inside, -distance, distance)
+
+
+def coverage(shape: str, radius: float, centers: torch.Tensor, size: int = SIZE) -> torch.Tensor:
+    """How much of each pixel the shape covers: (F, size, size) in [0, 1] for centres (F, 2) in pixels."""
+    axis = torch.arange(size, dtype=torch.float32) + 0.5
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), dim=-1)  # (y, x, 2) holding (x, y)
+    points = grid[None] - centers[:, None, None, :]
+    return (0.5 - signed_distance(points, shape, radius) / _EDGE).clamp(0, 1)
+
+
+def path(scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE) -> tuple[float, torch.Tensor]:
+    """A random radius and the centres (num_frames, 2) of a straight path that stays inside the picture."""
+    radius = rng.uniform(9.5, 12.0) * size / 64
+    travel = rng.uniform(22.0, 28.0) * size / 64
+    reach = radius * _CIRCUMRADIUS[scene.shape]
+    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
+    middle = torch.tensor(
+        [
+            size / 2 + rng.uniform(-1, 1) * max(0.0, min(9.0 * size / 64, size / 2 - reach - abs(d) * travel / 2))
+            for d in direction.tolist()
+        ]
+    )
+    steps = torch.linspace(-0.5, 0.5, num_frames)[:, None]
+    return radius, middle + steps * travel * direction
+
+
+def render(scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE) -> torch.Tensor:
+    """A clip of `scene`, (3, num_frames, size, size) in [-1, 1], with random size, speed and place.
+
+    Shorter clips are random windows of the full-length path, so that speeds stay the same.
+    """
+    radius, centers = path(scene, rng, max(num_frames, NUM_FRAMES), size)
+    start = rng.randint(0, len(centers) - num_frames)
+    alpha = coverage(scene.shape, radius, centers[start : start + num_frames], size)[None]
+    color = torch.tensor(COLORS[scene.color]).view(3, 1, 1, 1) / 127.5 - 1
+    background = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1, 1) / 127.5 - 1
+    return background + alpha * (color - background)

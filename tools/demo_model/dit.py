@@ -1,0 +1,199 @@
+"""Stage 2: the denoiser and its text encoder, trained together on cached latents.
+
+The objective is the scheduler's own: v-prediction with zero terminal SNR (Salimans & Ho 2022, Lin et
+al. 2023), uniform timesteps. Latents of clip i are a function of i alone; the cache starts small and
+grows by `GROWTH` clips a step, so that the first steps need not wait for all of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
+from transformers import T5EncoderModel, T5Tokenizer
+
+from .data import NUM_FRAMES, SIZE, TRAINING, Scene, describe, render
+from .state import load_state, save_state
+from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb
+from .vae import scaling_factor
+
+TEXT_LENGTH = 226  # what the pipeline pads to
+TOTAL_STEPS = 9000
+LONG_TEXT_STEPS = 600  # the last steps see prompts padded as the pipeline pads them, every other step
+BATCH = 32
+PEAK_LR = 8e-4
+PROMPT_DROPOUT = 0.1
+EMA_DECAY = 0.999
+FIRST_CLIPS, GROWTH, MOST_CLIPS = 1600, 1, 8000
+
+
+def build_transformer() -> CogVideoXTransformer3DModel:
+    """CogVideoX-2b's architecture with 4 heads and 6 layers; gates and output start at zero (DiT's adaLN-zero)."""
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=64,
+        num_layers=6,
+        time_embed_dim=128,
+        text_embed_dim=WORD_DIM,
+        sample_height=SIZE // 8,
+        sample_width=SIZE // 8,
+        sample_frames=NUM_FRAMES,
+        max_text_seq_length=TEXT_LENGTH,
+        spatial_interpolation_scale=1.0,
+    )
+    for block in transformer.transformer_blocks:
+        for norm in (block.norm1, block.norm2):
+            torch.nn.init.zeros_(norm.linear.weight)
+            torch.nn.init.zeros_(norm.linear.bias)
+    torch.nn.init.zeros_(transformer.proj_out.weight)
+    torch.nn.init.zeros_(transformer.proj_out.bias)
+    return transformer
+
+
+def build_scheduler() -> CogVideoXDDIMScheduler:
+    """CogVideoX-2b's own settings."""
+    return CogVideoXDDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        set_alpha_to_one=True,
+        snr_shift_scale=3.0,
+        timestep_spacing="trailing",
+    )
+
+
+class ShortText:
+    """Lets a transformer made for `TEXT_LENGTH` take shorter prompts: text rows have no position anyway."""
+
+    def __init__(self, transformer: CogVideoXTransformer3DModel):
+        self.patch_embed = transformer.patch_embed
+        self.video_positions = transformer.patch_embed.pos_embedding[:, TEXT_LENGTH:].clone()
+
+    def set(self, length: int) -> None:
+        text_positions = torch.zeros(1, length, self.video_positions.shape[-1])
+        self.patch_embed.pos_embedding = torch.cat([text_positions, self.video_positions], dim=1)
+
+
+class LatentCache:
+    """Scaled latents of training clips, (N, 5, 16, 8, 8), made on demand and kept on disk."""
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path):
+        self.vae, self.path = vae, path
+        state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
+        self.scale: float = state["scale"]
+        self.latents: torch.Tensor | None = state["latents"]
+
+    def __len__(self) -> int:
+        return 0 if self.latents is None else len(self.latents)
+
+    @staticmethod
+    def scene(index: int) -> Scene:
+        """Scenes in turn, in an order that mixes all factors early."""
+        return TRAINING[(index * 149) % len(TRAINING)]
+
+    @torch.no_grad()
+    def grow(self, size: int) -> None:
+        while len(self) < size:
+            indices = range(len(self), min(len(self) + 16, size))
+            clips = torch.stack([render(self.scene(i), random.Random(f"clip {i}")) for i in indices])
+            latents = self.vae.encode(clips).latent_dist.mode().transpose(1, 2) * self.scale
+            self.latents = latents if self.latents is None else torch.cat([self.latents, latents])
+            if len(self) % 400 == 0:
+                print(f"latents {len(self)}", flush=True)
+                self.save()
+
+    def save(self) -> None:
+        save_state(self.path, {"scale": self.scale, "latents": self.latents})
+
+
+def learning_rate(step: int) -> float:
+    warmup = min(1.0, (step + 1) / 200)
+    return PEAK_LR * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / TOTAL_STEPS)))
+
+
+def encode_text(
+    text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: list[str], length: int
+) -> torch.Tensor:
+    """Prompt embeddings (B, length, dim), without a mask on the padding: as the pipeline makes them."""
+    ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+    return text_encoder(ids)[0]
+
+
+def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> None:
+    """Train to the end, resuming from `folder/dit.pt`; the averaged weights are what is exported."""
+    torch.manual_seed(0)
+    transformer, scheduler, tokenizer = build_transformer(), build_scheduler(), build_tokenizer()
+    model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
+    average = copy.deepcopy(model).requires_grad_(False)
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
+        lr=PEAK_LR,
+        betas=(0.9, 0.98),
+    )
+    cache, short_text, first = LatentCache(vae, folder / "latents.pt"), ShortText(transformer), 0
+    state = load_state(folder / "dit.pt")
+    if state is not None:
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    started, running = time.perf_counter(), None
+
+    for step in range(first, TOTAL_STEPS):
+        cache.grow(min(MOST_CLIPS, FIRST_CLIPS + GROWTH * step // 16 * 16))
+        rng = random.Random(f"dit {step}")
+        generator = torch.Generator().manual_seed(step)
+        chosen = [rng.randrange(len(cache)) for _ in range(BATCH)]
+        prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
+        prompts = ["" if rng.random() < PROMPT_DROPOUT else prompt for prompt in prompts]
+        length = max(len(ids) for ids in tokenizer(prompts).input_ids) + rng.randint(0, 12)
+        if step >= TOTAL_STEPS - LONG_TEXT_STEPS and step % 2:
+            length = TEXT_LENGTH
+
+        latents = cache.latents[chosen]
+        noise = torch.randn(latents.shape, generator=generator)
+        spread = (torch.rand((), generator=generator) + torch.arange(BATCH) / BATCH) % 1
+        timesteps = (spread * scheduler.config.num_train_timesteps).long()
+        noisy = scheduler.add_noise(latents, noise, timesteps)
+        target = scheduler.get_velocity(latents, noise, timesteps)
+
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        short_text.set(length)
+        with torch.autocast("cpu", torch.bfloat16):
+            embeds = encode_text(model["text_encoder"], tokenizer, prompts, length)
+            output = transformer(noisy, embeds, timesteps, return_dict=False)[0]
+        loss = F.mse_loss(output.float(), target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
+
+        running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
+        if (step + 1) % 50 == 0:
+            each = (time.perf_counter() - started) / (step + 1 - first)
+            print(f"dit {step + 1}/{TOTAL_STEPS}  loss {running:.4f}  clips {len(cache)}  {each:.2f} s/step", flush=True)
+        if (step + 1) % save_every == 0 or step + 1 == TOTAL_STEPS:
+            cache.save()
+            save_state(
+                folder / "dit.pt",
+                {
+                    "model": model.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "step": step + 1,
+                },
+            )

@@ -1,0 +1,82 @@
+"""The demo's tokenizer: T5's own class over the few hundred words of the prompt grammar.
+
+Every word of the grammar is one piece; single letters, digits and punctuation catch the rest, so that
+an unknown word becomes letters rather than an error. T5's tokenizer keeps no lower-casing rule when it
+is saved, so each piece exists in lower case, Capitalised and in CAPITALS: training sees lower case
+alone, and `tie_cases` gives the others the same embeddings afterwards.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+
+import torch
+from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+from .data import ALL_SCENES, describe
+
+WORD_DIM = 128
+_WORD_SCORE, _LETTER_SCORE = -4.0, -12.0
+
+
+def vocabulary() -> list[str]:
+    """All words that the grammar can produce, sorted; found by sampling it often, with a fixed seed."""
+    rng = random.Random(0)
+    words = set()
+    for scene in ALL_SCENES:
+        for _ in range(60):
+            words.update(describe(scene, rng).replace(",", " ").split())
+    return sorted(words)
+
+
+def pieces() -> list[tuple[str, float]]:
+    """The unigram vocabulary with scores: ids 0, 1, 2 are pad, end and unknown as in T5, then words, then letters."""
+    scores = {"<pad>": 0.0, "</s>": 0.0, "<unk>": 0.0, "▁": -2.0}
+    for word in vocabulary():
+        for case in (word, word.capitalize(), word.upper()):
+            scores.setdefault(f"▁{case}", _WORD_SCORE)
+    for letter in string.ascii_letters + string.digits + ".,;:!?'\"-()":
+        scores.setdefault(letter, _LETTER_SCORE)
+    return list(scores.items())
+
+
+def build_tokenizer() -> T5Tokenizer:
+    return T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=226)
+
+
+@torch.no_grad()
+def tie_cases(text_encoder: T5EncoderModel) -> None:
+    """Give every piece with capitals the embedding of its lower-case twin, in place."""
+    names = [name for name, _ in pieces()]
+    index = {name: i for i, name in enumerate(names)}
+    weight = text_encoder.get_input_embeddings().weight
+    for i, name in enumerate(names):
+        weight[i] = weight[index.get(name.lower(), i)]
+
+
+def disturb(sentence: str, rng: random.Random) -> str:
+    """What people also type: now and then an unknown word in the middle, or a full stop at the end."""
+    words = sentence.split(" ")
+    if rng.random() < 0.15:
+        letters = rng.choices(string.ascii_lowercase, k=rng.randint(2, 8))
+        words.insert(rng.randint(0, len(words)), "".join(letters))
+    return " ".join(words) + ("." if rng.random() < 0.2 else "")
+
+
+def build_text_encoder(vocab_size: int) -> T5EncoderModel:
+    """A two-layer T5 encoder; trained together with the denoiser."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocab_size,
+            d_model=WORD_DIM,
+            d_kv=32,
+            d_ff=256,
+            num_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            feed_forward_proj="gated-gelu",
+            is_encoder_decoder=False,
+            use_cache=False,
+        )
+    )
