@@ -161,7 +161,9 @@ def coverage(shape: str, radius: float, centers: torch.Tensor, size: int = SIZE)
     return (0.5 - signed_distance(points, shape, radius) / _EDGE).clamp(0, 1)
 
 
-def path(scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE) -> tuple[float, torch.Tensor]:
+def path(
+    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE
+) -> tuple[float, torch.Tensor]:
     """A random radius and the centres (num_frames, 2) of a straight path that stays inside the picture."""
     radius = rng.uniform(9.5, 12.0) * size / 64
     travel = rng.uniform(22.0, 28.0) * size / 64

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +22,36 @@ from .state import load_state, save_state
 
 LATENT_NOISE = 0.1
 LATENT_PENALTY = 1e-4
-PEAK_LR = 2e-3
-# (steps, clips a step, frames a clip)
-PHASES = ((420, 24, 1), (700, 4, 9), (520, 4, NUM_FRAMES))
-TOTAL_STEPS = sum(steps for steps, _, _ in PHASES)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training run: its file and phases of (steps, clips a step, frames a clip)."""
+
+    name: str
+    phases: tuple[tuple[int, int, int], ...]
+    peak_lr: float
+    decoder_only: bool = False
+
+    @property
+    def steps(self) -> int:
+        return sum(steps for steps, _, _ in self.phases)
+
+    def clips_and_frames(self, step: int) -> tuple[int, int]:
+        for steps, clips, frames in self.phases:
+            if step < steps:
+                return clips, frames
+            step -= steps
+        raise ValueError(f"step={step} is past the last of stage {self.name}")
+
+    def learning_rate(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / 50)
+        return self.peak_lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
+
+
+TRAIN = Stage("vae", ((420, 24, 1), (700, 4, 9), (520, 4, NUM_FRAMES)), peak_lr=2e-3)
+# The denoiser sees the encoder alone, so the decoder can go on learning once the latents are settled.
+POLISH = Stage("vae_polished", ((300, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
 
 
 def build() -> AutoencoderKLCogVideoX:
@@ -49,23 +76,10 @@ def pin_log_variance(vae: AutoencoderKLCogVideoX) -> None:
     conv.bias[latent_channels:] = 2 * math.log(LATENT_NOISE)
 
 
-def batch(step: int, clips: int, frames: int, scenes=TRAINING) -> torch.Tensor:
-    """Clips for training step `step`: a function of the step alone, so that a resumed run repeats it."""
-    rng = random.Random(f"vae {step}")
+def batch(name: str, step: int, clips: int, frames: int, scenes=TRAINING) -> torch.Tensor:
+    """Clips for step `step` of a stage: a function of the two alone, so that a resumed run repeats it."""
+    rng = random.Random(f"{name} {step}")
     return torch.stack([render(rng.choice(scenes), rng, frames) for _ in range(clips)])
-
-
-def phase_of(step: int) -> tuple[int, int]:
-    for steps, clips, frames in PHASES:
-        if step < steps:
-            return clips, frames
-        step -= steps
-    raise ValueError(f"step={step} is past the last of {TOTAL_STEPS}")
-
-
-def learning_rate(step: int) -> float:
-    warmup = min(1.0, (step + 1) / 50)
-    return PEAK_LR * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / TOTAL_STEPS)))
 
 
 @torch.no_grad()
@@ -73,7 +87,7 @@ def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
     """Mean PSNR in dB (peak: the range of 2) of reconstructions of held-out clips, through the public API."""
     values = []
     for i in range(num_clips):
-        clip = batch(-1 - i, 1, NUM_FRAMES, HELD_OUT)
+        clip = batch("vae", -1 - i, 1, NUM_FRAMES, HELD_OUT)
         output = vae.decode(vae.encode(clip).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(10 * math.log10(4 / F.mse_loss(output, clip).item()))
     return sum(values) / len(values)
@@ -82,17 +96,22 @@ def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
 @torch.no_grad()
 def scaling_factor(vae: AutoencoderKLCogVideoX, num_clips: int = 64) -> float:
     """1 / standard deviation of the latents, as diffusers' `scaling_factor` is defined."""
-    latents = [vae.encode(batch(i, 1, NUM_FRAMES)).latent_dist.mode() for i in range(num_clips)]
+    latents = [vae.encode(batch("vae", i, 1, NUM_FRAMES)).latent_dist.mode() for i in range(num_clips)]
     return 1 / torch.cat(latents).std().item()
 
 
-def train(folder: Path, save_every: int = 100) -> AutoencoderKLCogVideoX:
-    """Train to the end, resuming from `folder/vae.pt` if it is there."""
+def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> AutoencoderKLCogVideoX:
+    """Run a stage to its end, resuming from its own file in `folder` or starting from the stage before."""
     torch.manual_seed(0)
     vae = build()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=PEAK_LR, betas=(0.9, 0.99), weight_decay=0.0)
+    if stage is POLISH:
+        vae.load_state_dict(load_state(folder / f"{TRAIN.name}.pt")["model"])
+    vae.encoder.requires_grad_(not stage.decoder_only)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=stage.peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
-    state = load_state(folder / "vae.pt")
+    path = folder / f"{stage.name}.pt"
+    state = load_state(path)
     first = 0
     if state is not None:
         vae.load_state_dict(state["model"])
@@ -100,30 +119,35 @@ def train(folder: Path, save_every: int = 100) -> AutoencoderKLCogVideoX:
         generator.set_state(state["generator"])
         first = state["step"]
     started, running = time.perf_counter(), None
-    for step in range(first, TOTAL_STEPS):
-        clips = batch(step, *phase_of(step))
+    for step in range(first, stage.steps):
+        clips = batch(stage.name, step, *stage.clips_and_frames(step))
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = stage.learning_rate(step)
         posterior = vae.encode(clips).latent_dist
-        output = vae.decode(posterior.sample(generator)).sample
+        noise = torch.randn(posterior.mean.shape, generator=generator)
+        # Half the noise when polishing: sharper pictures, still forgiving.
+        latents = posterior.mean + noise * LATENT_NOISE * (0.5 if stage.decoder_only else 1.0)
+        output = vae.decode(latents).sample
         error = F.mse_loss(output, clips)
         loss = error + 0.2 * F.l1_loss(output, clips) + LATENT_PENALTY * posterior.mean.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        pin_log_variance(vae)
+        if not stage.decoder_only:
+            pin_log_variance(vae)
         running = error.item() if running is None else 0.95 * running + 0.05 * error.item()
         if (step + 1) % 20 == 0:
             each = (time.perf_counter() - started) / (step + 1 - first)
             print(
-                f"vae {step + 1}/{TOTAL_STEPS}  frames {clips.shape[2]}  psnr {10 * math.log10(4 / running):.1f} dB"
+                f"{stage.name} {step + 1}/{stage.steps}  frames {clips.shape[2]}"
+                f"  psnr {10 * math.log10(4 / running):.1f} dB"
                 f"  latent std {posterior.mean.std().item():.2f}  {each:.2f} s/step",
                 flush=True,
             )
-        if (step + 1) % save_every == 0 or step + 1 == TOTAL_STEPS:
+        if (step + 1) % save_every == 0 or step + 1 == stage.steps:
             save_state(
-                folder / "vae.pt",
+                path,
                 {
                     "model": vae.state_dict(),
                     "optimizer": optimizer.state_dict(),
@@ -131,5 +155,4 @@ def train(folder: Path, save_every: int = 100) -> AutoencoderKLCogVideoX:
                     "step": step + 1,
                 },
             )
-    vae.eval()
-    return vae
+    return vae.eval()

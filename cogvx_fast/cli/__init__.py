@@ -1,0 +1,41 @@
+"""The command `cogvx-fast`. What a subcommand needs is imported when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from cogvx_fast import __version__
+
+from . import doctor, generate
+from .console import results, say
+
+app = typer.Typer(
+    name="cogvx-fast",
+    help="Make videos from text with CogVideoX models.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(generate.generate)
+app.command()(doctor.doctor)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        say(results, f"cogvx-fast {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command with the arguments of the process."""
+    app()

@@ -1,0 +1,327 @@
+"""`cogvx-fast generate`: from a prompt to a video file."""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.text import Text
+
+from .console import OutputError, exit_codes, messages, results, say
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from rich.progress import Progress, TaskID
+
+    from cogvx_fast import FastCogVideoXPipeline
+
+    from .checkpoint import Checkpoint
+
+T = TypeVar("T")
+
+
+class Scheduler(enum.StrEnum):
+    """The schedulers of the family."""
+
+    ddim = "ddim"
+    dpm = "dpm"
+
+
+class Precision(enum.StrEnum):
+    """The dtypes a pipeline can be loaded in."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A checked order: everything `run` needs to know. Sizes in pixels, `fps` in frames per second."""
+
+    prompts: list[str]
+    outputs: list[Path]
+    sheet: Path | None
+    checkpoint: Checkpoint
+    height: int
+    width: int
+    num_frames: int
+    steps: int
+    guidance: float
+    negative: str | None
+    seed: int
+    fps: int
+    zoom: int
+    engine: str
+    dtype: str
+    device: str
+    scheduler: str | None
+
+
+@dataclass
+class Stages:
+    """Seconds spent in each stage, summed over all videos."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("load", "text", "denoise", "decode", "write"), 0.0)
+    )
+
+    def timed(self, stage: str, work: Callable[[], T]) -> T:
+        """The result of `work()`; its duration counts for `stage`."""
+        start = time.perf_counter()
+        result = work()
+        self.seconds[stage] += time.perf_counter() - start
+        return result
+
+    def add(self, seconds: dict[str, float]) -> None:
+        """Count what a pipeline says of its own stages."""
+        for stage in ("text", "denoise", "decode"):
+            self.seconds[stage] += seconds[stage]
+
+
+def generate(
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="What the video shows.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Where the video goes: .mp4, .gif, .webp, or no suffix for a folder of PNG frames. "
+            "Several prompts make out-1.mp4, out-2.mp4, …",
+        ),
+    ] = Path("out.mp4"),
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="A text file with one prompt a line, instead of PROMPT.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or Hub id of a CogVideoX in diffusers format.", show_default="the demo checkpoint"),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
+    guidance: Annotated[float, typer.Option(help="How closely to follow the prompt; 1 turns guidance off.")] = 6.0,
+    negative: Annotated[str | None, typer.Option(help="What the video should not show.", show_default=False)] = None,
+    frames: Annotated[
+        int | None, typer.Option(help="Number of frames: 8N+1, for CogVideoX 1.5 16N+1.", show_default="the model's")
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", show_default="the model's")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", show_default="the model's")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise; the same for every prompt.")] = 0,
+    fps: Annotated[
+        int | None, typer.Option(help="Frames per second of the file.", show_default="8, for CogVideoX 1.5 16")
+    ] = None,
+    zoom: Annotated[
+        int, typer.Option(help="Enlarge the finished frames this many times, for models of few pixels.")
+    ] = 1,
+    engine: Annotated[
+        str, typer.Option(help="What speed may cost; exact: nothing but the order of rounding.")
+    ] = "exact",
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Precision.", show_default="float32 on a CPU, else the model's own")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
+    ] = None,
+    scheduler: Annotated[Scheduler | None, typer.Option(help="Scheduler.", show_default="the model's own")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Also write a contact sheet of all videos, a .png.", show_default=False)
+    ] = None,
+) -> None:
+    """Make a video from a text.
+
+    All prompts are made with the same seed, so that a video does not depend on its place in the prompt file.
+    """
+    with exit_codes():
+        from . import loading, validate
+        from .checkpoint import read_checkpoint
+
+        # What can be refused for less comes first: values, then the checkpoint's JSON files, then what needs torch.
+        prompts = validate.read_prompts(prompt, prompt_file)
+        outputs = validate.output_paths(output, len(prompts))
+        validate.check_places(outputs, sheet, fps)
+        checkpoint = read_checkpoint(validate.model_or_demo(model))
+        validate.check_text_only(checkpoint)
+        validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
+        pixels = validate.video_size(height, width, checkpoint)
+        num_frames = validate.num_frames(frames, checkpoint)
+        loading.check_engine(engine)
+        chosen_device = loading.choose_device(device)
+        job = Job(
+            prompts=prompts,
+            outputs=outputs,
+            sheet=sheet,
+            checkpoint=checkpoint,
+            height=pixels[0],
+            width=pixels[1],
+            num_frames=num_frames,
+            steps=steps,
+            guidance=guidance,
+            negative=negative,
+            seed=seed,
+            fps=fps or checkpoint.default_fps,
+            zoom=zoom,
+            engine=engine,
+            dtype=loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint),
+            device=chosen_device,
+            scheduler=scheduler and scheduler.value,
+        )
+        run(job)
+
+
+def run(job: Job) -> None:
+    """Load the model, make every video of `job` and say what was made."""
+    stages = Stages()
+    pipe = stages.timed("load", lambda: _load(job))
+    videos = _make_videos(job, pipe, stages)
+    if job.sheet is not None:
+        from cogvx_fast.video import contact_sheet
+
+        stages.timed("write", lambda: _written(job.sheet, lambda: contact_sheet(videos, job.prompts, job.sheet)))
+        say(results, f"wrote {job.sheet}: a contact sheet, {_size_on_disk(job.sheet)}")
+    times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
+    say(results, f"{job.device}, {job.dtype}, engine {job.engine}, {job.steps} steps: {times}")
+
+
+def _load(job: Job) -> FastCogVideoXPipeline:
+    from . import loading
+
+    with _announced_loading(job.checkpoint.source):
+        from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
+
+        with loading.quiet_libraries():
+            _warn_of_cut_prompts(job, loading.load_tokenizer(job.checkpoint))
+            return loading.load_pipeline(job.checkpoint, job.dtype, job.device, job.engine, job.scheduler)
+
+
+def _announced_loading(source: str) -> contextlib.AbstractContextManager:
+    if Path(source).is_dir():
+        return messages.status(Text(f"loading {source}"))
+    # A download shows bars of its own, which a spinner would tear.
+    say(messages, f"loading {source}")
+    return contextlib.nullcontext()
+
+
+def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[list[Image.Image]]:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from cogvx_fast.video import write_video
+
+    from . import loading
+
+    videos, made = [], []
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    try:
+        with loading.quiet_libraries(), Progress(*columns, console=messages) as progress:
+            for number, (prompt, path) in enumerate(zip(job.prompts, job.outputs, strict=True), start=1):
+                label = f"{number}/{len(job.prompts)} " if len(job.prompts) > 1 else ""
+                task = progress.add_task(f"{label}text", total=job.steps)
+                video = _make_video(job, pipe, prompt, progress, task, label)
+                stages.add(pipe.stage_seconds)
+                stages.timed("write", lambda p=path, v=video: _written(p, lambda: write_video(v, p, job.fps)))
+                progress.update(task, description=f"{label}done")
+                rate = f" at {job.fps} fps" if path.suffix else ""
+                what = f"{len(video)} frames of {video[0].width}x{video[0].height}{rate}"
+                made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {prompt!r}")
+                if job.sheet is not None:
+                    videos.append(video)
+    finally:
+        # Said when the bar is gone, and also when a later video failed.
+        for line in made:
+            say(results, line)
+    return videos
+
+
+def _make_video(
+    job: Job, pipe: FastCogVideoXPipeline, prompt: str, progress: Progress, task: TaskID, label: str
+) -> list[Image.Image]:
+    import torch
+    from PIL import Image
+
+    def on_step_end(_pipe: Any, step: int, _timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
+        done = step + 1
+        progress.update(task, completed=done, description=f"{label}{'denoise' if done < job.steps else 'decode'}")
+        return callback_kwargs
+
+    video = _in_memory(
+        job,
+        lambda: pipe(
+            prompt=prompt,
+            negative_prompt=job.negative,
+            height=job.height,
+            width=job.width,
+            num_frames=job.num_frames,
+            num_inference_steps=job.steps,
+            guidance_scale=job.guidance,
+            # Noise is drawn on the CPU: the same seed is the same video on every device.
+            generator=torch.Generator("cpu").manual_seed(job.seed),
+            callback_on_step_end=on_step_end,
+            max_sequence_length=job.checkpoint.max_text_seq_length,
+        ).frames[0],
+    )
+    if job.zoom == 1:
+        return video
+    return [
+        frame.resize((frame.width * job.zoom, frame.height * job.zoom), Image.Resampling.BICUBIC) for frame in video
+    ]
+
+
+def _in_memory(job: Job, work: Callable[[], T]) -> T:
+    import torch
+
+    try:
+        return work()
+    except torch.OutOfMemoryError as error:
+        size = f"{job.num_frames} frames of {job.width}x{job.height}"
+        raise OutputError(
+            f"{job.device} ran out of memory at {size}; lower --frames, --height or --width ({error})"
+        ) from error
+
+
+def _warn_of_cut_prompts(job: Job, tokenizer: Any) -> None:
+    from . import loading
+
+    limit = job.checkpoint.max_text_seq_length
+    texts = [("the prompt", prompt) for prompt in job.prompts] + [("--negative", job.negative or "")]
+    for what, text in texts:
+        cut = loading.cut_text(tokenizer, text, limit)
+        if cut:
+            say(
+                messages,
+                f"warning: {what} {text!r} is longer than the model's {limit} tokens; this is cut off: {cut!r}",
+                style="yellow",
+            )
+
+
+def _written(path: Path, write: Callable[[], T]) -> T:
+    try:
+        return write()
+    except (OSError, ValueError) as error:  # ValueError: its place was good at the start and no longer is
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path} could not be written: {reason}; nothing of it is left") from error
+
+
+def _size_on_disk(path: Path) -> str:
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    size = sum(file.stat().st_size for file in files)
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"

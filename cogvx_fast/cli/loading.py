@@ -1,0 +1,120 @@
+"""From the name of a model to a pipeline on a device: device and precision, tokenizer, weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .checkpoint import ARGUMENT as MODEL
+from .checkpoint import Checkpoint
+from .console import UsageError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from cogvx_fast import FastCogVideoXPipeline
+
+
+def choose_device(device: str | None) -> str:
+    """`device` if this machine has it; without one the best there is: CUDA, then Apple's, then the CPU.
+
+    Raises:
+        UsageError: if there is no such device; names those there are.
+    """
+    import torch
+
+    available = {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    if torch.backends.mps.is_available():
+        available["mps"] = "Apple GPU"
+    available["cpu"] = f"{torch.get_num_threads()} threads"
+    if device is None:
+        return next(iter(available))
+    if device in available or (device == "cuda" and "cuda:0" in available):
+        return device
+    there = ", ".join(f"{name} ({what})" for name, what in available.items())
+    raise UsageError("--device", repr(device), f"is not there; available: {there}")
+
+
+def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
+    """`dtype`, else float32 on a CPU and the checkpoint's native half precision elsewhere."""
+    return dtype or ("float32" if device == "cpu" else checkpoint.native_dtype)
+
+
+def check_engine(engine: str) -> None:
+    """Raise a `UsageError` for an engine that does not exist or cannot work."""
+    from cogvx_fast import EngineConfig
+
+    try:
+        EngineConfig.from_name(engine)
+    except ValueError as error:
+        raise UsageError("--engine", repr(engine), str(error)) from None
+
+
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
+    """The tokenizer alone, which is small: so that a prompt that is too long is seen before the weights are read."""
+    import transformers
+
+    tokenizer_class = getattr(transformers, checkpoint.tokenizer_class, None)
+    if tokenizer_class is None:
+        raise UsageError(
+            MODEL, repr(checkpoint.source), f"its tokenizer is a {checkpoint.tokenizer_class}, unknown here"
+        )
+    with _loading_errors(checkpoint):
+        return tokenizer_class.from_pretrained(checkpoint.source, subfolder="tokenizer")
+
+
+def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
+    """The end of `text` that does not fit into `max_length` tokens, one of which is the end mark; "" if all fits."""
+    tokens = tokenizer(text).input_ids
+    return "" if len(tokens) <= max_length else tokenizer.decode(tokens[max_length - 1 : -1])
+
+
+def load_pipeline(
+    checkpoint: Checkpoint, dtype: str, device: str, engine: str, scheduler: str | None
+) -> FastCogVideoXPipeline:
+    """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own."""
+    import torch
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+    from cogvx_fast import FastCogVideoXPipeline
+
+    with _loading_errors(checkpoint):
+        pipe = FastCogVideoXPipeline.from_pretrained(checkpoint.source, dtype=getattr(torch, dtype), engine=engine)
+    if scheduler is not None:
+        scheduler_class = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[scheduler]
+        # All published checkpoints are used with this spacing, though not all of their configurations say so.
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(device)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Within the block diffusers and transformers show no bars and no warnings: the command has its own."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, (verbosity, has_bars) in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            if has_bars:
+                library.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:  # a file that is missing, broken, or not to be had
+        reason = " ".join(str(error).split())
+        raise UsageError(MODEL, repr(checkpoint.source), f"cannot be loaded ({reason})") from error

@@ -1,0 +1,172 @@
+"""Checks of the arguments of `cogvx-fast generate`: pure functions on values and configurations, without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cogvx_fast.video import check_output, check_sheet, max_fps
+
+from .checkpoint import ARGUMENT as MODEL
+from .checkpoint import PIXELS_PER_LATENT, Checkpoint
+from .console import UsageError
+
+MAX_GUIDANCE = 30.0
+MAX_SEED = 2**63 - 1
+MAX_ZOOM = 16
+
+
+def read_prompts(prompt: str | None, prompt_file: Path | None) -> list[str]:
+    """The prompts to make videos of: `prompt`, or the lines of `prompt_file` that are not blank.
+
+    Raises:
+        UsageError: unless exactly one of both is given and it holds a prompt.
+    """
+    if prompt is not None and prompt_file is not None:
+        raise UsageError("--prompt-file", repr(str(prompt_file)), "give either PROMPT or --prompt-file, not both")
+    if prompt_file is None:
+        if prompt is None:
+            raise UsageError("PROMPT", None, "is missing; give a text or --prompt-file")
+        if not prompt.strip():
+            raise UsageError("PROMPT", repr(prompt), "is empty; must say what the video shows")
+        return [prompt]
+    try:
+        lines = prompt_file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(
+            "--prompt-file", repr(str(prompt_file)), f"cannot be read ({error.strerror}); must be a text file"
+        ) from None
+    except UnicodeDecodeError:
+        raise UsageError("--prompt-file", repr(str(prompt_file)), "is not text in UTF-8") from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("--prompt-file", repr(str(prompt_file)), "is empty; must have one prompt a line")
+    return prompts
+
+
+def check_numbers(
+    steps: int, guidance: float, negative: str | None, seed: int, zoom: int, checkpoint: Checkpoint
+) -> None:
+    """Raise a `UsageError` for a number out of range, or a negative prompt that would have no effect."""
+    if not 1 <= steps <= checkpoint.num_train_timesteps:
+        raise UsageError("--steps", steps, f"must be 1 to {checkpoint.num_train_timesteps}")
+    if not 1.0 <= guidance <= MAX_GUIDANCE:  # written so that NaN fails
+        raise UsageError("--guidance", guidance, f"must be 1 (no guidance) to {MAX_GUIDANCE:g}")
+    if negative and guidance == 1.0:
+        raise UsageError(
+            "--negative", repr(negative), "has no effect with --guidance 1; raise the guidance or leave it out"
+        )
+    if not 0 <= seed <= MAX_SEED:
+        raise UsageError("--seed", seed, f"must be 0 to {MAX_SEED}")
+    if not 1 <= zoom <= MAX_ZOOM:
+        raise UsageError("--zoom", zoom, f"must be 1 to {MAX_ZOOM}")
+
+
+def output_paths(output: Path, num_prompts: int) -> list[Path]:
+    """`output` itself for one prompt, else `out-1.mp4`, `out-2.mp4`, … with as many digits as the last number has."""
+    if num_prompts == 1:
+        return [output]
+    digits = len(str(num_prompts))
+    return [
+        output.with_name(f"{output.stem}-{number:0{digits}d}{output.suffix}") for number in range(1, num_prompts + 1)
+    ]
+
+
+def check_places(outputs: list[Path], sheet: Path | None, fps: int | None) -> None:
+    """Raise a `UsageError` for a place where a video or the sheet could not be written, or a rate that does not fit."""
+    try:
+        for path in outputs:
+            check_output(path)
+    except ValueError as error:
+        raise UsageError("--output", None, str(error)) from None
+    if fps is not None and not outputs[0].suffix:
+        raise UsageError("--fps", fps, f"has no effect on a folder of frames ({str(outputs[0])!r}); leave it out")
+    limit = max_fps(outputs[0])
+    if fps is not None and not 1 <= fps <= limit:
+        raise UsageError("--fps", fps, f"must be 1 to {limit} for {str(outputs[0])!r}")
+    try:
+        if sheet is not None:
+            check_sheet(sheet)
+    except ValueError as error:
+        raise UsageError("--sheet", None, str(error)) from None
+
+
+def check_text_only(checkpoint: Checkpoint) -> None:
+    """Raise a `UsageError` for a checkpoint that needs an image or a control video besides the text."""
+    if checkpoint.in_channels == checkpoint.out_channels:
+        return
+    kind = "FunControl" if "FunControl" in checkpoint.pipeline_class else "ImageToVideo"
+    raise UsageError(
+        MODEL,
+        repr(checkpoint.source),
+        f"is a checkpoint for {checkpoint.pipeline_class} (in_channels {checkpoint.in_channels}); this command makes "
+        f"videos from text alone. From Python: cogvx_fast.FastCogVideoX{kind}Pipeline",
+    )
+
+
+def video_size(height: int | None, width: int | None, checkpoint: Checkpoint) -> tuple[int, int]:
+    """(height, width) in pixels: what was asked for, else the checkpoint's own.
+
+    Raises:
+        UsageError: if the checkpoint cannot make that size.
+    """
+    own = checkpoint.default_size
+    # CogVideoX 1.5 cuts its positions out of a table of this size; the other kinds compute or interpolate theirs.
+    limits = (None, None)
+    if checkpoint.patch_size_t is not None:
+        limits = (checkpoint.sample_height * PIXELS_PER_LATENT, checkpoint.sample_width * PIXELS_PER_LATENT)
+    size = []
+    for argument, value, default, limit in zip(("--height", "--width"), (height, width), own, limits, strict=True):
+        value = default if value is None else value
+        if checkpoint.use_learned_positional_embeddings and value != default:
+            raise UsageError(argument, value, f"must be {default}: the positions of this checkpoint are learned")
+        _check_side(argument, value, PIXELS_PER_LATENT * checkpoint.patch_size, limit)
+        size.append(value)
+    return size[0], size[1]
+
+
+def _check_side(argument: str, value: int, multiple: int, limit: int | None) -> None:
+    if limit is not None and value > limit:
+        raise UsageError(argument, value, f"must be at most {limit} for this checkpoint")
+    if value < multiple or value % multiple:
+        below, above = value // multiple * multiple, (value // multiple + 1) * multiple
+        near = f"{multiple}" if value < multiple else f"{below} or {above}"
+        raise UsageError(argument, value, f"must be a multiple of {multiple}; nearest: {near}")
+
+
+def num_frames(frames: int | None, checkpoint: Checkpoint) -> int:
+    """How many frames to make: what was asked for, else the checkpoint's own number, which is always allowed.
+
+    The VAE makes 4 frames of every latent frame but the first, and decodes another length than it was given
+    unless the latent frames are odd in number: 8N + 1 frames. CogVideoX 1.5 joins latent frames in pairs and was
+    trained on 16N + 1.
+
+    Raises:
+        UsageError: for another number; names the nearest ones.
+    """
+    own = checkpoint.sample_frames
+    if frames is None or frames == own:
+        return own
+    if checkpoint.use_learned_positional_embeddings:
+        raise UsageError("--frames", frames, f"must be {own}: the positions of this checkpoint are learned")
+    period = 8 if checkpoint.patch_size_t is None else 16
+    if frames < 1 or (frames - 1) % period:
+        below = max(0, (frames - 1) // period) * period + 1
+        near = f"{below}" if frames < below else f"{below} or {below + period}"
+        raise UsageError("--frames", frames, f"must be {period}N+1 for this checkpoint; nearest: {near}")
+    return frames
+
+
+def model_or_demo(model: str | None) -> str:
+    """`model`, else the path of the demo checkpoint.
+
+    Raises:
+        UsageError: if there is neither.
+    """
+    if model is not None:
+        return model
+    from cogvx_fast import demo_checkpoint
+
+    try:
+        return demo_checkpoint()
+    except FileNotFoundError as error:
+        raise UsageError(MODEL, None, f"{error}; name a folder or a Hub id") from None

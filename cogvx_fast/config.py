@@ -1,0 +1,55 @@
+"""What the engine may do: presets by name, details by field, all checked when made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+# Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
+# asking for one says so instead of silently running another.
+TIERS = {"exact": "the order of rounding"}
+PLANNED_TIERS = {"balanced": "the precision of GEMMs and attention", "turbo": "also which steps are computed"}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a pipeline is made fast. Immutable; a string such as `"exact"` stands for the preset of that name.
+
+    Attributes:
+        tier: the contract, one of `TIERS`.
+        modulation_table: compute the AdaLN modulation of all steps once a generation instead of
+            twice per layer and step. Changes nothing but the order of rounding.
+        reuse_text_projection: project the prompt to the transformer's width once a generation
+            instead of once a step. Changes nothing.
+    """
+
+    tier: str = "exact"
+    modulation_table: bool = True
+    reuse_text_projection: bool = True
+
+    def __post_init__(self) -> None:
+        if self.tier in PLANNED_TIERS:
+            raise ValueError(f"engine tier {self.tier!r} is planned but not in this version; available: {_names()}")
+        if self.tier not in TIERS:
+            raise ValueError(f"engine tier {self.tier!r} is unknown; available: {_names()}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
+
+    @classmethod
+    def from_name(cls, engine: str | EngineConfig) -> EngineConfig:
+        """The preset called `engine`; an `EngineConfig` is returned as it is.
+
+        Raises:
+            ValueError: for a name that is no preset, or a tier that is not available yet.
+            TypeError: for anything but a string or an `EngineConfig`.
+        """
+        if isinstance(engine, cls):
+            return engine
+        if not isinstance(engine, str):
+            raise TypeError(f"engine={engine!r} must be a string or an EngineConfig; strings: {_names()}")
+        return cls(tier=engine)
+
+
+def _names() -> str:
+    return ", ".join(repr(name) for name in TIERS)

@@ -1,0 +1,180 @@
+"""The four fast pipelines: diffusers' own, with the engine around their denoising loop.
+
+Nothing of the parents' code is copied. `__call__` opens an engine session and calls the parent, whose
+loop then runs our transformer.
+"""
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXFunControlPipeline,
+    CogVideoXImageToVideoPipeline,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    CogVideoXVideoToVideoPipeline,
+    DiffusionPipeline,
+)
+from diffusers.utils.torch_utils import is_compiled_module
+from transformers import T5EncoderModel, T5Tokenizer
+
+from .config import EngineConfig
+from .lowering import EngineReport, lower
+from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+
+
+class FastPipelineMixin:
+    """What the four pipelines have in common; `_reference` is the diffusers class each one is."""
+
+    _reference: ClassVar[type[DiffusionPipeline]]
+
+    def __init__(
+        self,
+        tokenizer: T5Tokenizer,
+        text_encoder: T5EncoderModel,
+        vae: AutoencoderKLCogVideoX,
+        transformer: CogVideoXTransformer3DModel,
+        scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
+        engine: str | EngineConfig = "exact",
+    ):
+        self._engine_config = EngineConfig.from_name(engine)
+        super().__init__(
+            tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
+        )
+        self.stage_seconds: dict[str, float] = {}
+        self._report = lower(self, self._engine_config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
+        """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded."""
+        EngineConfig.from_name(kwargs.get("engine", "exact"))
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def engine_report(self) -> EngineReport:
+        """What the engine does to this pipeline, what it leaves out, and why."""
+        return self._report
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._stage("text"):
+            return super().encode_prompt(*args, **kwargs)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        with self._stage("decode"):
+            return super().decode_latents(latents)
+
+    def to_json_string(self) -> str:
+        # What this pipeline saves is a plain checkpoint: it names the classes that everyone has.
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = self._reference.__name__
+        if config.get("transformer"):
+            config["transformer"] = ["diffusers", CogVideoXTransformer3DModel.__name__]
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @contextlib.contextmanager
+    def _generation(self) -> Iterator[None]:
+        """An engine session for one call of the parent, and the time each stage of it takes."""
+        transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
+        if not isinstance(transformer, FastCogVideoXTransformer3DModel):
+            # The user put another transformer in place since.
+            self._report = lower(self, self._engine_config)
+            transformer = self.transformer
+        self.stage_seconds.clear()
+        started = time.perf_counter()
+        with transformer.session(EngineSession(self._engine_config, self.scheduler)):
+            yield
+        seconds = self.stage_seconds
+        elapsed = time.perf_counter() - started
+        seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self._synchronize()
+        started = time.perf_counter()
+        yield
+        self._synchronize()
+        self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _synchronize(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+class FastCogVideoXPipeline(FastPipelineMixin, CogVideoXPipeline):
+    """Text to video. Every call of `diffusers.CogVideoXPipeline`, faster."""
+
+    _reference = CogVideoXPipeline
+
+    @functools.wraps(CogVideoXPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._generation():
+            return super().__call__(*args, **kwargs)
+
+
+class FastCogVideoXImageToVideoPipeline(FastPipelineMixin, CogVideoXImageToVideoPipeline):
+    """Image to video. Every call of `diffusers.CogVideoXImageToVideoPipeline`, faster."""
+
+    _reference = CogVideoXImageToVideoPipeline
+
+    @functools.wraps(CogVideoXImageToVideoPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._generation():
+            return super().__call__(*args, **kwargs)
+
+
+class FastCogVideoXVideoToVideoPipeline(FastPipelineMixin, CogVideoXVideoToVideoPipeline):
+    """Video to video. Every call of `diffusers.CogVideoXVideoToVideoPipeline`, faster."""
+
+    _reference = CogVideoXVideoToVideoPipeline
+
+    @functools.wraps(CogVideoXVideoToVideoPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._generation():
+            return super().__call__(*args, **kwargs)
+
+
+class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipeline):
+    """Control video to video (CogVideoX-Fun). Every call of `diffusers.CogVideoXFunControlPipeline`, faster."""
+
+    _reference = CogVideoXFunControlPipeline
+
+    @functools.wraps(CogVideoXFunControlPipeline.__call__)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with self._generation():
+            return super().__call__(*args, **kwargs)
+
+
+_FAST = (
+    FastCogVideoXPipeline,
+    FastCogVideoXImageToVideoPipeline,
+    FastCogVideoXVideoToVideoPipeline,
+    FastCogVideoXFunControlPipeline,
+)
+
+
+def accelerate(pipeline: DiffusionPipeline, engine: str | EngineConfig = "exact") -> FastPipelineMixin:
+    """A fast pipeline that shares weights, scheduler and tokenizer with `pipeline`, which goes on working.
+
+    Args:
+        pipeline: one of diffusers' four CogVideoX pipelines, or a subclass of one.
+        engine: a preset's name or an `EngineConfig`.
+
+    Raises:
+        TypeError: for any other pipeline.
+        ValueError: for an engine that cannot work, or a pipeline with offloading already on.
+    """
+    config = EngineConfig.from_name(engine)
+    for fast in _FAST:
+        if isinstance(pipeline, fast._reference):
+            accelerated = fast(**pipeline.components, engine=config)
+            accelerated.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
+            return accelerated
+    allowed = ", ".join(fast._reference.__name__ for fast in _FAST)
+    raise TypeError(f"pipeline is a {type(pipeline).__name__}, which is no CogVideoX pipeline; allowed: {allowed}")

@@ -1,0 +1,76 @@
+"""Attention over the joint stream."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.embeddings import apply_rotary_emb
+
+
+class JointAttnProcessor:
+    """Self-attention of the `[text; video]` stream with QK LayerNorm, RoPE on the video rows and SDPA."""
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_seq_length: int = 0,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
+            encoder_hidden_states: unused, there for the signature that `Attention` calls.
+            attention_mask: additive or boolean, broadcastable to `(batch, heads, sequence, sequence)`, or None.
+            image_rotary_emb: cosines and sines `(tokens, head_dim)` for the video rows, or None.
+
+        Returns:
+            `(batch, sequence, dim)`.
+        """
+        query, key, value = (
+            project(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            for project in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        if attn.norm_q is not None:
+            query = attn.norm_q(query)
+        if attn.norm_k is not None:
+            key = attn.norm_k(key)
+        if image_rotary_emb is not None:
+            query, key = (_rotate_video(x, text_seq_length, image_rotary_emb) for x in (query, key))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        output = output.transpose(1, 2).flatten(2)
+        return attn.to_out[1](attn.to_out[0](output))
+
+
+def _rotate_video(
+    x: torch.Tensor, text_seq_length: int, image_rotary_emb: tuple[torch.Tensor, torch.Tensor]
+) -> torch.Tensor:
+    text, video = x[:, :, :text_seq_length], x[:, :, text_seq_length:]
+    return torch.cat([text, apply_rotary_emb(video, image_rotary_emb)], dim=2)
+
+
+def attend(
+    attn: Attention,
+    stream: torch.Tensor,
+    text_seq_length: int,
+    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    attention_kwargs: dict | None,
+) -> torch.Tensor:
+    """Attention of the joint stream by whichever processor is set.
+
+    Any processor written for diffusers' CogVideoX works: it is called the way diffusers calls it, with the
+    stream split, and its two results are joined again.
+    """
+    kwargs = attention_kwargs or {}
+    if isinstance(attn.processor, JointAttnProcessor):
+        return attn(stream, text_seq_length=text_seq_length, image_rotary_emb=image_rotary_emb, **kwargs)
+    video, text = attn(
+        hidden_states=stream[:, text_seq_length:],
+        encoder_hidden_states=stream[:, :text_seq_length],
+        image_rotary_emb=image_rotary_emb,
+        **kwargs,
+    )
+    return torch.cat([text, video], dim=1)

@@ -1,0 +1,146 @@
+"""The CogVideoX transformer, adopted from diffusers' model and run on one joint stream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import torch
+from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.utils import apply_lora_scale
+from torch import nn
+
+from . import position
+from .block import FastCogVideoXBlock
+from .modulation import Modulation
+from .session import EngineSession
+
+
+class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
+    """diffusers' model with our forward pass; made by `adopt`, never from scratch.
+
+    It has the configuration, the modules and the state dict of the model it was adopted from, and saves
+    as that class, so that what it writes loads anywhere.
+    """
+
+    _no_split_modules: ClassVar = ["FastCogVideoXBlock", "CogVideoXPatchEmbed"]
+    _repeated_blocks: ClassVar = ["FastCogVideoXBlock"]
+
+    @classmethod
+    def adopt(cls, reference: CogVideoXTransformer3DModel) -> FastCogVideoXTransformer3DModel:
+        """A fast model that shares every weight with `reference`, which goes on working.
+
+        What is not a module (configuration, adapters, quantizer) is carried over as it is.
+
+        Raises:
+            ValueError: if offloading hooks hang on `reference`: they belong to its own forward pass.
+        """
+        if hasattr(reference, "_hf_hook"):
+            raise ValueError(
+                "the transformer has offloading hooks already; make the pipeline fast first and then call"
+                " enable_model_cpu_offload(), enable_sequential_cpu_offload() or set a device map"
+            )
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        own = set(self.__dict__)
+        self.__dict__.update({name: value for name, value in reference.__dict__.items() if name not in own})
+        for name, child in reference.named_children():
+            self.add_module(name, child)
+        self.transformer_blocks = nn.ModuleList(FastCogVideoXBlock(block) for block in reference.transformer_blocks)
+        self.train(reference.training)
+        self._session = None
+        return self
+
+    @contextlib.contextmanager
+    def session(self, session: EngineSession) -> Iterator[EngineSession]:
+        """Within the block, forward passes take their constants from `session`."""
+        outer, self._session = self._session, session
+        try:
+            yield session
+        finally:
+            self._session = outer
+
+    def to_json_string(self) -> str:
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = CogVideoXTransformer3DModel.__name__
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @apply_lora_scale("attention_kwargs")
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        timestep: int | float | torch.LongTensor,
+        timestep_cond: torch.Tensor | None = None,
+        ofs: int | float | torch.LongTensor | None = None,
+        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_kwargs: dict[str, Any] | None = None,
+        return_dict: bool = True,
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        """The denoiser's prediction; arguments and result as in diffusers.
+
+        Args:
+            hidden_states: latents `(batch, frames, channels, height, width)`.
+            encoder_hidden_states: prompt embeddings `(batch, text_length, text_embed_dim)`.
+            timestep: `(batch,)`.
+
+        Returns:
+            The prediction `(batch, frames, out_channels, height, width)`, in a tuple or as `.sample`.
+        """
+        text_seq_length = encoder_hidden_states.shape[1]
+        modulation = self._modulation(timestep, timestep_cond, ofs, hidden_states.dtype)
+        stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
+        for block, vectors in zip(self.transformer_blocks, modulation.blocks, strict=True):
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                stream = self._gradient_checkpointing_func(
+                    block, stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs
+                )
+            else:
+                stream = block(stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
+        video = self.norm_final(stream[:, text_seq_length:])
+        video = self.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
+        output = position.unpatchify(
+            self.proj_out(video), self.config.patch_size, self.config.patch_size_t, hidden_states.shape
+        )
+        return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _time_embedding(
+        self, timestep: torch.Tensor, timestep_cond: torch.Tensor | None, ofs: torch.Tensor | None, dtype: torch.dtype
+    ) -> torch.Tensor:
+        # Sinusoids are fp32 always; the embedding runs in the model's dtype, as in diffusers.
+        temb = self.time_embedding(self.time_proj(timestep).to(dtype), timestep_cond)
+        if self.ofs_embedding is not None:
+            temb = temb + self.ofs_embedding(self.ofs_proj(ofs).to(dtype))
+        return temb
+
+    def _modulation(
+        self, timestep: torch.Tensor, timestep_cond: torch.Tensor | None, ofs: torch.Tensor | None, dtype: torch.dtype
+    ) -> Modulation:
+        def compute(steps: torch.Tensor) -> Modulation:
+            return Modulation.compute(self, self._time_embedding(steps, timestep_cond, ofs, dtype))
+
+        if self._session is not None and timestep_cond is None:
+            modulation = self._session.modulation(timestep, ofs, compute)
+            if modulation is not None:
+                return modulation
+        return compute(timestep)
+
+    def _embed(self, latents: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
+        session, patch_embed, text_length = self._session, self.patch_embed, encoder_hidden_states.shape[1]
+        if session is None:
+            text = patch_embed.text_proj(encoder_hidden_states)
+        else:
+            text = session.projected_text(encoder_hidden_states, patch_embed.text_proj)
+        stream = torch.cat([text, position.embed_patches(patch_embed, latents)], dim=1)
+        if not position.has_positions(patch_embed):
+            return stream
+
+        def compute() -> torch.Tensor:
+            return position.joint_positions(patch_embed, latents, text_length)
+
+        if session is None:
+            return stream + compute()
+        return stream + session.positions((latents.shape[1:], text_length, latents.dtype, latents.device), compute)

@@ -1,0 +1,1 @@
+"""GPU operations for CogVideoX. Knows tensors only: nothing here imports `cogvx_fast` or diffusers."""

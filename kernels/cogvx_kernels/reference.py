@@ -1,0 +1,57 @@
+"""The operations as formulas in plain torch: the specification that every other implementation is tested against.
+
+All work on the joint stream `(batch, sequence, dim)` whose first `text_length` rows are text and whose
+other rows are video. The two experts' vectors come as `(1 or batch, 2, dim)`, text first. Half-precision
+inputs are computed in fp32 and rounded once, at the end: that is what a fused kernel does.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def _wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _by_expert(vectors: torch.Tensor, text_length: int, sequence: int) -> torch.Tensor:
+    """Each row's own vector: `(1 or batch, 2, dim)` to `(1 or batch, sequence, dim)`."""
+    text, video = _wide(vectors[:, :1]), _wide(vectors[:, 1:])
+    return torch.cat([text.expand(-1, text_length, -1), video.expand(-1, sequence - text_length, -1)], dim=1)
+
+
+def layer_norm_modulate(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    """Expert AdaLN (CogVideoX, arXiv:2408.06072, 2.2): `LayerNorm(x) * (1 + scale[row]) + shift[row]`."""
+    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide(bias), eps)
+    scale, shift = (_by_expert(vectors, text_length, x.shape[1]) for vectors in (scale, shift))
+    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+
+
+def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_length: int) -> torch.Tensor:
+    """`x + gate[row] * y`."""
+    return torch.addcmul(_wide(x), _by_expert(gate, text_length, x.shape[1]), _wide(y)).to(x.dtype)
+
+
+def gated_residual_layer_norm_modulate(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float = 1e-5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`x' = gated_residual(x, y, gate)` and `layer_norm_modulate(x', ...)`, both returned."""
+    x = gated_residual(x, y, gate, text_length)
+    return x, layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)

@@ -1,0 +1,59 @@
+import json
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from cogvx_fast.cli import app
+from tests import toy
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory):
+    """A toy CogVideoX with random weights, saved in diffusers format."""
+    folder = tmp_path_factory.mktemp("toy") / "checkpoint"
+    toy.pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def configuration(tmp_path):
+    """Writes a checkpoint's JSON files alone: a folder that can be checked but never loaded."""
+
+    def write(name="model", pipeline_class="CogVideoXPipeline", scheduler=None, **transformer):
+        folder = tmp_path / name
+        index = {"_class_name": pipeline_class, "tokenizer": ["transformers", "T5Tokenizer"]}
+        transformer = {"_class_name": "CogVideoXTransformer3DModel", **transformer}
+        scheduler = scheduler or {"num_train_timesteps": 1000}
+        for path, content in {
+            "model_index.json": index,
+            "transformer/config.json": transformer,
+            "scheduler/scheduler_config.json": scheduler,
+            "tokenizer/tokenizer.json": {},
+        }.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(json.dumps(content))
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command in an empty folder: `run("generate", "a cat")` -> exit_code, stdout, stderr, and files left."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+    def invoke(*arguments):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return SimpleNamespace(
+            exit_code=result.exit_code,
+            stdout=result.stdout,
+            stderr=result.stderr,
+            files=sorted(str(path.relative_to(folder)) for path in folder.rglob("*")),
+        )
+
+    return invoke

@@ -1,0 +1,73 @@
+import importlib.util
+import json
+import os
+
+import torch
+
+import cogvx_fast
+from cogvx_fast.cli import doctor
+
+
+def test_json_says_what_is_installed(run):
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["versions"]["cogvx_fast"] == cogvx_fast.__version__
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["cpu"]["torch_threads"] == torch.get_num_threads()
+    assert report["cpu"]["cores"] == len(os.sched_getaffinity(0))
+    assert 2**28 < report["cpu"]["memory_available"] < report["cpu"]["memory"]
+    assert len(report["cuda"]) == torch.cuda.device_count()
+    assert report["backends"]["libx264"]["found"] is True
+
+
+def test_missing_backends_say_what_they_give_and_how_to_get_them(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flash_attn" else find_spec(name))
+    result = run("doctor")
+    assert result.exit_code == 0
+    line = next(line for line in result.stdout.splitlines() if "flash-attn" in line)
+    assert " no " in line
+    assert "exact attention kernels" in line
+    assert 'pip install "cogvx_fast[flash]"' in line
+
+
+def test_backends_are_found_without_being_imported(run, tmp_path, monkeypatch):
+    (tmp_path / "xformers.py").write_text("raise RuntimeError('imported')")
+    metadata = tmp_path / "xformers-9.8.7.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text("Metadata-Version: 2.1\nName: xformers\nVersion: 9.8.7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    report = json.loads(run("doctor", "--json").stdout)
+    assert report["backends"]["xformers"]["found"] is True
+    assert report["backends"]["xformers"]["version"] == "9.8.7"
+
+
+def test_a_missing_package_is_said_to_be_missing(run, monkeypatch):
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    assert "not installed" in run("doctor").stdout
+
+
+def test_cuda_devices_show_their_capability(run, monkeypatch):
+    properties = type(
+        "Properties",
+        (),
+        {"name": "NVIDIA H100", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 80 * 2**30},
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setenv("COLUMNS", "200")
+    line = next(line for line in run("doctor").stdout.splitlines() if "cuda:0" in line)
+    for expected in ("NVIDIA H100", "capability 9.0", "fp16, int8, bf16, fp8", "80.0 GiB, 132 SMs"):
+        assert expected in line
+
+
+def test_cpu_features_are_read_from_the_flags():
+    cpuinfo = "model name : x with amx_int8 in its name\nflags : fpu avx2 avx512f avx512_bf16 amx_bf16\n"
+    assert doctor.cpu_features(cpuinfo) == ["AVX2", "AVX-512", "AVX512-BF16", "AMX-BF16"]
+    assert doctor.cpu_features("Features : fp asimd i8mm\n") == ["NEON", "INT8 matrices"]
+    assert doctor.cpu_features("") == []
+
+
+def test_old_gpus_are_not_promised_new_precisions():
+    assert doctor._gpu_features((7, 5)) == ["fp16", "int8"]
+    assert doctor._gpu_features((8, 6)) == ["fp16", "int8", "bf16"]

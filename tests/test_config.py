@@ -1,0 +1,32 @@
+import dataclasses
+
+import pytest
+
+from cogvx_fast import EngineConfig
+
+
+def test_presets_are_names_of_configurations():
+    assert EngineConfig.from_name("exact") == EngineConfig()
+    config = EngineConfig(modulation_table=False)
+    assert EngineConfig.from_name(config) is config
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.tier = "turbo"
+
+
+@pytest.mark.parametrize(
+    ("engine", "error", "message"),
+    [
+        ("warp", ValueError, r"engine tier 'warp' is unknown; available: 'exact'"),
+        ("turbo", ValueError, r"'turbo' is planned but not in this version; available: 'exact'"),
+        (3, TypeError, r"engine=3 must be a string or an EngineConfig"),
+        (None, TypeError, r"engine=None must be"),
+    ],
+)
+def test_what_cannot_work_says_what_would(engine, error, message):
+    with pytest.raises(error, match=message):
+        EngineConfig.from_name(engine)
+
+
+def test_fields_are_checked():
+    with pytest.raises(ValueError, match=r"EngineConfig.modulation_table='yes' must be True or False"):
+        EngineConfig(modulation_table="yes")

@@ -1,0 +1,125 @@
+"""The trained checkpoint: what it is, and parity with diffusers on it over whole generations."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import CogVideoXPipeline
+from safetensors import safe_open
+
+from cogvx_fast import accelerate, demo_checkpoint
+from tools.demo_model.data import Scene
+from tools.demo_model.reading import read
+
+PROMPTS = [
+    "a red circle moves right on a white background",
+    "a blue square moves up on a gray background",
+    "a yellow star stays still on a black background",
+    "a green triangle moves left on a pink background",
+]
+
+
+def load(dtype):
+    pipe = CogVideoXPipeline.from_pretrained(demo_checkpoint(), torch_dtype=dtype)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(pipe, prompts=PROMPTS, **overrides):
+    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
+    return pipe(prompts, generator=generators, **{"output_type": "latent", **overrides}).frames.float()
+
+
+def relative(output, expected):
+    """Relative error of each sample."""
+    return ((output - expected).flatten(1).norm(dim=1) / expected.flatten(1).norm(dim=1)).tolist()
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return load(torch.float32)
+
+
+@pytest.fixture(scope="module")
+def expected(reference):
+    """Latents of diffusers' own pipeline: fp32, 50 steps, guidance 6."""
+    return generate(reference)
+
+
+def test_fp32_is_diffusers_to_rounding(reference, expected):
+    fast = accelerate(reference)
+    latents = generate(fast)
+    assert max(relative(latents, expected)) < 1e-4
+    with torch.no_grad():
+        videos = [
+            reference.vae.decode(x[:1].transpose(1, 2) / reference.vae.config.scaling_factor).sample.clamp(-1, 1)
+            for x in (latents, expected)
+        ]
+    error = (videos[0] - videos[1]).square().mean().item()
+    assert 10 * math.log10(4 / max(error, 1e-20)) >= 60
+
+
+def test_bf16_error_is_no_larger_than_diffusers_own(expected):
+    pipe = load(torch.bfloat16)
+    fast = accelerate(pipe)
+    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
+    exact = generate(load(torch.float32), latents=noise.to(torch.bfloat16).float())
+    own = relative(generate(pipe, latents=noise.to(torch.bfloat16)), exact)
+    ours = relative(generate(fast, latents=noise.to(torch.bfloat16)), exact)
+    assert 0 < sum(ours) / len(ours) <= 1.1 * sum(own) / len(own), (ours, own)
+
+
+def test_the_picture_shows_what_the_prompt_says(reference):
+    clips = generate(accelerate(reference), PROMPTS[:2], output_type="pt")
+    scenes = [Scene("circle", "red", "white", "right"), Scene("square", "blue", "gray", "up")]
+    for clip, scene in zip(clips, scenes, strict=True):
+        assert all(read(clip).matches(scene).values()), (scene, read(clip))
+
+
+def test_capitals_and_a_full_stop_make_no_difference_to_what_is_shown(reference):
+    clip = generate(accelerate(reference), ["A Red Circle moves right on a White background."], output_type="pt")[0]
+    assert all(read(clip).matches(Scene("circle", "red", "white", "right")).values()), read(clip)
+
+
+def test_has_the_features_of_cogvideox_2b():
+    folder = Path(demo_checkpoint())
+    configs = {name: json.loads((folder / name / "config.json").read_text()) for name in ("transformer", "vae")}
+    transformer, vae = configs["transformer"], configs["vae"]
+    assert transformer["_class_name"] == "CogVideoXTransformer3DModel"
+    assert transformer["attention_head_dim"] == 64 and transformer["max_text_seq_length"] == 226
+    assert not transformer["use_rotary_positional_embeddings"] and transformer["patch_size_t"] is None
+    assert vae["latent_channels"] == 16 and len(vae["block_out_channels"]) == 4
+    assert vae["temporal_compression_ratio"] == 4
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["_class_name"] == "CogVideoXDDIMScheduler"
+    assert scheduler["prediction_type"] == "v_prediction" and scheduler["rescale_betas_zero_snr"]
+    assert scheduler["timestep_spacing"] == "trailing" and scheduler["snr_shift_scale"] == 3.0
+
+
+def test_is_small_half_precision_and_safetensors_only():
+    weights = [path for path in Path(demo_checkpoint()).rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
+    assert weights and all(path.suffix == ".safetensors" for path in weights)
+    assert sum(path.stat().st_size for path in weights) <= 24e6
+    for path in weights:
+        with safe_open(path, "pt") as file:
+            assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "BF16"}  # noqa: SIM118
+
+
+def test_scores_are_recorded_and_good_enough():
+    scores = json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / "scores.json").read_text())
+    assert scores["prompts"] == 60 and scores["steps"] == 50
+    for factor in ("background", "color", "motion"):
+        assert scores[f"{factor}_accuracy"] >= 0.95
+    assert scores["shape_accuracy"] >= 0.90
+    assert scores["vae_psnr_db"] >= 30
+
+
+def test_the_dpm_scheduler_works_too(reference):
+    from diffusers import CogVideoXDPMScheduler
+
+    other = accelerate(reference)
+    other.scheduler = CogVideoXDPMScheduler.from_config(reference.scheduler.config)
+    clip = generate(other, PROMPTS[:1], output_type="pt")[0]
+    assert all(read(clip).matches(Scene("circle", "red", "white", "right")).values()), read(clip)

@@ -1,0 +1,99 @@
+"""The passes, their order, and that the engine's constants are computed once in a real generation."""
+
+import pytest
+import torch
+
+from cogvx_fast import EngineConfig, accelerate
+from cogvx_fast.lowering import PASSES
+from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
+from tests import toy
+
+
+def count_calls(module, counts, name):
+    def hook(*_):
+        counts[name] = counts.get(name, 0) + 1
+
+    return module.register_forward_hook(hook)
+
+
+def generate_and_count(config):
+    """How often the projections ran in a generation of 4 steps."""
+    fast = accelerate(toy.pipeline("1.5-5b"), config)
+    counts: dict[str, int] = {}
+    transformer = fast.transformer
+    for block in transformer.transformer_blocks:
+        count_calls(block.norm1.linear, counts, "norm")
+        count_calls(block.norm2.linear, counts, "norm")
+    count_calls(transformer.norm_out.linear, counts, "norm_out")
+    count_calls(transformer.patch_embed.text_proj, counts, "text_proj")
+    fast(**toy.inputs(num_steps=4, output_type="latent"))
+    return counts
+
+
+def test_a_generation_computes_its_constants_once():
+    assert generate_and_count(EngineConfig()) == {"norm": 6, "norm_out": 1, "text_proj": 1}
+
+
+def test_each_switch_shows_its_effect():
+    without = EngineConfig(modulation_table=False, reuse_text_projection=False)
+    assert generate_and_count(without) == {"norm": 6 * 4, "norm_out": 4, "text_proj": 4}
+
+
+def test_passes_run_in_order_and_report_in_order():
+    assert [run.__name__ for run in PASSES] == [
+        "note_adapters",
+        "adopt_blocks",
+        "plan_modulation_table",
+        "plan_text_projection",
+    ]
+    fast = accelerate(toy.pipeline())
+    assert isinstance(fast.transformer, FastCogVideoXTransformer3DModel)
+    assert [line.name for line in fast.engine_report().lines] == [
+        "lora",
+        "adopt blocks",
+        "modulation table",
+        "text projection",
+    ]
+
+
+def test_the_report_states_the_bytes_of_the_table():
+    fast = accelerate(toy.pipeline())
+    norms = [norm for block in fast.transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
+    expected = sum(p.numel() * 4 for norm in norms for p in norm.linear.parameters())
+    line = fast.engine_report().lines[2]
+    assert f"{expected / 1e6:.1f} MB of AdaLN weights" in line.detail
+
+
+def test_lora_loaded_by_the_pipeline_before_or_after(tmp_path):
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    donor = toy.pipeline()
+    torch.manual_seed(0)
+    donor.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    donor.save_lora_weights(tmp_path, transformer_lora_layers=get_peft_model_state_dict(donor.transformer))
+
+    reference, before, after = (toy.pipeline() for _ in range(3))
+    plain = reference(**toy.inputs(output_type="latent")).frames
+    reference.load_lora_weights(tmp_path)
+    before.load_lora_weights(tmp_path, adapter_name="style")
+    before, after = accelerate(before), accelerate(after)
+    after.load_lora_weights(tmp_path)
+    expected = reference(**toy.inputs(output_type="latent")).frames
+    assert not torch.allclose(expected, plain, rtol=1e-2)
+    for fast in (before, after):
+        output = fast(**toy.inputs(output_type="latent")).frames
+        assert ((output - expected).norm() / expected.norm()).item() < 1e-4
+    assert "style" in str(before.engine_report())
+
+
+@pytest.mark.parametrize("compiled", ["transformer", "blocks"])
+def test_torch_compile_by_hand_gives_the_same(compiled):
+    # `eager` traces as every backend does, without the minutes that generating code would take.
+    fast = accelerate(toy.pipeline())
+    expected = fast(**toy.inputs(output_type="latent")).frames
+    if compiled == "transformer":
+        fast.transformer = torch.compile(fast.transformer, backend="eager")
+    else:
+        fast.transformer.compile_repeated_blocks(backend="eager")
+    output = fast(**toy.inputs(output_type="latent")).frames
+    assert ((output - expected).norm() / expected.norm()).item() < 1e-5

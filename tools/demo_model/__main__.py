@@ -1,0 +1,40 @@
+"""Makes the demo checkpoint from nothing: `python -m tools.demo_model --work FOLDER`. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from . import dit, vae
+from .evaluate import main as evaluate
+from .export import export, load_vae
+
+ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
+REPORT = Path(__file__).with_name("scores.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo_model", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for training checkpoints and cached latents")
+    parser.add_argument("--out", type=Path, default=ASSETS, help="folder the finished checkpoint goes to")
+    parser.add_argument("--report", type=Path, default=REPORT, help="JSON file for the scores; a PNG goes beside it")
+    parser.add_argument(
+        "--only",
+        choices=("vae", "dit", "polish", "export", "evaluate"),
+        help="one stage alone; without it, all in this order",
+    )
+    arguments = parser.parse_args()
+    stages = {
+        "vae": lambda: vae.train(arguments.work),
+        "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
+        "polish": lambda: vae.train(arguments.work, vae.POLISH),
+        "export": lambda: export(arguments.work, arguments.out),
+        "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
+    }
+    for name, run in stages.items():
+        if arguments.only in (None, name):
+            run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Writes the trained parts as one checkpoint in diffusers format, fp16 safetensors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
+
+from .dit import build_scheduler, build_transformer
+from .state import load_state
+from .text import build_text_encoder, build_tokenizer, tie_cases
+from .vae import POLISH, Stage, build
+
+
+def load_vae(folder: Path, stage: Stage, scale: float | None = None) -> AutoencoderKLCogVideoX:
+    """The autoencoder after `stage`, with its `scaling_factor` set where it is known."""
+    vae = build()
+    vae.load_state_dict(load_state(folder / f"{stage.name}.pt")["model"])
+    if scale is not None:
+        vae.register_to_config(scaling_factor=round(scale, 6))
+    return vae.eval()
+
+
+def export(folder: Path, target: Path) -> None:
+    """The averaged weights under `folder` as a pipeline in `target`, which appears whole or not at all."""
+    tokenizer = build_tokenizer()
+    model = torch.nn.ModuleDict(
+        {"transformer": build_transformer(), "text_encoder": build_text_encoder(len(tokenizer))}
+    )
+    model.load_state_dict(load_state(folder / "dit.pt")["average"])
+    tie_cases(model["text_encoder"])
+    scale = load_state(folder / "latents.pt")["scale"]
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer,
+        text_encoder=model["text_encoder"].eval(),
+        vae=load_vae(folder, POLISH, scale),
+        transformer=model["transformer"].eval(),
+        scheduler=build_scheduler(),
+    )
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(partial, max_shard_size="8MB")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
