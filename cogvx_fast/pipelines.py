@@ -41,7 +41,8 @@ class FastPipelineMixin:
         tokenizer: T5Tokenizer,
         text_encoder: T5EncoderModel,
         vae: AutoencoderKLCogVideoX,
-        transformer: CogVideoXTransformer3DModel,
+        # Both are named, so that `from_pipe` takes the transformer of either kind of pipeline.
+        transformer: CogVideoXTransformer3DModel | FastCogVideoXTransformer3DModel,
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
         engine: str | EngineConfig = "exact",
     ):
@@ -56,6 +57,9 @@ class FastPipelineMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded."""
         EngineConfig.from_name(kwargs.get("engine", "exact"))
+        if "torch_dtype" in kwargs:
+            # The name that all published examples use; diffusers has begun to warn of it.
+            kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def engine_report(self) -> EngineReport:

@@ -226,6 +226,26 @@ def test_accelerate_shares_weights_and_leaves_the_pipeline_working():
     assert again.engine_report().config != fast.engine_report().config
 
 
+def test_from_pipe_takes_either_kind(pair):
+    from cogvx_fast import FastCogVideoXVideoToVideoPipeline
+
+    inputs = toy.inputs(num_steps=4, video=[image()] * toy.NUM_FRAMES, strength=0.6, output_type="latent")
+    inputs.pop("num_frames")
+    expected = diffusers.CogVideoXVideoToVideoPipeline(**toy.pipeline().components)(**inputs).frames
+    for source in pair:
+        inputs["generator"].manual_seed(0)
+        pipe = FastCogVideoXVideoToVideoPipeline.from_pipe(source, engine=EngineConfig(modulation_table=False))
+        assert_same(pipe(**inputs).frames, expected)
+        assert pipe.engine_report().config.modulation_table is False
+
+
+def test_loading_by_the_published_examples_says_nothing(tmp_path, recwarn):
+    toy.pipeline().save_pretrained(tmp_path)
+    pipe = FastCogVideoXPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    assert pipe.transformer.dtype == pipe.vae.dtype == torch.bfloat16
+    assert not [str(warning.message) for warning in recwarn if "dtype" in str(warning.message)]
+
+
 def test_accelerate_refuses_what_it_cannot_do():
     with pytest.raises(
         TypeError, match="pipeline is a str, which is no CogVideoX pipeline; allowed: CogVideoXPipeline"
