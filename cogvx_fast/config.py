@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import enum
 from dataclasses import dataclass, fields
 
 # Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
 # asking for one says so instead of silently running another.
 TIERS = {"exact": "the order of rounding"}
 PLANNED_TIERS = {"balanced": "the precision of GEMMs and attention", "turbo": "also which steps are computed"}
+
+
+class AttentionBackend(enum.StrEnum):
+    """What computes attention; `AUTO` takes the fastest that works for the device, dtype and tier."""
+
+    AUTO = "auto"
+    SDPA = "sdpa"
+    FLASH = "flash-attn"
+    FLASH_3 = "flash-attn-3"
+    XFORMERS = "xformers"
+    SAGE = "sage"
 
 
 @dataclass(frozen=True)
@@ -20,11 +32,14 @@ class EngineConfig:
             twice per layer and step. Changes nothing but the order of rounding.
         reuse_text_projection: project the prompt to the transformer's width once a generation
             instead of once a step. Changes nothing.
+        attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
+            when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
 
     tier: str = "exact"
     modulation_table: bool = True
     reuse_text_projection: bool = True
+    attention: AttentionBackend | str = AttentionBackend.AUTO
 
     def __post_init__(self) -> None:
         if self.tier in PLANNED_TIERS:
@@ -35,6 +50,12 @@ class EngineConfig:
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
+
+        try:
+            object.__setattr__(self, "attention", AttentionBackend(self.attention))
+        except ValueError:
+            allowed = ", ".join(repr(backend.value) for backend in AttentionBackend)
+            raise ValueError(f"EngineConfig.attention={self.attention!r} is unknown; allowed: {allowed}") from None
 
     @classmethod
     def from_name(cls, engine: str | EngineConfig) -> EngineConfig:

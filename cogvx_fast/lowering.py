@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
+from .attention import check_available, resolve
 from .config import TIERS, EngineConfig
 from .transformer import FastCogVideoXTransformer3DModel
 
@@ -33,6 +34,10 @@ class EngineReport:
         head = f"engine: {self.config.tier} (changes {TIERS[self.config.tier]})"
         rows = [f"  {'on ' if line.applied else 'off'}  {line.name:<{width}}  {line.detail}" for line in self.lines]
         return "\n".join([head, *rows])
+
+    def with_line(self, new: ReportLine) -> EngineReport:
+        """The same report with `new` in the place of the line of its name."""
+        return EngineReport(self.config, tuple(new if line.name == new.name else line for line in self.lines))
 
 
 def note_adapters(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
@@ -73,9 +78,39 @@ def plan_text_projection(pipeline: DiffusionPipeline, config: EngineConfig) -> R
     )
 
 
+def check_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Refuse a backend that can work on no device; which one runs is decided where the pipeline is when it runs."""
+    check_available(config.attention, exact=config.tier == "exact")
+    return ReportLine("attention", True, f"{config.attention}, chosen for the device when a generation starts")
+
+
+def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Bind the backend for the device that the pipeline is on now; called when a generation starts.
+
+    Raises:
+        ValueError: for a backend that cannot work there.
+    """
+    transformer = pipeline.transformer
+    processors = transformer.joint_processors
+    resolution = resolve(
+        config.attention,
+        pipeline._execution_device,
+        transformer.dtype,
+        transformer.config.attention_head_dim,
+        exact=config.tier == "exact",
+    )
+    for processor in processors:
+        processor.default_backend = resolution.dispatch
+    by_hand = {p._attention_backend.value for p in processors if p._attention_backend is not None}
+    foreign = len(transformer.transformer_blocks) - len(processors)
+    detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else str(resolution)
+    return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
+
+
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     note_adapters,
     adopt_blocks,
+    check_attention,
     plan_modulation_table,
     plan_text_projection,
 )

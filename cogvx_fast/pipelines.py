@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .lowering import EngineReport, lower
+from .lowering import EngineReport, choose_attention, lower
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 
 
@@ -90,6 +90,7 @@ class FastPipelineMixin:
             # The user put another transformer in place since.
             self._report = lower(self, self._engine_config)
             transformer = self.transformer
+        self._report = self._report.with_line(choose_attention(self, self._engine_config))
         self.stage_seconds.clear()
         started = time.perf_counter()
         with transformer.session(EngineSession(self._engine_config, self.scheduler)):

@@ -43,6 +43,7 @@ def test_passes_run_in_order_and_report_in_order():
     assert [run.__name__ for run in PASSES] == [
         "note_adapters",
         "adopt_blocks",
+        "check_attention",
         "plan_modulation_table",
         "plan_text_projection",
     ]
@@ -51,6 +52,7 @@ def test_passes_run_in_order_and_report_in_order():
     assert [line.name for line in fast.engine_report().lines] == [
         "lora",
         "adopt blocks",
+        "attention",
         "modulation table",
         "text projection",
     ]
@@ -60,7 +62,7 @@ def test_the_report_states_the_bytes_of_the_table():
     fast = accelerate(toy.pipeline())
     norms = [norm for block in fast.transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
     expected = sum(p.numel() * 4 for norm in norms for p in norm.linear.parameters())
-    line = fast.engine_report().lines[2]
+    line = fast.engine_report().lines[3]
     assert f"{expected / 1e6:.1f} MB of AdaLN weights" in line.detail
 
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
 
 class JointAttnProcessor:
-    """Self-attention of the `[text; video]` stream with QK LayerNorm, RoPE on the video rows and SDPA."""
+    """Self-attention of the `[text; video]` stream: LayerNorm of Q and K, RoPE on the video rows, any backend.
+
+    Attributes:
+        default_backend: the engine's choice.
+        _attention_backend: what `set_attention_backend()` writes to in every diffusers model; wins over the default.
+    """
+
+    def __init__(self) -> None:
+        self.default_backend = AttentionBackendName.NATIVE
+        self._attention_backend: AttentionBackendName | None = None
 
     def __call__(
         self,
@@ -31,8 +40,7 @@ class JointAttnProcessor:
             `(batch, sequence, dim)`.
         """
         query, key, value = (
-            project(hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-            for project in (attn.to_q, attn.to_k, attn.to_v)
+            project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
         if attn.norm_q is not None:
             query = attn.norm_q(query)
@@ -40,16 +48,17 @@ class JointAttnProcessor:
             key = attn.norm_k(key)
         if image_rotary_emb is not None:
             query, key = (_rotate_video(x, text_seq_length, image_rotary_emb) for x in (query, key))
-        output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        output = output.transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](output))
+        output = dispatch_attention_fn(
+            query, key, value, attn_mask=attention_mask, backend=self._attention_backend or self.default_backend
+        )
+        return attn.to_out[1](attn.to_out[0](output.flatten(2)))
 
 
 def _rotate_video(
     x: torch.Tensor, text_seq_length: int, image_rotary_emb: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    text, video = x[:, :, :text_seq_length], x[:, :, text_seq_length:]
-    return torch.cat([text, apply_rotary_emb(video, image_rotary_emb)], dim=2)
+    text, video = x[:, :text_seq_length], x[:, text_seq_length:]
+    return torch.cat([text, apply_rotary_emb(video, image_rotary_emb, sequence_dim=1)], dim=1)
 
 
 def attend(

@@ -14,6 +14,7 @@ from diffusers.utils import apply_lora_scale
 from torch import nn
 
 from . import position
+from .attention import JointAttnProcessor
 from .block import FastCogVideoXBlock
 from .modulation import Modulation
 from .session import EngineSession
@@ -62,6 +63,12 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
             yield session
         finally:
             self._session = outer
+
+    @property
+    def joint_processors(self) -> list[JointAttnProcessor]:
+        """The attention processors that are ours; those that the user set are not among them."""
+        processors = (block.attn1.processor for block in self.transformer_blocks)
+        return [processor for processor in processors if isinstance(processor, JointAttnProcessor)]
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())

@@ -1,0 +1,171 @@
+"""The attention backends as data, and the one place that chooses between them.
+
+The calls themselves go through diffusers' attention dispatcher, which knows every package's layout and
+signature; so `transformer.set_attention_backend(...)` means what it means for diffusers' other models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+
+from ..config import AttentionBackend
+
+
+@dataclass(frozen=True)
+class Capability:
+    """What a backend needs and takes.
+
+    Attributes:
+        dispatch: its name in diffusers' dispatcher.
+        exact: whether it changes nothing but the order of rounding.
+        devices: device types it runs on; None: all.
+        dtypes: of query, key and value; None: all.
+        head_dims: those it has kernels for; None: all.
+        compute_capability: of the GPU, lowest and highest; None: any.
+        install: how to get it.
+    """
+
+    dispatch: AttentionBackendName
+    exact: bool
+    devices: frozenset[str] | None = None
+    dtypes: frozenset[torch.dtype] | None = None
+    head_dims: frozenset[int] | None = None
+    compute_capability: tuple[tuple[int, int], tuple[int, int]] | None = None
+    install: str = "comes with torch"
+
+
+_HALF = frozenset((torch.float16, torch.bfloat16))
+_GPU = frozenset(("cuda",))
+_FLASH_HEAD_DIMS = frozenset(range(8, 257, 8))
+
+# Limits as the packages state them: the READMEs of flash-attention, xformers and SageAttention.
+CAPABILITIES: dict[AttentionBackend, Capability] = {
+    AttentionBackend.FLASH_3: Capability(
+        AttentionBackendName._FLASH_3,
+        exact=True,
+        devices=_GPU,
+        dtypes=_HALF,
+        head_dims=_FLASH_HEAD_DIMS,
+        compute_capability=((9, 0), (9, 0)),
+        install="build `hopper/` of github.com/Dao-AILab/flash-attention",
+    ),
+    AttentionBackend.FLASH: Capability(
+        AttentionBackendName.FLASH,
+        exact=True,
+        devices=_GPU,
+        dtypes=_HALF,
+        head_dims=_FLASH_HEAD_DIMS,
+        compute_capability=((8, 0), (99, 0)),
+        install="pip install 'cogvx_fast[flash]'",
+    ),
+    AttentionBackend.SDPA: Capability(AttentionBackendName.NATIVE, exact=True),
+    AttentionBackend.XFORMERS: Capability(
+        AttentionBackendName.XFORMERS,
+        exact=True,
+        devices=_GPU,
+        dtypes=_HALF | {torch.float32},
+        compute_capability=((7, 5), (99, 0)),
+        install="pip install 'cogvx_fast[xformers]'",
+    ),
+    AttentionBackend.SAGE: Capability(
+        AttentionBackendName.SAGE,
+        exact=False,
+        devices=_GPU,
+        dtypes=_HALF,
+        head_dims=frozenset((64, 96, 128)),
+        compute_capability=((8, 0), (99, 0)),
+        install="pip install sageattention",
+    ),
+}
+# What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper; everywhere else torch's own
+# SDPA runs the flash-attn 2 kernel already, without a package.
+_AUTO = (AttentionBackend.FLASH_3, AttentionBackend.SDPA)
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """The backend that was chosen, and why each of the others that `auto` tried was not."""
+
+    backend: AttentionBackend
+    rejected: dict[AttentionBackend, str] = field(default_factory=dict)
+
+    @property
+    def dispatch(self) -> AttentionBackendName:
+        return CAPABILITIES[self.backend].dispatch
+
+    def __str__(self) -> str:
+        reasons = "; ".join(f"not {backend}: {reason}" for backend, reason in self.rejected.items())
+        return f"{self.backend}" + (f" ({reasons})" if reasons else "")
+
+
+def resolve(
+    requested: AttentionBackend, device: torch.device | str, dtype: torch.dtype, head_dim: int, exact: bool = True
+) -> Resolution:
+    """Choose the backend for a device, dtype and head dim.
+
+    Args:
+        exact: refuse backends that change more than the order of rounding.
+
+    Raises:
+        ValueError: for a backend that cannot work here, with the reason and what can.
+    """
+    device = torch.device(device)
+    reasons = {b: why_not(b, exact) or why_not_here(b, device, dtype, head_dim) for b in CAPABILITIES}
+    if requested is AttentionBackend.AUTO:
+        chosen = next(b for b in _AUTO if reasons[b] is None)
+        return Resolution(chosen, {b: reasons[b] for b in _AUTO[: _AUTO.index(chosen)]})
+    if reasons[requested] is not None:
+        raise ValueError(_refusal(requested, reasons))
+    return Resolution(requested)
+
+
+def check_available(requested: AttentionBackend, exact: bool = True) -> None:
+    """Raise a ValueError for a backend that can work on no device: its package is missing, or the tier forbids it."""
+    reasons = {b: why_not(b, exact) for b in CAPABILITIES}
+    if reasons.get(requested) is not None:
+        raise ValueError(_refusal(requested, reasons))
+
+
+def why_not(backend: AttentionBackend, exact: bool) -> str | None:
+    """What keeps `backend` from working on any device, or None."""
+    capability = CAPABILITIES[backend]
+    if exact and not capability.exact:
+        return "it changes more than rounding, which the exact tier does not"
+    try:
+        _check_attention_backend_requirements(capability.dispatch)
+    except RuntimeError:
+        return f"its package is not installed, or too old ({capability.install})"
+    return None
+
+
+def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+    """The first thing about this device, dtype and head dim that keeps `backend` from working, or None."""
+    capability = CAPABILITIES[backend]
+    if capability.devices is not None and device.type not in capability.devices:
+        return f"it runs on {_listed(capability.devices)}, not on {device.type}"
+    if capability.dtypes is not None and dtype not in capability.dtypes:
+        return f"it takes {_listed(capability.dtypes)}, not {dtype}"
+    if capability.head_dims is not None and head_dim not in capability.head_dims:
+        return f"it has no kernel for head dim {head_dim}"
+    if capability.compute_capability is not None:
+        lowest, highest = capability.compute_capability
+        own = torch.cuda.get_device_capability(device)
+        if not lowest <= own <= highest:
+            return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
+    return None
+
+
+def _refusal(requested: AttentionBackend, reasons: dict[AttentionBackend, str | None]) -> str:
+    working = ", ".join(f"{b.value!r}" for b, reason in reasons.items() if reason is None)
+    return f"attention={requested.value!r} cannot work here: {reasons[requested]}; what can: {working}"
+
+
+def _listed(names: frozenset) -> str:
+    return ", ".join(sorted(str(name) for name in names))
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return f"{version[0]}.{version[1]}"
