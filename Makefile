@@ -15,7 +15,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png
+	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 6
 
 test: $(VENV)/.installed
 	$(BIN)/pytest

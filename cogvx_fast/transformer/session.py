@@ -17,6 +17,23 @@ from ..config import EngineConfig
 from .modulation import Modulation
 
 
+@dataclass(frozen=True)
+class _Kept:
+    """A value and the tensors it was computed from: they stay alive with it, so `is` cannot mistake another for one."""
+
+    value: Any
+    tensors: tuple[torch.Tensor | None, ...]
+    versions: tuple[int | None, ...]
+
+    @classmethod
+    def of(cls, value: Any, *tensors: torch.Tensor | None) -> _Kept:
+        return cls(value, tensors, tuple(map(_version, tensors)))
+
+    def was_made_from(self, *tensors: torch.Tensor | None) -> bool:
+        same = all(kept is given for kept, given in zip(self.tensors, tensors, strict=True))
+        return same and self.versions == tuple(map(_version, tensors))
+
+
 @dataclass
 class EngineSession:
     """Constants of one generation.
@@ -24,16 +41,15 @@ class EngineSession:
     Attributes:
         config: which constants to keep.
         scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table.
+        counts: how often each constant was computed.
     """
 
     config: EngineConfig
     scheduler: Any
-    _table_key: tuple | None = None
-    _table: Modulation | None = None
-    _text_key: tuple | None = None
-    _text: torch.Tensor | None = None
-    _positions: dict[tuple, torch.Tensor] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=lambda: {"modulation": 0, "text_projection": 0, "positions": 0})
+    _table: _Kept | None = None
+    _text: _Kept | None = None
+    _positions: dict[tuple, torch.Tensor] = field(default_factory=dict)
 
     @torch.compiler.disable
     def modulation(
@@ -55,29 +71,22 @@ class EngineSession:
         steps = self.scheduler.timesteps
         if not self.config.modulation_table or not isinstance(steps, torch.Tensor) or not _is_view(timestep, steps):
             return None
-        index = timestep.storage_offset() - steps.storage_offset()
-        key = (id(steps), _version(steps), id(ofs))
-        if self._table_key != key:
-            self._table = compute(steps)
-            self._table_key = key
-            self._kept_alive = (steps, ofs)  # while these live, no other tensor can take their ids
+        if self._table is None or not self._table.was_made_from(steps, ofs):
+            self._table = _Kept.of(compute(steps), steps, ofs)
             self.counts["modulation"] += 1
-        return self._table.row(index)
+        return self._table.value.row(timestep.storage_offset() - steps.storage_offset())
 
     @torch.compiler.disable
     def projected_text(
         self, encoder_hidden_states: torch.Tensor, compute: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
         """`compute(encoder_hidden_states)`, kept for as long as the same unchanged tensor comes in."""
-        key = (id(encoder_hidden_states), _version(encoder_hidden_states))
-        if not self.config.reuse_text_projection or key[1] is None:
+        if not self.config.reuse_text_projection or encoder_hidden_states.is_inference():
             return compute(encoder_hidden_states)
-        if self._text_key != key:
-            self._text = compute(encoder_hidden_states)
-            self._text_key = key
-            self._kept_text = encoder_hidden_states
+        if self._text is None or not self._text.was_made_from(encoder_hidden_states):
+            self._text = _Kept.of(compute(encoder_hidden_states), encoder_hidden_states)
             self.counts["text_projection"] += 1
-        return self._text
+        return self._text.value
 
     @torch.compiler.disable
     def positions(self, key: tuple, compute: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -88,9 +97,9 @@ class EngineSession:
         return self._positions[key]
 
 
-def _version(tensor: torch.Tensor) -> int | None:
+def _version(tensor: torch.Tensor | None) -> int | None:
     """How often the tensor was written to in place; None where torch does not count (inference tensors)."""
-    return None if tensor.is_inference() else tensor._version
+    return None if tensor is None or tensor.is_inference() else tensor._version
 
 
 def _is_view(timestep: Any, steps: torch.Tensor) -> bool:

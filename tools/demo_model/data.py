@@ -162,16 +162,20 @@ def coverage(shape: str, radius: float, centers: torch.Tensor, size: int = SIZE)
 
 
 def path(
-    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE
+    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float = 1.0
 ) -> tuple[float, torch.Tensor]:
-    """A random radius and the centres (num_frames, 2) of a straight path that stays inside the picture."""
-    radius = rng.uniform(9.5, 12.0) * size / 64
-    travel = rng.uniform(22.0, 28.0) * size / 64
+    """A random radius and the centres (num_frames, 2) of a straight path that stays inside the picture.
+
+    `jitter`: how much of the full variety in size, speed and place is used, 0 to 1.
+    """
+    radius = (10.75 + jitter * rng.uniform(-1.25, 1.25)) * size / 64
+    travel = (25.0 + jitter * rng.uniform(-3.0, 3.0)) * size / 64
     reach = radius * _CIRCUMRADIUS[scene.shape]
     direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     middle = torch.tensor(
         [
-            size / 2 + rng.uniform(-1, 1) * max(0.0, min(9.0 * size / 64, size / 2 - reach - abs(d) * travel / 2))
+            size / 2
+            + jitter * rng.uniform(-1, 1) * max(0.0, min(9.0 * size / 64, size / 2 - reach - abs(d) * travel / 2))
             for d in direction.tolist()
         ]
     )
@@ -179,12 +183,14 @@ def path(
     return radius, middle + steps * travel * direction
 
 
-def render(scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE) -> torch.Tensor:
+def render(
+    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float = 1.0
+) -> torch.Tensor:
     """A clip of `scene`, (3, num_frames, size, size) in [-1, 1], with random size, speed and place.
 
     Shorter clips are random windows of the full-length path, so that speeds stay the same.
     """
-    radius, centers = path(scene, rng, max(num_frames, NUM_FRAMES), size)
+    radius, centers = path(scene, rng, max(num_frames, NUM_FRAMES), size, jitter)
     start = rng.randint(0, len(centers) - num_frames)
     alpha = coverage(scene.shape, radius, centers[start : start + num_frames], size)[None]
     color = torch.tensor(COLORS[scene.color]).view(3, 1, 1, 1) / 127.5 - 1

@@ -12,6 +12,7 @@ import copy
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,13 +27,52 @@ from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb
 from .vae import LATENT_NOISE, scaling_factor
 
 TEXT_LENGTH = 226  # what the pipeline pads to
-TOTAL_STEPS = 6500
 LONG_TEXT_STEPS = 500  # the last steps see prompts padded as the pipeline pads them, every other step
 BATCH = 32
-PEAK_LR = 8e-4
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
-FIRST_CLIPS, GROWTH = 1600, 0.4
+GROWTH = 0.4
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        jitter: variety of the clips, see `data.path`.
+        first_clips: how many are cached before its first step.
+        horizon: steps over which the cosine of the learning rate would reach its end.
+        noisy_share: share of a batch whose timesteps are drawn from the noisiest quarter alone. What the prompt
+            decides, shape and way, is decided there: once the noise is lower, the latents show it.
+    """
+
+    name: str
+    steps: int
+    jitter: float
+    first_clips: int
+    horizon: int
+    peak_lr: float = 8e-4
+    noisy_share: float = 0.0
+
+    def learning_rate(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / 200)
+        return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.horizon)))
+
+    def timesteps(self, generator: torch.Generator, num_train_timesteps: int) -> torch.Tensor:
+        """Evenly spread over their range, with a random offset."""
+        noisy = int(BATCH * self.noisy_share)
+        offset = torch.rand((), generator=generator)
+        even = (offset + torch.arange(BATCH - noisy) / (BATCH - noisy)) % 1
+        high = 0.75 + 0.25 * ((offset + torch.arange(noisy) / max(noisy, 1)) % 1)
+        return (torch.cat([even, high]) * num_train_timesteps).long()
+
+
+# The first phase alone learned colours and backgrounds, but neither shapes nor ways, in 2,250 steps.
+PHASES = (
+    Phase("wide", steps=2250, jitter=1.0, first_clips=1600, horizon=6500),
+    Phase("narrow", steps=4500, jitter=0.35, first_clips=1200, horizon=4500, noisy_share=0.5),
+)
+TOTAL_STEPS = sum(phase.steps for phase in PHASES)
 
 
 def build_transformer() -> CogVideoXTransformer3DModel:
@@ -88,8 +128,8 @@ class ShortText:
 class LatentCache:
     """Scaled latents of training clips, (N, 5, 16, 8, 8), made on demand and kept on disk."""
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path):
-        self.vae, self.path = vae, path
+    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, jitter: float):
+        self.vae, self.path, self.jitter = vae, path, jitter
         state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
         self.scale: float = state["scale"]
         self.latents: torch.Tensor | None = state["latents"]
@@ -106,7 +146,9 @@ class LatentCache:
     def grow(self, size: int) -> None:
         while len(self) < size:
             indices = range(len(self), min(len(self) + 16, size))
-            clips = torch.stack([render(self.scene(i), random.Random(f"clip {i}")) for i in indices])
+            clips = torch.stack(
+                [render(self.scene(i), random.Random(f"clip {i}"), jitter=self.jitter) for i in indices]
+            )
             latents = self.vae.encode(clips).latent_dist.mode().transpose(1, 2) * self.scale
             self.latents = latents if self.latents is None else torch.cat([self.latents, latents])
             if len(self) % 400 == 0:
@@ -117,9 +159,13 @@ class LatentCache:
         save_state(self.path, {"scale": self.scale, "latents": self.latents})
 
 
-def learning_rate(step: int) -> float:
-    warmup = min(1.0, (step + 1) / 200)
-    return PEAK_LR * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / TOTAL_STEPS)))
+def phase_of(step: int) -> tuple[Phase, int]:
+    """The phase that step `step` belongs to, and its number within that phase."""
+    for phase in PHASES:
+        if step < phase.steps:
+            return phase, step
+        step -= phase.steps
+    raise ValueError(f"step={step} is past the last phase")
 
 
 def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: list[str], length: int) -> torch.Tensor:
@@ -138,10 +184,11 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
-        lr=PEAK_LR,
+        lr=PHASES[0].peak_lr,
         betas=(0.9, 0.98),
     )
-    cache, short_text, first = LatentCache(vae, folder / "latents.pt"), ShortText(transformer), 0
+    caches = {phase: LatentCache(vae, folder / f"latents_{phase.name}.pt", phase.jitter) for phase in PHASES}
+    short_text, first = ShortText(transformer), 0
     state = load_state(folder / "dit.pt")
     if state is not None:
         model.load_state_dict(state["model"])
@@ -151,7 +198,9 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
     started, running = time.perf_counter(), None
 
     for step in range(first, TOTAL_STEPS):
-        cache.grow(FIRST_CLIPS + int(GROWTH * step) // 16 * 16)
+        phase, phase_step = phase_of(step)
+        cache = caches[phase]
+        cache.grow(phase.first_clips + int(GROWTH * phase_step) // 16 * 16)
         rng = random.Random(f"dit {step}")
         generator = torch.Generator().manual_seed(step)
         chosen = [rng.randrange(len(cache)) for _ in range(BATCH)]
@@ -164,13 +213,12 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
         latents = cache.latents[chosen]
         latents = latents + LATENT_NOISE * cache.scale * torch.randn(latents.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        spread = (torch.rand((), generator=generator) + torch.arange(BATCH) / BATCH) % 1
-        timesteps = (spread * scheduler.config.num_train_timesteps).long()
+        timesteps = phase.timesteps(generator, scheduler.config.num_train_timesteps)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
 
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
+            group["lr"] = phase.learning_rate(phase_step)
         short_text.set(length)
         # On a CPU the backward pass of the flash kernel is slower than plain matrix products at 110 tokens.
         with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
