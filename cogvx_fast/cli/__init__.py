@@ -8,7 +8,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import doctor, generate
+from . import bench, doctor, generate
 from .console import results, say
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app = typer.Typer(
 )
 app.command()(generate.generate)
 app.command()(doctor.doctor)
+app.add_typer(bench.app, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

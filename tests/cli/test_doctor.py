@@ -59,15 +59,3 @@ def test_cuda_devices_show_their_capability(run, monkeypatch):
     line = next(line for line in run("doctor").stdout.splitlines() if "cuda:0" in line)
     for expected in ("NVIDIA H100", "capability 9.0", "fp16, int8, bf16, fp8", "80.0 GiB, 132 SMs"):
         assert expected in line
-
-
-def test_cpu_features_are_read_from_the_flags():
-    cpuinfo = "model name : x with amx_int8 in its name\nflags : fpu avx2 avx512f avx512_bf16 amx_bf16\n"
-    assert doctor.cpu_features(cpuinfo) == ["AVX2", "AVX-512", "AVX512-BF16", "AMX-BF16"]
-    assert doctor.cpu_features("Features : fp asimd i8mm\n") == ["NEON", "INT8 matrices"]
-    assert doctor.cpu_features("") == []
-
-
-def test_old_gpus_are_not_promised_new_precisions():
-    assert doctor._gpu_features((7, 5)) == ["fp16", "int8"]
-    assert doctor._gpu_features((8, 6)) == ["fp16", "int8", "bf16"]

@@ -23,7 +23,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from .data import NUM_FRAMES, SIZE, TRAINING, Scene, describe, render
 from .state import load_state, save_state
-from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb
+from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
 from .vae import LATENT_NOISE, scaling_factor
 
 TEXT_LENGTH = 226  # what the pipeline pads to
@@ -42,6 +42,7 @@ class Phase:
         jitter: variety of the clips, see `data.path`.
         first_clips: how many are cached before its first step.
         horizon: steps over which the cosine of the learning rate would reach its end.
+        teach_words: first train the text encoder anew, by `text.teach_words`.
         noisy_share: share of a batch whose timesteps are drawn from the noisiest quarter alone. What the prompt
             decides, shape and way, is decided there: once the noise is lower, the latents show it.
     """
@@ -52,10 +53,12 @@ class Phase:
     first_clips: int
     horizon: int
     peak_lr: float = 8e-4
+    warmup: int = 200
     noisy_share: float = 0.0
+    teach_words: bool = False
 
     def learning_rate(self, step: int) -> float:
-        warmup = min(1.0, (step + 1) / 200)
+        warmup = min(1.0, (step + 1) / self.warmup)
         return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.horizon)))
 
     def timesteps(self, generator: torch.Generator, num_train_timesteps: int) -> torch.Tensor:
@@ -67,10 +70,13 @@ class Phase:
         return (torch.cat([even, high]) * num_train_timesteps).long()
 
 
-# The first phase alone learned colours and backgrounds, but neither shapes nor ways, in 2,250 steps.
+# As it was trained: the first two phases learned colours and backgrounds, but neither shapes nor ways. At the
+# highest noise the prediction was the same for "left" and "right", so the words were taught and that noise dwelt on.
 PHASES = (
     Phase("wide", steps=2250, jitter=1.0, first_clips=1600, horizon=6500),
-    Phase("narrow", steps=4500, jitter=0.35, first_clips=1200, horizon=4500, noisy_share=0.5),
+    Phase("narrow", steps=750, jitter=0.35, first_clips=1200, horizon=4500, noisy_share=0.5),
+    Phase("prompt", steps=750, jitter=0.35, first_clips=1504, horizon=4000, noisy_share=0.85, teach_words=True),
+    Phase("finish", steps=2200, jitter=0.35, first_clips=1808, horizon=2200, warmup=20, noisy_share=0.5),
 )
 TOTAL_STEPS = sum(phase.steps for phase in PHASES)
 
@@ -187,7 +193,8 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
         lr=PHASES[0].peak_lr,
         betas=(0.9, 0.98),
     )
-    caches = {phase: LatentCache(vae, folder / f"latents_{phase.name}.pt", phase.jitter) for phase in PHASES}
+    jitters = {phase.jitter for phase in PHASES}
+    caches = {jitter: LatentCache(vae, folder / f"latents_{jitter}.pt", jitter) for jitter in jitters}
     short_text, first = ShortText(transformer), 0
     state = load_state(folder / "dit.pt")
     if state is not None:
@@ -199,7 +206,12 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
 
     for step in range(first, TOTAL_STEPS):
         phase, phase_step = phase_of(step)
-        cache = caches[phase]
+        cache = caches[phase.jitter]
+        if phase.teach_words and phase_step == 0:
+            text_encoder = build_text_encoder(len(tokenizer))
+            teach_words(text_encoder, tokenizer)
+            for owner in (model, average):
+                owner["text_encoder"].load_state_dict(text_encoder.state_dict())
         cache.grow(phase.first_clips + int(GROWTH * phase_step) // 16 * 16)
         rng = random.Random(f"dit {step}")
         generator = torch.Generator().manual_seed(step)

@@ -1,0 +1,69 @@
+"""Rows as pictures: a PNG for each group, a panel for each stage, a bar for each contender."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .comparison import Group, groups, speedup
+from .files import write_whole
+from .report import seconds
+from .rows import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a"}
+
+
+def write_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
+    """Write `<group>.png` for each group of `rows` that has a time into `folder`; each whole or not at all.
+
+    Raises:
+        ImportError: without matplotlib, which the extra `plots` brings.
+        OSError: if a file cannot be written.
+    """
+    written = []
+    for group in groups(rows):
+        path = Path(folder) / f"{group.slug}.png"
+        write_whole(path, plot(group))
+        written.append(path)
+    return written
+
+
+def plot(group: Group) -> bytes:
+    """The group as PNG: medians in seconds, whiskers from the 20th to the 80th percentile, factors over diffusers."""
+    from matplotlib.figure import Figure  # no pyplot: nothing global is set, no display is needed
+
+    stages = group.stages
+    heights = [len(group.of_stage(stage)) + 1 for stage in stages]
+    figure = Figure(figsize=(9, 0.38 * sum(heights) + 0.8), layout="constrained")
+    panels = figure.subplots(len(stages), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for stage, axes in zip(stages, panels, strict=True):
+        _panel(axes, group, stage)
+    figure.suptitle(f"{group.title} on {group.first.provenance.device_name}", fontsize=11)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _panel(axes: Axes, group: Group, stage: str) -> None:
+    rows = group.of_stage(stage)
+    for position, row in enumerate(rows):
+        if row.p50_seconds is None:
+            axes.text(0, position, " refused: the gate is red", va="center", fontsize=8, color="#b03030")
+            continue
+        whiskers = [[row.p50_seconds - row.p20_seconds], [row.p80_seconds - row.p50_seconds]]
+        color = _COLORS["baseline"] if row.contender.startswith("diffusers") else _COLORS[row.gate]
+        axes.barh(position, row.p50_seconds, xerr=whiskers, color=color, height=0.7, error_kw={"lw": 1})
+        factor = speedup(row, group)
+        label = f" {seconds(row.p50_seconds)}" + (f", {factor:.2f}x" if factor is not None else "")
+        axes.text(row.p80_seconds, position, label, va="center", fontsize=8)
+    axes.set_yticks(range(len(rows)), [row.contender for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlim(0, 1.25 * max([row.p80_seconds for row in rows if row.p80_seconds is not None], default=1))
+    axes.set_title(f"{stage}, seconds", fontsize=9, loc="left")
+    axes.tick_params(axis="x", labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)

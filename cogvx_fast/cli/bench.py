@@ -1,0 +1,281 @@
+"""`cogvx-fast bench`: measure the engine beside diffusers, and make tables and plots of what was measured."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.text import Text
+
+from .console import OutputError, UsageError, exit_codes, messages, results, say
+from .generate import Precision
+
+if TYPE_CHECKING:
+    from cogvx_fast.bench.contenders import Contender
+    from cogvx_fast.bench.rows import Row
+    from cogvx_fast.bench.workloads import Workload
+
+RESULTS = Path("benchmarks/results")
+
+app = typer.Typer(help="Measure the engine beside diffusers.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_all() -> None:
+    """Show the workloads and the contenders."""
+    from rich.table import Table
+
+    from cogvx_fast.bench.workloads import WORKLOADS
+
+    table = Table("workload", "what", "stages", "dtypes", title="Workloads", title_justify="left")
+    for workload in WORKLOADS.values():
+        needs = f" (needs CUDA: {workload.needs_cuda})" if workload.needs_cuda else ""
+        table.add_row(workload.name, workload.summary + needs, ", ".join(workload.stages), ", ".join(workload.dtypes))
+    results.print(table)
+    table = Table("contender", "what", "stages", title="Contenders", title_justify="left")
+    for name, contender in _all_contenders().items():
+        table.add_row(name, contender.what, ", ".join(contender.stages))
+    results.print(table)
+
+
+@app.command("run")
+def run(
+    workload: Annotated[str, typer.Argument(metavar="WORKLOAD", help="One that `bench list` shows.")],
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Precision.", show_default="all that the workload names")
+    ] = None,
+    contenders: Annotated[str | None, typer.Option(help="Names with commas between them.", show_default="all")] = None,
+    ablation: Annotated[
+        bool, typer.Option("--ablation", help="Instead of contenders: one optimization more in each row.")
+    ] = False,
+    runs: Annotated[int, typer.Option(help="Timed calls of each contender, at least 5.")] = 5,
+    steps: Annotated[
+        int | None, typer.Option(help="Denoising steps of a generation.", show_default="the workload's")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the best there is")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File that the rows are added to.", show_default=f"{RESULTS}/WORKLOAD.jsonl"),
+    ] = None,
+) -> None:
+    """Time contenders in turns and add a row for each to a file. Their output is checked first.
+
+    Exits with status 1 if the correctness gate of any contender is red: its row states no speed.
+    """
+    with exit_codes(), _said_when_interrupted():
+        from . import loading
+
+        chosen = _workload(workload, steps)
+        names = _contender_names(contenders, ablation)
+        if runs < 5:
+            raise UsageError("--runs", runs, "must be at least 5: a median of fewer says little")
+        chosen_device = loading.choose_device(device)
+        try:
+            chosen.check(chosen_device)
+        except ValueError as error:
+            raise UsageError("WORKLOAD", repr(workload), str(error)) from None
+        path = out or RESULTS / f"{chosen.name}.jsonl"
+        _check_out(path)
+        options = {"--contenders": contenders, "--runs": runs, "--steps": steps, "--device": chosen_device}
+        made = []
+        for precision in [dtype.value] if dtype is not None else chosen.dtypes:
+            words = ["cogvx-fast", "bench", "run", workload, "--dtype", precision]
+            words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
+            words += ["--ablation"] if ablation else []
+            made += _run(chosen, precision, names, runs, chosen_device, shlex.join(words), path)
+        say(results, f"added {len(made)} rows to {path}")
+        red = [f"{row.dtype} {row.stage} {row.contender}" for row in made if row.gate == "red"]
+        if red:
+            raise OutputError(f"the correctness gate is red, no speed is stated, for: {'; '.join(red)}")
+
+
+@app.command("report")
+def report(
+    folder: Annotated[Path, typer.Option("--results", help="File or folder of rows.")] = RESULTS,
+    page: Annotated[Path, typer.Option(help="The page with all tables.")] = Path("docs/benchmarks.md"),
+    plots: Annotated[Path, typer.Option(help="Folder of the plots.")] = Path("docs/benchmarks"),
+    readme: Annotated[Path, typer.Option(help="File whose section is rewritten.")] = Path("README.md"),
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit with status 1 if the section is out of date.")
+    ] = False,
+) -> None:
+    """Make the page, the plots and the README's section from the rows."""
+    with exit_codes():
+        from cogvx_fast.bench import report as made
+        from cogvx_fast.bench.files import write_whole
+
+        rows = _read_rows(folder)
+        try:
+            section = made.readme_section(rows, _link(plots, readme))
+            if check:
+                if not made.readme_matches(readme, section):
+                    raise OutputError(f"{readme} does not match the rows; run: cogvx-fast bench report")
+                say(results, f"{readme} matches {len(rows)} rows")
+                return
+            made.with_section(readme.read_text(encoding="utf-8"), section)  # refused before anything is written
+        except (ValueError, OSError) as error:
+            raise UsageError("--readme", repr(str(readme)), getattr(error, "strerror", None) or str(error)) from None
+        try:
+            pictures = _write_plots(rows, plots)
+            write_whole(page, made.report(rows, _link(plots, page)).encode())
+            made.rewrite_readme(readme, section)
+        except OSError as error:
+            raise OutputError(f"{error.filename} could not be written: {error.strerror}") from error
+        say(results, f"wrote {page}, {readme} and {len(pictures)} plots from {len(rows)} rows")
+
+
+def _workload(name: str, steps: int | None) -> Workload:
+    from cogvx_fast import demo_checkpoint
+    from cogvx_fast.bench.workloads import DEMO, WORKLOADS
+
+    if name not in WORKLOADS:
+        raise UsageError("WORKLOAD", repr(name), f"is unknown; allowed: {', '.join(WORKLOADS)}")
+    if WORKLOADS[name].checkpoint == DEMO:
+        try:
+            demo_checkpoint()
+        except FileNotFoundError as error:
+            raise UsageError("WORKLOAD", repr(name), str(error)) from None
+    if steps is None:
+        return WORKLOADS[name]
+    if steps < 1:
+        raise UsageError("--steps", steps, "must be at least 1")
+    return dataclasses.replace(WORKLOADS[name], steps=steps)
+
+
+def _all_contenders() -> dict[str, Contender]:
+    with messages.status("loading torch and diffusers"):
+        from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
+        from cogvx_fast.bench.contenders import CONTENDERS
+
+    return CONTENDERS
+
+
+def _contender_names(asked: str | None, ablation: bool) -> list[str] | None:
+    """The names, checked; None for an ablation, which has its own."""
+    if ablation:
+        if asked is not None:
+            raise UsageError("--contenders", repr(asked), "cannot be combined with --ablation, which has its own")
+        return None
+    known = _all_contenders()
+    names = list(known) if asked is None else [name.strip() for name in asked.split(",")]
+    for name in names:
+        if name not in known:
+            raise UsageError("--contenders", repr(name), f"is unknown; allowed: {', '.join(known)}")
+    return names
+
+
+def _check_out(path: Path) -> None:
+    """Refuse a file that rows cannot be added to, before hours of measuring."""
+    if path.suffix != ".jsonl":
+        raise UsageError("--out", repr(str(path)), "must end in .jsonl")
+    if path.is_file():
+        _read_rows(path, "--out")
+    try:
+        if path.exists():
+            path.open("ab").close()
+        else:
+            # Only trying tells: access rights say nothing of read-only mounts and pseudo file systems.
+            with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
+                pass
+    except OSError as error:
+        raise UsageError("--out", repr(str(path)), f"cannot be written: {error.strerror}") from None
+
+
+def _read_rows(path: Path, argument: str = "--results") -> list[Row]:
+    from cogvx_fast.bench import rows
+
+    try:
+        return rows.read(path)
+    except rows.RowError as error:
+        raise UsageError(argument, repr(str(path)), f"has a row that cannot be read: {error}") from None
+    except OSError as error:
+        raise UsageError(argument, repr(str(path)), f"cannot be read: {error.strerror}") from None
+
+
+def _run(
+    workload: Workload, dtype: str, names: list[str] | None, runs: int, device: str, command: str, out: Path
+) -> list[Row]:
+    from cogvx_fast.bench import rows, runner
+    from cogvx_fast.bench.ablation import ablation
+
+    from . import loading
+
+    known = _all_contenders()
+    plan = runner.Plan(
+        workload=workload,
+        contenders=ablation(workload.name, dtype) if names is None else {name: known[name] for name in names},
+        dtype=dtype,
+        device=device,
+        command=command,
+        runs=runs,
+        series="ablation" if names is None else "contenders",
+    )
+    head = f"{workload.name} {dtype}"
+    with loading.quiet_libraries(), messages.status(Text(head)) as status:
+
+        def sink(row: Row) -> None:
+            try:
+                rows.append(out, row)
+            except OSError as error:
+                raise OutputError(f"{out}: the row could not be added: {error}") from error
+            say(results, _line(row))
+
+        made = runner.run(plan, sink, lambda text: status.update(Text(f"{head} {text}")))
+    for line in _break_even_lines(made):
+        say(results, line)
+    return made
+
+
+def _line(row: Row) -> str:
+    from cogvx_fast.bench.report import seconds
+
+    head = f"{row.workload} {row.dtype} {row.stage:<10} {row.contender:<24}"
+    if row.gate == "red":
+        return f"{head} REFUSED, {row.gate_detail}"
+    spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}"
+    return f"{head} {seconds(row.p50_seconds)} ({spread}), first call {seconds(row.first_call_seconds)}"
+
+
+def _break_even_lines(made: list[Row]) -> list[str]:
+    from cogvx_fast.bench.comparison import Group, break_even
+
+    if not made:
+        return []
+    group = Group(tuple(made))
+    counts = [(row, break_even(row, group)) for row in made]
+    return [
+        f"{row.stage}: {row.contender} makes up for its first call "
+        + ("never" if count == float("inf") else f"after {count:,.0f} calls")
+        for row, count in counts
+        if count is not None and count > 1
+    ]
+
+
+def _write_plots(rows: list[Row], folder: Path) -> list[Path]:
+    from cogvx_fast.bench.plots import write_plots
+
+    try:
+        with messages.status("drawing"):
+            return write_plots(rows, folder)
+    except ImportError:
+        raise UsageError("--plots", None, 'needs matplotlib: pip install "cogvx_fast[plots]"') from None
+
+
+def _link(target: Path, page: Path) -> str:
+    return Path(os.path.relpath(target, page.parent)).as_posix()
+
+
+@contextlib.contextmanager
+def _said_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(messages, "interrupted; rows of the stages that were finished are kept", style="yellow")
+        raise typer.Exit(130) from None

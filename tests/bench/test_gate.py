@@ -1,0 +1,30 @@
+import pytest
+import torch
+
+from cogvx_fast.bench.gate import judge, reference_dtype, relative_error
+
+
+def test_relative_error_of_known_numbers():
+    expected = torch.tensor([3.0, 4.0])
+    assert relative_error(torch.tensor([3.0, 4.5]), expected) == pytest.approx(0.1)
+    assert relative_error(expected.bfloat16(), expected) == 0
+    with pytest.raises(ValueError, match=r"shape \(1, 2\), the reference \(2,\)"):
+        relative_error(expected[None], expected)
+
+
+def test_the_budget_is_the_references_own_error():
+    assert judge([0.011, 0.011], [0.010, 0.010]).gate == "green"
+    verdict = judge([0.010, 0.014], [0.010, 0.010])
+    assert verdict.gate == "red" and "error 0.012 is above the budget of 0.011" in verdict.detail
+    assert (verdict.error, verdict.own_error) == (pytest.approx(0.012), pytest.approx(0.010))
+
+
+@pytest.mark.parametrize("error", [float("nan"), float("inf")])
+def test_what_is_not_finite_is_red(error):
+    verdict = judge([error, 0.0], [0.01, 0.01])
+    assert verdict.gate == "red" and verdict.error is None and "not finite" in verdict.detail
+
+
+def test_float32_is_judged_by_float64():
+    assert reference_dtype(torch.bfloat16) is reference_dtype(torch.float16) is torch.float32
+    assert reference_dtype(torch.float32) is torch.float64

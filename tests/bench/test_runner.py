@@ -1,0 +1,210 @@
+"""Whole runs at toy size. What is checked is what is recorded, never how long it took."""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+
+import pytest
+import torch
+
+from cogvx_fast import EngineConfig
+from cogvx_fast.bench import runner
+from cogvx_fast.bench.contenders import CONTENDERS, Contender, Prepared, diffusers_compiled, ours
+from cogvx_fast.bench.rows import Row
+from cogvx_fast.bench.workloads import WORKLOADS
+
+
+def plan(workload, contenders, **options):
+    named = {name: CONTENDERS[name] for name in contenders} if isinstance(contenders, tuple) else contenders
+    options = {"dtype": "float32", "device": "cpu", "command": "cogvx-fast bench run toy", "warmup": 1, **options}
+    return runner.Plan(workload, named, **options)
+
+
+def by_stage(rows):
+    return {stage: list(same) for stage, same in itertools.groupby(rows, lambda row: row.stage)}
+
+
+def test_all_stages_make_a_row_for_each_contender_that_differs_there(toy_workload):
+    sunk = []
+    rows = runner.run(plan(toy_workload, ("diffusers", "ours", "arithmetic", "attention")), sunk.append)
+    assert sunk == rows == [Row.from_json(row.to_json()) for row in rows]
+    names = {stage: [row.contender for row in same] for stage, same in by_stage(rows).items()}
+    both = ["diffusers", "ours"]
+    assert names == {
+        "text": both,
+        "dit-step": [*both, "arithmetic", "attention"],
+        "vae-decode": both,
+        "generation": both,
+    }
+    for row in rows:
+        assert row.n == 5 and row.first_call_seconds > 0 and row.run == rows[0].run
+        assert row.peak_memory_bytes is None or row.peak_memory_bytes >= 0
+        if row.gate == "green":
+            assert row.error <= row.budget == pytest.approx(1.1 * row.own_error) and row.error < 1e-4
+        if row.contender == "diffusers":
+            assert row.error == row.own_error and row.engine is None
+    own = by_stage(rows)["dit-step"][1]
+    assert own.engine == {**own.engine, "tier": "exact", "attention": "auto"}
+    assert any(line.startswith("attention: on: sdpa") for line in own.engine_report)
+    assert "session whose tables are made already" in own.measures and "session_one_off_seconds" in own.extras
+    assert own.shapes["tokens"] == 3 * 2 * 2 + 16 and own.shapes["batch"] == 2
+    bound = by_stage(rows)["dit-step"][2]
+    assert bound.gate == "none" and bound.error is None and "scaled_dot_product_attention" in bound.measures
+
+
+def test_calls_alternate_after_warm_up(toy_step):
+    order = []
+
+    def build(pipe, workload, stage, name):
+        call = CONTENDERS["diffusers"].build(pipe, workload, stage)
+        step = runner.STAGES[stage].make(pipe, workload, torch.float32)
+
+        def recorded(number):
+            order.append(name)
+            return step(number)
+
+        return dataclasses.replace(call, call=recorded)
+
+    contenders = {name: Contender(functools.partial(build, name=name), name) for name in "AB"}
+    runner.run(plan(toy_step, contenders, warmup=2, runs=6))
+    # First call and the gate's two inputs; then two of warm-up and six that count, in turns; then memory.
+    assert "".join(order) == "AAA" + "BBB" + "AB" * 2 + "AB" * 6 + "AB"
+
+
+def wrong(pipe, workload, stage, scale):
+    step = runner.STAGES[stage].make(pipe, workload, torch.float32)
+    return Prepared(pipe, call=lambda number: step(number) * scale)
+
+
+@pytest.mark.parametrize("scale", [1.001, float("nan")])
+def test_a_red_gate_refuses_the_speed(toy_step, scale):
+    calls = []
+
+    def build(pipe, workload, stage):
+        prepared = wrong(pipe, workload, stage, scale)
+        return dataclasses.replace(prepared, call=lambda number: (calls.append(number), prepared.call(number))[1])
+
+    rows = runner.run(plan(toy_step, {"diffusers": CONTENDERS["diffusers"], "wrong": Contender(build, "wrong")}))
+    green, red = rows
+    assert green.gate == "green" and red.gate == "red"
+    assert (red.n, red.p50_seconds, red.first_call_seconds, red.peak_memory_bytes, red.extras) == (
+        0,
+        None,
+        None,
+        None,
+        {},
+    )
+    assert "above the budget" in red.gate_detail if scale == 1.001 else "not finite" in red.gate_detail
+    assert len(calls) == 3  # it was judged, and never timed
+
+
+def test_a_contender_that_fails_is_red_and_the_others_go_on(toy_step):
+    def build(pipe, workload, stage):
+        raise RuntimeError("no compiler\nand much more")
+
+    rows = runner.run(plan(toy_step, {"broken": Contender(build, "broken"), "diffusers": CONTENDERS["diffusers"]}))
+    assert [row.gate for row in rows] == ["red", "green"]
+    assert rows[0].gate_detail == "failed with RuntimeError: no compiler"
+
+
+def test_a_red_row_says_which_engine_it_was(toy_step, monkeypatch):
+    def build(pipe, workload, stage):
+        prepared = ours(pipe, workload, stage, EngineConfig(modulation_table=False))
+        return dataclasses.replace(prepared, call=lambda number: torch.zeros(1))
+
+    (row,) = runner.run(plan(toy_step, {"ours": Contender(build, "ours")}))
+    assert row.gate == "red" and row.engine["modulation_table"] is False and "shape (1,)" in row.gate_detail
+
+
+def test_weights_are_shared_and_sessions_closed(toy_step):
+    seen = {}
+
+    def build(pipe, workload, stage):
+        prepared = ours(pipe, workload, stage, EngineConfig())
+        seen["reference"], seen["ours"] = pipe.transformer, prepared.pipeline.transformer
+        return prepared
+
+    runner.run(plan(toy_step, {"ours": Contender(build, "ours")}))
+    weights = [seen[who].transformer_blocks[0].ff.net[2].weight for who in ("reference", "ours")]
+    assert weights[0].data_ptr() == weights[1].data_ptr()
+    assert seen["ours"]._session is None
+
+
+def test_freezing_does_not_leak_to_other_contenders(toy_step, monkeypatch):
+    import torch._inductor.compile_fx as inductor
+    import torch._inductor.config
+
+    compiled = []
+
+    def without_compiling(graph, inputs, **options):
+        compiled.append(torch._inductor.config.freezing)
+        return graph.forward
+
+    monkeypatch.setattr(inductor, "compile_fx", without_compiling)
+    small = dataclasses.replace(toy_step, checkpoint=None, transformer=TINY, num_frames=1, height=32, width=32)
+    names = ("diffusers-compile-freeze", "diffusers-compile", "ours")
+    rows = runner.run(plan(small, names))
+    assert [row.gate for row in rows] == ["green"] * 3
+    # Each compiled a graph of its own, though code and weights are the same, and nothing was compiled later.
+    assert compiled == [True, False] and torch._inductor.config.freezing is False
+    assert not [row for row in rows if "graphs_compiled_while_timing" in row.extras]
+
+
+def test_freezing_ends_when_compiling_fails(monkeypatch):
+    import torch._inductor.config
+
+    with pytest.raises(RuntimeError), diffusers_compiled_freezing():
+        assert torch._inductor.config.freezing
+        raise RuntimeError
+    assert not torch._inductor.config.freezing
+
+
+@contextlib.contextmanager
+def diffusers_compiled_freezing():
+    from diffusers import CogVideoXPipeline
+
+    from tests import toy
+
+    pipe = CogVideoXPipeline(None, None, None, toy.transformer(), toy.scheduler())
+    with diffusers_compiled(pipe, None, "dit-step", freezes=True).compiling():
+        yield
+
+
+TINY = {
+    "num_attention_heads": 1,
+    "attention_head_dim": 32,
+    "time_embed_dim": 8,
+    "text_embed_dim": 8,
+    "num_layers": 1,
+    "sample_width": 4,
+    "sample_height": 4,
+    "sample_frames": 1,
+    "max_text_seq_length": 4,
+}
+
+
+def test_random_weights_with_rope(toy_step):
+    config = TINY | {"use_rotary_positional_embeddings": True}
+    workload = dataclasses.replace(toy_step, checkpoint=None, transformer=config, num_frames=1, height=32, width=48)
+    rows = runner.run(plan(workload, ("diffusers", "ours"), dtype="bfloat16"))
+    assert all(0 < row.own_error < 0.05 and row.gate == "green" for row in rows), rows
+    assert rows[0].reference == "diffusers, eager, float32"
+
+
+def test_a_vae_with_random_weights(toy_step):
+    vae = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2}
+    sizes = {"num_frames": 9, "height": 16, "width": 24}
+    workload = dataclasses.replace(
+        toy_step, stages=("vae-decode",), checkpoint=None, transformer=TINY, vae=vae, gate_samples=1, **sizes
+    )
+    rows = runner.run(plan(workload, ("diffusers", "diffusers-compile", "ours", "arithmetic"), dtype="bfloat16"))
+    assert [(row.contender, row.gate) for row in rows] == [("diffusers", "green"), ("ours", "green")]
+    assert all(0 < row.own_error < 0.1 for row in rows)
+
+
+def test_what_cannot_run_is_refused_before_any_work(toy_step):
+    with pytest.raises(ValueError, match="runs=4 must be at least 5"):
+        plan(toy_step, ("ours",), runs=4)
+    with pytest.raises(ValueError, match="needs a CUDA device, not cpu: one step is 240 TFLOP"):
+        plan(WORKLOADS["dit-2b-full"], ("ours",))

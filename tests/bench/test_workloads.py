@@ -1,0 +1,43 @@
+"""The real workloads have the sizes that they state; shapes only, nothing of that size is made."""
+
+import diffusers
+import pytest
+import torch
+
+from cogvx_fast.bench.arithmetic import block_linears, flop
+from cogvx_fast.bench.stages import STAGES, shapes
+from cogvx_fast.bench.workloads import WORKLOADS
+
+
+def empty_pipeline(workload):
+    with torch.device("meta"):
+        transformer = diffusers.CogVideoXTransformer3DModel(**workload.transformer)
+    return diffusers.CogVideoXPipeline(None, None, None, transformer, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "layers", "dim"),
+    [("dit-2b", 1216, 3, 1920), ("dit-5b", 1216, 3, 3072), ("dit-2b-full", 17776, 30, 1920)],
+)
+def test_sizes(name, tokens, layers, dim):
+    pipe = empty_pipeline(WORKLOADS[name])
+    size = shapes(WORKLOADS[name], pipe)
+    assert (size["tokens"], size["layers"], size["heads"] * size["head_dim"]) == (tokens, layers, dim)
+    assert f"{tokens:,} tokens" in WORKLOADS[name].summary
+    work = flop(WORKLOADS[name], pipe)
+    assert work["attention_flop"] == 2 * 4 * tokens**2 * dim * layers
+    blocks = 2 * 2 * tokens * 12 * dim**2 * layers
+    assert blocks < work["linear_flop"] < 1.001 * blocks
+    assert len(block_linears(pipe.transformer.transformer_blocks[0])) == 6
+
+
+def test_a_step_of_the_full_2b_is_what_its_refusal_says():
+    work = flop(WORKLOADS["dit-2b-full"], empty_pipeline(WORKLOADS["dit-2b-full"]))
+    assert round(sum(work.values()) / 1e12, -1) == 240
+
+
+def test_every_workload_names_stages_that_exist_and_dtypes_of_torch():
+    for name, workload in WORKLOADS.items():
+        assert workload.name == name and set(workload.stages) <= set(STAGES)
+        assert all(isinstance(getattr(torch, dtype), torch.dtype) for dtype in workload.dtypes)
+        assert workload.checkpoint is not None or None not in (workload.num_frames, workload.height, workload.width)

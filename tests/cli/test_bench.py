@@ -1,0 +1,171 @@
+import dataclasses
+
+import pytest
+
+import cogvx_fast
+from cogvx_fast.bench import rows, runner
+from cogvx_fast.bench.report import BEGIN, END, NOTHING
+from cogvx_fast.bench.workloads import WORKLOADS, Workload
+from tests.bench.conftest import refused, row
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Replaces the run: what it would have made, and the plans that it was given."""
+    plans, results = [], [row("diffusers", 1.0, first_call_seconds=1.0), row("ours", 0.5, first_call_seconds=3.0)]
+
+    def fake(plan, sink, tell):
+        plans.append(plan)
+        tell("dit-step: ours, run 1 of 5")
+        for one in results:
+            sink(dataclasses.replace(one, dtype=plan.dtype, command=plan.command))
+        return results
+
+    monkeypatch.setattr(runner, "run", fake)
+    return plans, results
+
+
+def test_list_shows_workloads_and_contenders(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    shown = run("bench", "list").stdout
+    for name in (*WORKLOADS, "diffusers-compile-freeze", "ours", "needs CUDA: one step is 240 TFLOP"):
+        assert name in shown
+
+
+def test_run_adds_rows_and_says_what_was_measured(run, made, tmp_path):
+    result = run("bench", "run", "dit-2b", "--dtype", "bfloat16", "--contenders", "diffusers, ours", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "ours" in result.stdout and "500 ms (450 ms to 550 ms), first call 3.00 s" in result.stdout
+    assert "dit-step: ours makes up for its first call after 5 calls" in result.stdout
+    assert "added 2 rows to benchmarks/results/dit-2b.jsonl" in result.stdout
+    written = rows.read(tmp_path / "here" / "benchmarks" / "results")
+    assert [one.contender for one in written] == ["diffusers", "ours"]
+    assert written[0].command == (
+        "cogvx-fast bench run dit-2b --dtype bfloat16 --contenders 'diffusers, ours' --runs 5 --device cpu"
+    )
+    (plan,) = made[0]
+    assert (list(plan.contenders), plan.runs, plan.series) == (["diffusers", "ours"], 5, "contenders")
+
+
+def test_all_dtypes_of_the_workload_and_the_ablation(run, made, tmp_path):
+    out = tmp_path / "rows.jsonl"
+    assert run("bench", "run", "dit-2b", "--ablation", "--steps", 7, "--out", out, "--device", "cpu").exit_code == 0
+    assert [plan.dtype for plan in made[0]] == ["bfloat16", "float32"]
+    assert all(plan.series == "ablation" and plan.workload.steps == 7 for plan in made[0])
+    assert next(iter(made[0][0].contenders)) == "diffusers" and len(rows.read(out)) == 4
+
+
+def test_a_red_gate_is_said_and_fails(run, made, tmp_path):
+    made[1].append(refused())
+    result = run("bench", "run", "dit-2b", "--dtype", "float32", "--out", tmp_path / "rows.jsonl", "--device", "cpu")
+    assert result.exit_code == 1
+    assert "REFUSED, error 2 is above the budget of 1" in result.stdout
+    assert "the correctness gate is red, no speed is stated, for: bfloat16 dit-step wrong" in result.stderr
+    assert len(rows.read(tmp_path / "rows.jsonl")) == 3
+
+
+def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
+    toy = Workload("toy", "toy", ("dit-step",), checkpoint=str(checkpoint), steps=2, gate_samples=1)
+    monkeypatch.setitem(WORKLOADS, "toy", toy)
+    out = tmp_path / "rows.jsonl"
+    result = run(
+        *(
+            "bench",
+            "run",
+            "toy",
+            "--dtype",
+            "float32",
+            "--contenders",
+            "diffusers,ours",
+            "--device",
+            "cpu",
+            "--out",
+            out,
+        )
+    )
+    assert result.exit_code == 0, result.stderr
+    assert [one.gate for one in rows.read(out)] == ["green", "green"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "WORKLOAD 'nothing': is unknown; allowed: demo, dit-2b"),
+        (["dit-2b-full", "--device", "cpu"], "WORKLOAD 'dit-2b-full': needs a CUDA device, not cpu: one step is 240"),
+        (["dit-2b", "--contenders", "ours,theirs"], "--contenders 'theirs': is unknown; allowed: diffusers, "),
+        (["dit-2b", "--contenders", "ours", "--ablation"], "--contenders 'ours': cannot be combined with --ablation"),
+        (["dit-2b", "--runs", 4], "--runs 4: must be at least 5"),
+        (["dit-2b", "--steps", 0], "--steps 0: must be at least 1"),
+        (["dit-2b", "--device", "tpu"], "--device 'tpu': is not there; available: "),
+        (["dit-2b", "--out", "rows.txt"], "--out 'rows.txt': must end in .jsonl"),
+        (["dit-2b", "--out", "/proc/rows.jsonl"], "--out '/proc/rows.jsonl': cannot be written: "),
+        (["dit-2b", "--out", "/dev/null/rows.jsonl"], "--out '/dev/null/rows.jsonl': cannot be written: Not a dir"),
+    ],
+)
+def test_bad_arguments_are_refused_before_any_work(run, made, arguments, message):
+    result = run("bench", "run", *arguments)
+    assert result.exit_code == 2 and message in result.stderr
+    assert not made[0] and not result.files
+
+
+def test_rows_of_another_schema_are_refused_before_any_work(run, made, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"schema": 99}\n')
+    result = run("bench", "run", "dit-2b", "--out", tmp_path / "rows.jsonl", "--device", "cpu")
+    assert result.exit_code == 2 and not made[0]
+    assert "has a row that cannot be read" in result.stderr and "rows.jsonl:1: schema=99" in result.stderr
+
+
+def test_an_installation_without_the_demo_checkpoint_says_so(run, made, monkeypatch):
+    def missing():
+        raise FileNotFoundError("the demo checkpoint is missing from this installation: folder")
+
+    monkeypatch.setattr(cogvx_fast, "demo_checkpoint", missing, raising=False)
+    result = run("bench", "run", "demo")
+    assert result.exit_code == 2 and "WORKLOAD 'demo': the demo checkpoint is missing" in result.stderr
+
+
+def test_interrupted_runs_keep_their_rows(run, tmp_path, monkeypatch):
+    def interrupted(plan, sink, tell):
+        sink(row())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run", interrupted)
+    result = run("bench", "run", "dit-2b", "--out", tmp_path / "rows.jsonl", "--device", "cpu")
+    assert result.exit_code == 130 and "rows of the stages that were finished are kept" in result.stderr
+    assert len(rows.read(tmp_path / "rows.jsonl")) == 1
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An empty folder as `run` uses it, with a README that has markers, and a row."""
+    (tmp_path / "here").mkdir(exist_ok=True)
+    (tmp_path / "here" / "README.md").write_text(f"# Name\n{BEGIN}\n{END}\n")
+    rows.append(tmp_path / "here" / "benchmarks" / "results" / "a.jsonl", row())
+    return tmp_path / "here"
+
+
+def test_report_writes_page_plots_and_readme(run, place):
+    pytest.importorskip("matplotlib")
+    assert run("bench", "report", "--check").exit_code == 1
+    result = run("bench", "report")
+    assert result.exit_code == 0, result.stderr
+    assert {"docs/benchmarks.md", "docs/benchmarks/dit-2b-bfloat16-some-cpu-r.png"} <= set(result.files)
+    picture = "docs/benchmarks/dit-2b-bfloat16-some-cpu-r.png"
+    assert f"]({picture})" in (place / "README.md").read_text()
+    assert "](benchmarks/dit-2b-bfloat16-some-cpu-r.png)" in (place / "docs" / "benchmarks.md").read_text()
+    assert run("bench", "report", "--check").exit_code == 0
+
+
+def test_report_without_rows(run, place):
+    (place / "benchmarks" / "results" / "a.jsonl").unlink()
+    assert run("bench", "report").exit_code == 0
+    assert NOTHING in (place / "README.md").read_text()
+
+
+def test_report_errors(run, place):
+    assert "--results 'none': cannot be read: No such file" in run("bench", "report", "--results", "none").stderr
+    (place / "README.md").write_text("no markers")
+    result = run("bench", "report")
+    assert result.exit_code == 2 and "--readme 'README.md'" in result.stderr and BEGIN in result.stderr
+    assert not any(name.startswith("docs") for name in result.files)
+    assert "No such file" in run("bench", "report", "--readme", "OTHER.md").stderr
