@@ -11,6 +11,7 @@ from safetensors import safe_open
 
 from cogvx_fast import accelerate, demo_checkpoint
 from tools.demo_model.data import Scene
+from tools.demo_model.evaluate import digests
 from tools.demo_model.reading import read
 
 PROMPTS = [
@@ -107,8 +108,9 @@ def test_is_small_half_precision_and_safetensors_only():
             assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "BF16"}  # noqa: SIM118
 
 
-def test_scores_are_recorded_and_good_enough():
+def test_scores_are_of_these_weights_and_good_enough():
     scores = json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / "scores.json").read_text())
+    assert scores["weights_sha256"] == digests(Path(demo_checkpoint()))
     assert scores["prompts"] == 60 and scores["steps"] == 50
     for factor in ("background", "color", "motion"):
         assert scores[f"{factor}_accuracy"] >= 0.95

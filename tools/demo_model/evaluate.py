@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
@@ -51,6 +52,7 @@ def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet
         Image.fromarray(picture).save(sheet)
     scores = {name: count / len(scenes) for name, count in right.items()}
     return {
+        "weights_sha256": digests(checkpoint),
         "prompts": len(scenes),
         "steps": num_steps,
         "guidance_scale": 6.0,
@@ -59,6 +61,12 @@ def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet
         "vae_psnr_db": round(psnr(pipe.vae), 2),
         "wrong": wrong,
     }
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of every weight file: which checkpoint the scores are of."""
+    files = sorted(checkpoint.rglob("*.safetensors"))
+    return {file.relative_to(checkpoint).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def main(checkpoint: str, report: str | None = None) -> None:

@@ -51,7 +51,7 @@ class Stage:
 
 TRAIN = Stage("vae", ((420, 24, 1), (700, 4, 9), (520, 4, NUM_FRAMES)), peak_lr=2e-3)
 # The denoiser sees the encoder alone, so the decoder can go on learning once the latents are settled.
-POLISH = Stage("vae_polished", ((300, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
+POLISH = Stage("vae_polished", ((200, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
 
 
 def build() -> AutoencoderKLCogVideoX:
