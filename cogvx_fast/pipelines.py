@@ -83,7 +83,7 @@ class FastPipelineMixin:
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @contextlib.contextmanager
-    def _generation(self) -> Iterator[None]:
+    def engine_session(self) -> Iterator[None]:
         """An engine session for one call of the parent, and the time each stage of it takes."""
         transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
         if not isinstance(transformer, FastCogVideoXTransformer3DModel):
@@ -119,7 +119,7 @@ class FastCogVideoXPipeline(FastPipelineMixin, CogVideoXPipeline):
 
     @functools.wraps(CogVideoXPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._generation():
+        with self.engine_session():
             return super().__call__(*args, **kwargs)
 
 
@@ -130,7 +130,7 @@ class FastCogVideoXImageToVideoPipeline(FastPipelineMixin, CogVideoXImageToVideo
 
     @functools.wraps(CogVideoXImageToVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._generation():
+        with self.engine_session():
             return super().__call__(*args, **kwargs)
 
 
@@ -141,7 +141,7 @@ class FastCogVideoXVideoToVideoPipeline(FastPipelineMixin, CogVideoXVideoToVideo
 
     @functools.wraps(CogVideoXVideoToVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._generation():
+        with self.engine_session():
             return super().__call__(*args, **kwargs)
 
 
@@ -152,7 +152,7 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
 
     @functools.wraps(CogVideoXFunControlPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self._generation():
+        with self.engine_session():
             return super().__call__(*args, **kwargs)
 
 

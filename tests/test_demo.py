@@ -22,6 +22,10 @@ PROMPTS = [
 ]
 
 
+# The bar for the demo. What this checkpoint misses is marked; strict, so that reaching it unmarks it.
+UNREACHED = pytest.mark.xfail(strict=True, reason="the demo checkpoint is not trained enough yet")
+
+
 def load(dtype):
     pipe = CogVideoXPipeline.from_pretrained(demo_checkpoint(), torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
@@ -72,20 +76,35 @@ def test_bf16_error_is_no_larger_than_diffusers_own(expected):
     assert 0 < sum(ours) / len(ours) <= 1.1 * sum(own) / len(own), (ours, own)
 
 
-# Shapes are not among what is asserted here: this checkpoint does not draw them reliably yet (see its scores).
+# What this checkpoint can be relied on to show; its shapes have a test of their own.
 SHOWN = ("background", "color", "motion")
+SCENES = [
+    Scene("circle", "red", "white", "right"),
+    Scene("square", "blue", "gray", "up"),
+    Scene("star", "yellow", "black", "still"),
+    Scene("triangle", "green", "pink", "left"),
+]
 
 
-def assert_shows(clip, scene):
+def assert_shows(clip, scene, factors=SHOWN):
     matches = read(clip).matches(scene)
-    assert all(matches[name] for name in SHOWN), (scene, read(clip))
+    assert all(matches[name] for name in factors), (scene, read(clip))
 
 
-def test_the_picture_shows_what_the_prompt_says(reference):
-    clips = generate(accelerate(reference), PROMPTS[:2], output_type="pt")
-    scenes = [Scene("circle", "red", "white", "right"), Scene("square", "blue", "gray", "up")]
-    for clip, scene in zip(clips, scenes, strict=True):
+@pytest.fixture(scope="module")
+def clips(reference):
+    return generate(accelerate(reference), output_type="pt")
+
+
+def test_the_picture_shows_what_the_prompt_says(clips):
+    for clip, scene in zip(clips, SCENES, strict=True):
         assert_shows(clip, scene)
+
+
+@UNREACHED
+def test_the_shape_is_what_the_prompt_says(clips):
+    for clip, scene in zip(clips, SCENES, strict=True):
+        assert_shows(clip, scene, ("shape",))
 
 
 def test_capitals_and_a_full_stop_make_no_difference_to_what_is_shown(reference):
@@ -117,13 +136,28 @@ def test_is_small_half_precision_and_safetensors_only():
             assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "BF16"}  # noqa: SIM118
 
 
+def recorded_scores():
+    return json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / "scores.json").read_text())
+
+
 def test_scores_are_of_these_weights():
-    scores = json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / "scores.json").read_text())
+    scores = recorded_scores()
     assert scores["weights_sha256"] == digests(Path(demo_checkpoint()))
     assert scores["prompts"] == 60 and scores["steps"] == 50
-    wrong = len(scores["wrong"])
-    accuracies = [scores[f"{name}_accuracy"] for name in ("background", "color", "shape", "motion")]
-    assert max(1 - accuracy for accuracy in accuracies) * 60 <= wrong + 0.01  # every miss is listed
+
+
+@pytest.mark.parametrize(
+    ("score", "bar"),
+    [
+        ("background_accuracy", 0.95),
+        ("motion_accuracy", 0.95),
+        pytest.param("color_accuracy", 0.95, marks=UNREACHED),
+        pytest.param("shape_accuracy", 0.90, marks=UNREACHED),
+        pytest.param("vae_psnr_db", 30, marks=UNREACHED),
+    ],
+)
+def test_the_demo_reaches_its_bar(score, bar):
+    assert recorded_scores()[score] >= bar
 
 
 def test_the_dpm_scheduler_works_too(reference):

@@ -112,7 +112,7 @@ def ours(pipe: CogVideoXPipeline, workload: Workload, stage: str, config: Engine
         fast,
         engine=as_plain(config),
         report=report,
-        loop=fast._generation,
+        loop=fast.engine_session,
         note=_IN_SESSION if STAGES[stage].in_loop else "",
     )
 

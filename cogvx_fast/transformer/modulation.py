@@ -60,8 +60,3 @@ class Modulation:
         return Modulation(
             [(norm1[rows], norm2[rows]) for norm1, norm2 in self.blocks], self.final_shift[rows], self.final_scale[rows]
         )
-
-    @property
-    def num_bytes(self) -> int:
-        tensors = [t for pair in self.blocks for norm in pair for t in (norm.shift, norm.scale, norm.gate)]
-        return sum(t.numel() * t.element_size() for t in [*tensors, self.final_shift, self.final_scale])

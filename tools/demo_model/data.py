@@ -108,12 +108,6 @@ def describe(scene: Scene, rng: random.Random) -> str:
     return f"{subject} {action}, {background} background"
 
 
-def canonical(scene: Scene) -> str:
-    """The plainest sentence for `scene`: the one the README uses."""
-    action = "stays still" if scene.motion == "still" else f"moves {scene.motion}"
-    return f"a {scene.color} {scene.shape} {action} on a {scene.background} background"
-
-
 # --- pictures ----------------------------------------------------------------------------------
 
 

@@ -41,7 +41,7 @@ class Phase:
         jitter: variety of the clips, see `data.path`.
         first_clips: how many are cached before its first step.
         horizon: steps over which the cosine of the learning rate would reach its end.
-        from_average: go on from the averaged weights, whose loss was a third of the others'.
+        from_average: go on from the averaged weights.
         on_object: weigh the loss, see `object_weights`.
         teach_words: first train the text encoder anew, by `text.teach_words`.
         noisy_share: share of a batch whose timesteps are drawn from the noisiest quarter alone. What the prompt
@@ -75,7 +75,7 @@ class Phase:
 
 # As it was trained: the first two phases learned colours and backgrounds, but neither shapes nor ways. At the
 # highest noise the prediction was the same for "left" and "right", so the words were taught and that noise dwelt on:
-# ways came within 500 steps. For shapes, a tenth of what is left to explain, the rate had to come down.
+# ways came within 500 steps. For shapes, a quarter of what is then left to explain, the rate came down.
 PHASES = (
     Phase("wide", steps=2250, jitter=1.0, first_clips=1600, horizon=6500),
     Phase("narrow", steps=750, jitter=0.35, first_clips=1200, horizon=4500, noisy_share=0.5),
