@@ -20,6 +20,16 @@ class AttentionBackend(enum.StrEnum):
     FLASH_3 = "flash-attn-3"
     XFORMERS = "xformers"
     SAGE = "sage"
+    AMX = "amx"
+
+
+class CompileMode(enum.StrEnum):
+    """What of the transformer `torch.compile` takes; `AUTO` decides by the device, see the report."""
+
+    AUTO = "auto"
+    OFF = "off"
+    BLOCKS = "blocks"
+    FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,11 @@ class EngineConfig:
             twice per layer and step. Changes nothing but the order of rounding.
         reuse_text_projection: project the prompt to the transformer's width once a generation
             instead of once a step. Changes nothing.
+        fuse_projections: compute Q, K and V in one product. Changes nothing but the order of rounding.
+        pack_weights: on a CPU, hold a copy of the blocks' weights in oneDNN's own order while a generation runs,
+            instead of reordering them in every call. Costs as much memory again as those weights take.
+        compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
+            over them, which takes as many times longer to compile as there are blocks.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
@@ -39,6 +54,9 @@ class EngineConfig:
     tier: str = "exact"
     modulation_table: bool = True
     reuse_text_projection: bool = True
+    fuse_projections: bool = True
+    pack_weights: bool = True
+    compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
 
     def __post_init__(self) -> None:
@@ -50,12 +68,16 @@ class EngineConfig:
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
+        self._enforce("attention", AttentionBackend)
+        self._enforce("compile", CompileMode)
 
+    def _enforce(self, name: str, kind: type[enum.StrEnum]) -> None:
+        value = getattr(self, name)
         try:
-            object.__setattr__(self, "attention", AttentionBackend(self.attention))
+            object.__setattr__(self, name, kind(value))
         except ValueError:
-            allowed = ", ".join(repr(backend.value) for backend in AttentionBackend)
-            raise ValueError(f"EngineConfig.attention={self.attention!r} is unknown; allowed: {allowed}") from None
+            allowed = ", ".join(repr(member.value) for member in kind)
+            raise ValueError(f"EngineConfig.{name}={value!r} is unknown; allowed: {allowed}") from None
 
     @classmethod
     def from_name(cls, engine: str | EngineConfig) -> EngineConfig:

@@ -9,8 +9,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from .attention import check_available, resolve
-from .config import TIERS, EngineConfig
-from .transformer import FastCogVideoXTransformer3DModel
+from .config import TIERS, CompileMode, EngineConfig
+from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+
+PROJECTIONS, COMPILE = "projections", "compile"
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,49 @@ def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> Repor
         exact=config.tier == "exact",
     )
     for processor in processors:
-        processor.default_backend = resolution.dispatch
+        processor.backend = resolution.capability
     by_hand = {p._attention_backend.value for p in processors if p._attention_backend is not None}
     foreign = len(transformer.transformer_blocks) - len(processors)
     detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else str(resolution)
     return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
+
+
+def plan_projections(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Q, K and V in one product; how, is decided where the weights are when a generation runs."""
+    if not config.fuse_projections and not config.pack_weights:
+        return ReportLine(PROJECTIONS, False, "EngineConfig.fuse_projections=False, pack_weights=False")
+    return ReportLine(PROJECTIONS, True, "planned at a generation's first step, where the weights are then")
+
+
+def report_projections(session: EngineSession) -> ReportLine:
+    """What the session did, in words: how many blocks run on which kind of product, and the bytes that it holds."""
+    plans = session.block_plans
+    merged = sum(plan.qkv is not None for plan in plans)
+    packed = sum(plan.packed_bytes for plan in plans)
+    parts = [f"Q, K and V in one product in {merged} of {len(plans)} blocks"]
+    if merged < len(plans):
+        parts.append("the others have adapters, hooks or quantized weights: their own modules are called")
+    if packed:
+        parts.append(f"weights packed for oneDNN, {packed / 1e6:.1f} MB more while a generation runs")
+    native = sum(plan.impl == "cpu" for plan in plans)
+    if native:
+        parts.append(f"norms, gates and rotations in C++ in {native}")
+    return ReportLine(PROJECTIONS, bool(merged or packed or native), "; ".join(parts))
+
+
+def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    return ReportLine(COMPILE, config.compile is not CompileMode.OFF, f"{config.compile}, decided by the device")
+
+
+def choose_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[CompileMode, ReportLine]:
+    """What is compiled on the device that the pipeline is on now."""
+    device = pipeline._execution_device
+    if config.compile is not CompileMode.AUTO:
+        return config.compile, ReportLine(COMPILE, config.compile is not CompileMode.OFF, str(config.compile))
+    if device.type == "cuda":
+        return CompileMode.BLOCKS, ReportLine(COMPILE, True, "blocks: one graph for all, at the first step")
+    detail = f"off on {device.type}: what inductor would fuse is fused already; EngineConfig(compile='blocks') compiles"
+    return CompileMode.OFF, ReportLine(COMPILE, False, detail)
 
 
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
@@ -113,6 +153,8 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     check_attention,
     plan_modulation_table,
     plan_text_projection,
+    plan_projections,
+    check_compile,
 )
 
 

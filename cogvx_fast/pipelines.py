@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .lowering import EngineReport, choose_attention, lower
+from .lowering import EngineReport, choose_attention, choose_compile, lower, report_projections
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 
 
@@ -90,11 +90,18 @@ class FastPipelineMixin:
             # The user put another transformer in place since.
             self._report = lower(self, self._engine_config)
             transformer = self.transformer
-        self._report = self._report.with_line(choose_attention(self, self._engine_config))
+        config = self._engine_config
+        compiles, line = choose_compile(self, config)
+        self._report = self._report.with_line(choose_attention(self, config)).with_line(line)
         self.stage_seconds.clear()
         started = time.perf_counter()
-        with transformer.session(EngineSession(self._engine_config, self.scheduler)):
-            yield
+        session = EngineSession(config, self.scheduler, compiles)
+        try:
+            with transformer.session(session):
+                yield
+        finally:
+            if session.block_plans:
+                self._report = self._report.with_line(report_projections(session))
         seconds = self.stage_seconds
         elapsed = time.perf_counter() - started
         seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)

@@ -46,6 +46,8 @@ def test_passes_run_in_order_and_report_in_order():
         "check_attention",
         "plan_modulation_table",
         "plan_text_projection",
+        "plan_projections",
+        "check_compile",
     ]
     fast = accelerate(toy.pipeline())
     assert isinstance(fast.transformer, FastCogVideoXTransformer3DModel)
@@ -55,6 +57,8 @@ def test_passes_run_in_order_and_report_in_order():
         "attention",
         "modulation table",
         "text projection",
+        "projections",
+        "compile",
     ]
 
 

@@ -1,14 +1,17 @@
 """The attention backends as data, and the one place that chooses between them.
 
-The calls themselves go through diffusers' attention dispatcher, which knows every package's layout and
+Calls of packages go through diffusers' attention dispatcher, which knows every package's layout and
 signature; so `transformer.set_attention_backend(...)` means what it means for diffusers' other models.
+Our own kernels are called directly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from cogvx_kernels.cpu import attention as amx
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 
 from ..config import AttentionBackend
@@ -19,21 +22,25 @@ class Capability:
     """What a backend needs and takes.
 
     Attributes:
-        dispatch: its name in diffusers' dispatcher.
+        dispatch: its name in diffusers' dispatcher; None for a kernel of our own.
+        impl: the kernel's name in `cogvx_kernels.ops.attention`, if it is our own.
         exact: whether it changes nothing but the order of rounding.
         devices: device types it runs on; None: all.
         dtypes: of query, key and value; None: all.
         head_dims: those it has kernels for; None: all.
         compute_capability: of the GPU, lowest and highest; None: any.
+        why_not: what else keeps this machine from running it, or None.
         install: how to get it.
     """
 
-    dispatch: AttentionBackendName
+    dispatch: AttentionBackendName | None
     exact: bool
+    impl: str | None = None
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     head_dims: frozenset[int] | None = None
     compute_capability: tuple[tuple[int, int], tuple[int, int]] | None = None
+    why_not: Callable[[], str | None] | None = None
     install: str = "comes with torch"
 
 
@@ -61,6 +68,16 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         compute_capability=((8, 0), (99, 0)),
         install="pip install 'cogvx_fast[flash]'",
     ),
+    AttentionBackend.AMX: Capability(
+        None,
+        exact=True,
+        impl="amx",
+        devices=frozenset(("cpu",)),
+        dtypes=frozenset((torch.bfloat16,)),
+        head_dims=frozenset((amx.HEAD_DIM,)),
+        why_not=amx.why_not,
+        install="comes with cogvx_fast",
+    ),
     AttentionBackend.SDPA: Capability(AttentionBackendName.NATIVE, exact=True),
     AttentionBackend.XFORMERS: Capability(
         AttentionBackendName.XFORMERS,
@@ -80,9 +97,9 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         install="pip install sageattention",
     ),
 }
-# What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper; everywhere else torch's own
-# SDPA runs the flash-attn 2 kernel already, without a package.
-_AUTO = (AttentionBackend.FLASH_3, AttentionBackend.SDPA)
+# What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper, our kernel on CPUs with AMX; everywhere
+# else torch's own SDPA runs the flash-attn 2 kernel already, without a package.
+_AUTO = (AttentionBackend.FLASH_3, AttentionBackend.AMX, AttentionBackend.SDPA)
 
 
 @dataclass(frozen=True)
@@ -93,8 +110,8 @@ class Resolution:
     rejected: dict[AttentionBackend, str] = field(default_factory=dict)
 
     @property
-    def dispatch(self) -> AttentionBackendName:
-        return CAPABILITIES[self.backend].dispatch
+    def capability(self) -> Capability:
+        return CAPABILITIES[self.backend]
 
     def __str__(self) -> str:
         reasons = "; ".join(f"not {backend}: {reason}" for backend, reason in self.rejected.items())
@@ -134,6 +151,8 @@ def why_not(backend: AttentionBackend, exact: bool) -> str | None:
     capability = CAPABILITIES[backend]
     if exact and not capability.exact:
         return "it changes more than rounding, which the exact tier does not"
+    if capability.dispatch is None:
+        return None
     try:
         _check_attention_backend_requirements(capability.dispatch)
     except RuntimeError:
@@ -155,7 +174,7 @@ def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.d
         own = torch.cuda.get_device_capability(device)
         if not lowest <= own <= highest:
             return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
-    return None
+    return capability.why_not() if capability.why_not is not None else None
 
 
 def _refusal(requested: AttentionBackend, reasons: dict[AttentionBackend, str | None]) -> str:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import torch
+from cogvx_kernels import ops
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
+
+from ..attention.backends import CAPABILITIES, Capability
+from ..config import AttentionBackend
+from .plan import UNPLANNED, BlockPlan
 
 
 class JointAttnProcessor:
     """Self-attention of the `[text; video]` stream: LayerNorm of Q and K, RoPE on the video rows, any backend.
 
     Attributes:
-        default_backend: the engine's choice.
+        backend: the engine's choice.
         _attention_backend: what `set_attention_backend()` writes to in every diffusers model; wins over the default.
     """
 
     def __init__(self) -> None:
-        self.default_backend = AttentionBackendName.NATIVE
+        self.backend: Capability = CAPABILITIES[AttentionBackend.SDPA]
         self._attention_backend: AttentionBackendName | None = None
 
     def __call__(
@@ -28,6 +33,7 @@ class JointAttnProcessor:
         attention_mask: torch.Tensor | None = None,
         text_seq_length: int = 0,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        plan: BlockPlan = UNPLANNED,
     ) -> torch.Tensor:
         """
         Args:
@@ -39,19 +45,37 @@ class JointAttnProcessor:
         Returns:
             `(batch, sequence, dim)`.
         """
-        query, key, value = (
-            project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
-        )
-        if attn.norm_q is not None:
-            query = attn.norm_q(query)
-        if attn.norm_k is not None:
-            key = attn.norm_k(key)
-        if image_rotary_emb is not None:
-            query, key = (_rotate_video(x, text_seq_length, image_rotary_emb) for x in (query, key))
-        output = dispatch_attention_fn(
-            query, key, value, attn_mask=attention_mask, backend=self._attention_backend or self.default_backend
-        )
-        return attn.to_out[1](attn.to_out[0](output.flatten(2)))
+        if plan.qkv is not None:
+            query, key, value = plan.qkv(hidden_states).unflatten(2, (3, attn.heads, -1)).unbind(2)
+        else:
+            query, key, value = (
+                project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
+            )
+        query = _norm_rope(attn.norm_q, query, image_rotary_emb, text_seq_length, plan.impl)
+        key = _norm_rope(attn.norm_k, key, image_rotary_emb, text_seq_length, plan.impl)
+        output = self._attend(query, key, value, attention_mask).flatten(2)
+        return plan.out(output) if plan.out is not None else attn.to_out[1](attn.to_out[0](output))
+
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        chosen = self._attention_backend or self.backend.dispatch
+        if chosen is None and mask is None and not torch.is_grad_enabled():
+            return ops.attention(query, key, value, impl=self.backend.impl)
+        # Our kernels know neither masks nor gradients.
+        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
+
+
+def _norm_rope(
+    norm: torch.nn.LayerNorm | None,
+    x: torch.Tensor,
+    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    text_seq_length: int,
+    impl: str,
+) -> torch.Tensor:
+    if norm is None:
+        return x if image_rotary_emb is None else _rotate_video(x, text_seq_length, image_rotary_emb)
+    return ops.norm_rope(x, norm.weight, norm.bias, image_rotary_emb, text_seq_length, norm.eps, impl)
 
 
 def _rotate_video(
@@ -67,6 +91,7 @@ def attend(
     text_seq_length: int,
     image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
     attention_kwargs: dict | None,
+    plan: BlockPlan = UNPLANNED,
 ) -> torch.Tensor:
     """Attention of the joint stream by whichever processor is set.
 
@@ -75,7 +100,7 @@ def attend(
     """
     kwargs = attention_kwargs or {}
     if isinstance(attn.processor, JointAttnProcessor):
-        return attn(stream, text_seq_length=text_seq_length, image_rotary_emb=image_rotary_emb, **kwargs)
+        return attn(stream, text_seq_length=text_seq_length, image_rotary_emb=image_rotary_emb, plan=plan, **kwargs)
     video, text = attn(
         hidden_states=stream[:, text_seq_length:],
         encoder_hidden_states=stream[:, :text_seq_length],

@@ -13,6 +13,7 @@ from torch import nn
 
 from .attention import JointAttnProcessor, attend
 from .modulation import NormModulation
+from .plan import UNPLANNED, BlockPlan
 
 
 class FastCogVideoXBlock(nn.Module):
@@ -40,12 +41,14 @@ class FastCogVideoXBlock(nn.Module):
         text_seq_length: int,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
+        plan: BlockPlan = UNPLANNED,
     ) -> torch.Tensor:
         """
         Args:
             hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
             modulation: the vectors of `norm1` and `norm2` for this step.
             image_rotary_emb: cosines and sines for the video rows, or None.
+            plan: how the block runs in this generation.
 
         Returns:
             `(batch, sequence, dim)`.
@@ -53,9 +56,9 @@ class FastCogVideoXBlock(nn.Module):
         first, second = modulation
         norm1, norm2 = self.norm1.norm, self.norm2.norm
         normed = ops.layer_norm_modulate(
-            hidden_states, norm1.weight, norm1.bias, first.shift, first.scale, text_seq_length, norm1.eps
+            hidden_states, norm1.weight, norm1.bias, first.shift, first.scale, text_seq_length, norm1.eps, plan.impl
         )
-        attended = attend(self.attn1, normed, text_seq_length, image_rotary_emb, attention_kwargs)
+        attended = attend(self.attn1, normed, text_seq_length, image_rotary_emb, attention_kwargs, plan)
         hidden_states, normed = ops.gated_residual_layer_norm_modulate(
             hidden_states,
             attended,
@@ -66,5 +69,7 @@ class FastCogVideoXBlock(nn.Module):
             second.scale,
             text_seq_length,
             norm2.eps,
+            plan.impl,
         )
-        return ops.gated_residual(hidden_states, self.ff(normed), second.gate, text_seq_length)
+        forwarded = self.ff(normed) if plan.ff is None else plan.ff[1](plan.ff[0](normed))
+        return ops.gated_residual(hidden_states, forwarded, second.gate, text_seq_length, plan.impl)

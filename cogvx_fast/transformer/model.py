@@ -17,6 +17,7 @@ from . import position
 from .attention import JointAttnProcessor
 from .block import FastCogVideoXBlock
 from .modulation import Modulation
+from .plan import UNPLANNED, BlockPlan
 from .session import EngineSession
 
 
@@ -100,19 +101,27 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         text_seq_length = encoder_hidden_states.shape[1]
         modulation = self._modulation(timestep, timestep_cond, ofs, hidden_states.dtype)
         stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
-        for block, vectors in zip(self.transformer_blocks, modulation.blocks, strict=True):
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                stream = self._gradient_checkpointing_func(
-                    block, stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs
-                )
-            else:
-                stream = block(stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
-        video = self.norm_final(stream[:, text_seq_length:])
-        video = self.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
-        output = position.unpatchify(
-            self.proj_out(video), self.config.patch_size, self.config.patch_size_t, hidden_states.shape
+        plans, compiles = self._plans(stream)
+        run = torch.compile(_run_blocks, fullgraph=True) if compiles == "full" else _run_blocks
+        tokens = run(
+            self,
+            stream,
+            modulation,
+            text_seq_length,
+            image_rotary_emb,
+            attention_kwargs,
+            plans,
+            compiles == "blocks",
         )
+        output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _plans(self, stream: torch.Tensor) -> tuple[list[BlockPlan], str]:
+        """How each block runs, and what of it is compiled; outside a session, or for training, as the modules are."""
+        session = self._session
+        if session is None or torch.is_grad_enabled():
+            return [UNPLANNED] * len(self.transformer_blocks), "off"
+        return session.plans(self.transformer_blocks, stream.shape[0] * stream.shape[1]), session.compiles
 
     def _time_embedding(
         self, timestep: torch.Tensor, timestep_cond: torch.Tensor | None, ofs: torch.Tensor | None, dtype: torch.dtype
@@ -151,3 +160,28 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         if session is None:
             return stream + compute()
         return stream + session.positions((latents.shape[1:], text_length, latents.dtype, latents.device), compute)
+
+
+def _run_blocks(
+    transformer: FastCogVideoXTransformer3DModel,
+    stream: torch.Tensor,
+    modulation: Modulation,
+    text_seq_length: int,
+    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    attention_kwargs: dict[str, Any] | None,
+    plans: list[BlockPlan],
+    compile_blocks: bool,
+) -> torch.Tensor:
+    """The stream through all blocks and the final projection: `(batch, video tokens, patch * out_channels)`."""
+    for block, vectors, plan in zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True):
+        arguments = (stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
+        if torch.is_grad_enabled() and transformer.gradient_checkpointing:
+            stream = transformer._gradient_checkpointing_func(block, *arguments)
+        elif compile_blocks and "forward" not in vars(block):  # hooks of caching and offloading replace it
+            # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
+            stream = torch.compile(FastCogVideoXBlock.forward, fullgraph=True)(block, *arguments, plan)
+        else:
+            stream = block(*arguments, plan)
+    video = transformer.norm_final(stream[:, text_seq_length:])
+    video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
+    return transformer.proj_out(video)

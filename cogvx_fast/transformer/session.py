@@ -7,14 +7,16 @@ it computes them itself, so a direct call is always right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..config import EngineConfig
 from .modulation import Modulation
+from .plan import BlockPlan, plan_block
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,17 @@ class EngineSession:
     Attributes:
         config: which constants to keep.
         scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table.
+        compiles: what of the transformer runs compiled: "off", "blocks" or "full".
         counts: how often each constant was computed.
     """
 
     config: EngineConfig
     scheduler: Any
-    counts: dict[str, int] = field(default_factory=lambda: {"modulation": 0, "text_projection": 0, "positions": 0})
+    compiles: str = "off"
+    counts: dict[str, int] = field(
+        default_factory=lambda: {"modulation": 0, "text_projection": 0, "positions": 0, "plans": 0}
+    )
+    block_plans: list[BlockPlan] = field(default_factory=list)
     _table: _Kept | None = None
     _text: _Kept | None = None
     _positions: dict[tuple, torch.Tensor] = field(default_factory=dict)
@@ -95,6 +102,17 @@ class EngineSession:
             self._positions[key] = compute()
             self.counts["positions"] += 1
         return self._positions[key]
+
+    @torch.compiler.disable
+    def plans(self, blocks: Sequence[nn.Module], rows: int) -> list[BlockPlan]:
+        """How each block runs, decided at the first call and again if a block's linears were replaced since."""
+        current = len(self.block_plans) == len(blocks) and all(
+            plan.is_current(block) for plan, block in zip(self.block_plans, blocks, strict=True)
+        )
+        if not current:
+            self.block_plans = [plan_block(block, self.config, rows, self.compiles != "off") for block in blocks]
+            self.counts["plans"] += 1
+        return self.block_plans
 
 
 def _version(tensor: torch.Tensor | None) -> int | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 
 from . import reference
+from .cpu import stream as cpu
+from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
+from .cpu.attention import attention_amx
 
-IMPLEMENTATIONS = ("torch",)
 
-
-def _check_impl(operation: str, impl: str) -> None:
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl={impl!r} is unknown to {operation}; allowed: {', '.join(map(repr, IMPLEMENTATIONS))}")
+def _check_impl(operation: str, impl: str, allowed: tuple[str, ...] = ("torch", "cpu")) -> None:
+    if impl not in allowed:
+        raise ValueError(f"impl={impl!r} is unknown to {operation}; allowed: {', '.join(map(repr, allowed))}")
 
 
 def _check_stream(operation: str, x: torch.Tensor, text_length: int) -> None:
@@ -31,6 +32,19 @@ def _check_expert_vectors(operation: str, x: torch.Tensor, **vectors: torch.Tens
             raise ValueError(
                 f"{operation}: {name} must be (1 or {x.shape[0]}, 2, {x.shape[2]}), got shape {tuple(vector.shape)}"
             )
+
+
+def _check_cpu(operation: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """One dtype that the CPU implementation has; `x` contiguous, the others at least in their last axis."""
+    tensors = [x, *(tensor for tensor in others if tensor is not None)]
+    dtypes = {tensor.dtype for tensor in tensors}
+    if len(dtypes) > 1 or x.dtype not in cpu.DTYPES:
+        raise ValueError(
+            f'{operation}: impl="cpu" takes tensors of one dtype, {" or ".join(map(str, cpu.DTYPES))}, got'
+            f" {', '.join(sorted(map(str, dtypes)))}"
+        )
+    if not x.is_contiguous() or any(tensor.stride(-1) != 1 for tensor in tensors):
+        raise ValueError(f'{operation}: impl="cpu" takes a contiguous stream and vectors whose last axis is contiguous')
 
 
 def layer_norm_modulate(
@@ -50,6 +64,7 @@ def layer_norm_modulate(
         weight, bias: `(dim,)` affine of the LayerNorm, or None.
         shift, scale: `(1 or batch, 2, dim)`, the text expert's at index 0, the video expert's at 1.
         text_length: how many leading rows are text.
+        impl: "torch", or "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; no backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `x`.
@@ -60,6 +75,9 @@ def layer_norm_modulate(
     _check_impl("layer_norm_modulate", impl)
     _check_stream("layer_norm_modulate", x, text_length)
     _check_expert_vectors("layer_norm_modulate", x, shift=shift, scale=scale)
+    if impl == "cpu":
+        _check_cpu("layer_norm_modulate", x, weight, bias, shift, scale)
+        return cpu.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
     return reference.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
 
 
@@ -72,6 +90,10 @@ def gated_residual(
     _check_expert_vectors("gated_residual", x, gate=gate)
     if y.shape != x.shape:
         raise ValueError(f"gated_residual: y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    if impl == "cpu":
+        y = y.contiguous()
+        _check_cpu("gated_residual", x, y, gate)
+        return cpu.gated_residual(x, y, gate, text_length)
     return reference.gated_residual(x, y, gate, text_length)
 
 
@@ -94,4 +116,97 @@ def gated_residual_layer_norm_modulate(
     _check_expert_vectors(operation, x, gate=gate, shift=shift, scale=scale)
     if y.shape != x.shape:
         raise ValueError(f"{operation}: y must have the shape of x, {tuple(x.shape)}, got {tuple(y.shape)}")
+    if impl == "cpu":
+        y = y.contiguous()
+        _check_cpu(operation, x, y, gate, weight, bias, shift, scale)
+        return cpu.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
     return reference.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
+
+
+def norm_rope(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float = 1e-6,
+    impl: str = "torch",
+) -> torch.Tensor:
+    """LayerNorm over each head of Q or K, and rotary positions on the video rows.
+
+    Args:
+        x: `(batch, sequence, heads, head_dim)` of any strides with a contiguous last axis.
+        weight, bias: `(head_dim,)` or None.
+        rotary: cosines and sines, fp32 `(sequence - text_length, head_dim)`, pairs of neighbours alike; None: no
+            rotation.
+
+    Returns:
+        A new contiguous tensor of the shape and dtype of `x`.
+
+    Raises:
+        ValueError: for shapes that do not fit or an unknown `impl`.
+    """
+    _check_impl("norm_rope", impl)
+    if x.ndim != 4 or not 0 <= text_length <= x.shape[1]:
+        raise ValueError(
+            "norm_rope: x must be (batch, sequence, heads, head_dim) and text_length at most the sequence, got"
+            f" {tuple(x.shape)} and {text_length}"
+        )
+    if rotary is not None:
+        expected = (x.shape[1] - text_length, x.shape[3])
+        if x.shape[3] % 2 or any(tuple(table.shape) != expected for table in rotary):
+            shapes = " and ".join(str(tuple(table.shape)) for table in rotary)
+            raise ValueError(f"norm_rope: rotary must be two tables {expected} with an even head dim, got {shapes}")
+    if impl == "cpu":
+        if (
+            x.dtype not in cpu.DTYPES
+            or x.stride(3) != 1
+            or any(v is not None and v.dtype != x.dtype for v in (weight, bias))
+        ):
+            raise ValueError(
+                f'norm_rope: impl="cpu" takes {" or ".join(map(str, cpu.DTYPES))} with weights of the same dtype and a'
+                f" contiguous last axis, got {x.dtype}"
+            )
+        cosines, sines = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
+        return cpu.norm_rope(x, weight, bias, cosines, sines, text_length, eps)
+    return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
+
+
+def attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float | None = None, impl: str = "torch"
+) -> torch.Tensor:
+    """Non-causal attention, `softmax(scale * query @ key^T) @ value` for each head.
+
+    Args:
+        query: `(batch, sequence, heads, head_dim)`.
+        key, value: `(batch, key_sequence, heads, head_dim)` of the same dtype, any strides with a contiguous last axis.
+        scale: None for `head_dim ** -0.5`.
+        impl: "torch", or "amx": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not()` is None. fp32 scores
+            and sums, probabilities rounded to bf16; no backward pass.
+
+    Returns:
+        A new tensor of the shape and dtype of `query`.
+
+    Raises:
+        ValueError: for shapes or dtypes that do not fit, or an unknown `impl`.
+    """
+    _check_impl("attention", impl, ("torch", "amx"))
+    batch, _, heads, head_dim = query.shape if query.ndim == 4 else (0, 0, 0, 0)
+    fits = key.ndim == 4 and key.shape[1] > 0 and (key.shape[0], *key.shape[2:]) == (batch, heads, head_dim)
+    if not fits or value.shape != key.shape or query.ndim != 4:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (query, key, value))
+        raise ValueError(
+            "attention: query must be (batch, sequence, heads, head_dim), key and value (batch, key_sequence, heads,"
+            f" head_dim) with at least one key, got {shapes}"
+        )
+    scale = head_dim**-0.5 if scale is None else scale
+    if impl == "torch":
+        return reference.attention(query, key, value, scale)
+    if head_dim != AMX_HEAD_DIM or {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
+        raise ValueError(
+            f'attention: impl="amx" takes bfloat16 and head dim {AMX_HEAD_DIM}, got'
+            f" {query.dtype}, {key.dtype}, {value.dtype} and head dim {head_dim}"
+        )
+    if any(tensor.stride(3) != 1 for tensor in (query, key, value)):
+        raise ValueError('attention: impl="amx" takes tensors whose last axis is contiguous')
+    return attention_amx(query, key, value, scale)

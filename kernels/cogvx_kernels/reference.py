@@ -55,3 +55,28 @@ def gated_residual_layer_norm_modulate(
     """`x' = gated_residual(x, y, gate)` and `layer_norm_modulate(x', ...)`, both returned."""
     x = gated_residual(x, y, gate, text_length)
     return x, layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
+
+
+def norm_rope(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float,
+) -> torch.Tensor:
+    """LayerNorm over each head; past `text_length`, channels (2i, 2i + 1) rotate by the position's angle i (RoPE,
+    arXiv:2104.09864, in 3-D as CogVideoX has it)."""
+    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide(bias), eps)
+    if rotary is not None:
+        cosines, sines = (table[:, None] for table in rotary)  # (tokens, 1, head_dim)
+        video = normed[:, text_length:]
+        turned = torch.stack([-video[..., 1::2], video[..., ::2]], dim=-1).flatten(3)
+        normed = torch.cat([normed[:, :text_length], video * cosines + turned * sines], dim=1)
+    return normed.to(x.dtype).contiguous()
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Scaled dot-product attention (Vaswani et al. 2017) over `(batch, sequence, heads, head_dim)`."""
+    query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)

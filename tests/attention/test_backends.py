@@ -1,5 +1,7 @@
 """The choice of backend, its reasons, and that each adapter gets layout, scale and dtype right."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -33,11 +35,21 @@ def gpu(monkeypatch):
     return pretend
 
 
-def test_auto_on_a_cpu_is_sdpa_and_says_why():
-    resolution = resolve("auto", "cpu", torch.bfloat16, 64)
+def test_auto_on_a_cpu_is_sdpa_for_what_our_kernel_does_not_take_and_says_why():
+    resolution = resolve("auto", "cpu", torch.float32, 64)
     assert resolution.backend is AttentionBackend.SDPA
-    assert resolution.dispatch is AttentionBackendName.NATIVE
+    assert resolution.capability.dispatch is AttentionBackendName.NATIVE
     assert "not flash-attn-3: its package is not installed" in str(resolution)
+    assert "not amx: it takes torch.bfloat16, not torch.float32" in str(resolution)
+
+
+@pytest.mark.parametrize("reason", [None, "it needs a CPU with AMX and AVX512-BF16"])
+def test_auto_takes_our_kernel_on_a_cpu_that_can_run_it(reason, monkeypatch):
+    capability = dataclasses.replace(CAPABILITIES[AttentionBackend.AMX], why_not=lambda: reason)
+    monkeypatch.setitem(CAPABILITIES, AttentionBackend.AMX, capability)
+    resolution = resolve("auto", "cpu", torch.bfloat16, 64)
+    assert resolution.backend is (AttentionBackend.AMX if reason is None else AttentionBackend.SDPA)
+    assert reason is None or f"not amx: {reason}" in str(resolution)
 
 
 def test_auto_takes_flash_attn_3_on_hopper_only(everything_installed, gpu):
@@ -68,7 +80,7 @@ def test_what_cannot_work_says_why_and_what_can(
         resolve(backend, device, dtype, head_dim, exact)
 
 
-@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in ("auto", "sdpa")])
+@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in ("auto", "sdpa", "amx")])
 def test_a_missing_package_says_how_to_get_it(backend, monkeypatch):
     for name in PACKAGES:
         monkeypatch.setattr(attention_dispatch, name, False)

@@ -36,7 +36,7 @@ def test_constants_are_computed_once_and_change_nothing():
         current = session()
         inside = run_loop(model, current, arguments)
         positions = 1 if variant == "2b" else 0
-        assert current.counts == {"modulation": 1, "text_projection": 1, "positions": positions}
+        assert current.counts == {"modulation": 1, "text_projection": 1, "positions": positions, "plans": 1}
         for output, t in zip(inside, current.scheduler.timesteps, strict=True):
             arguments["timestep"] = t.expand(2)
             with torch.no_grad():
@@ -81,7 +81,7 @@ def test_a_timestep_of_ones_own_is_computed_directly():
     expected = model(**arguments).sample
     current = session()
     with model.session(current):
-        assert torch.equal(model(**arguments).sample, expected)
+        assert relative(model(**arguments).sample, expected) < 1e-5  # same numbers; products are merged and packed
     assert current.counts["modulation"] == 0
 
 
@@ -98,7 +98,7 @@ def test_changed_embeddings_are_projected_again():
         third = model(**arguments).sample
     assert current.counts["text_projection"] == 3
     assert relative(first, second) > 1e-3 and relative(second, third) > 1e-3
-    assert torch.equal(third, model(**arguments).sample)
+    assert relative(third, model(**arguments).sample) < 1e-5
 
 
 @torch.no_grad()

@@ -1,0 +1,80 @@
+"""Compiles a C++ file of this package once per machine and loads it.
+
+Libraries are kept in `$XDG_CACHE_HOME/cogvx_kernels` (`~/.cache/cogvx_kernels`) under a name that is a
+hash of the source, the flags and the compiler, and appear there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+COMPILERS = ("g++", "clang++", "c++")
+BASE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
+
+
+class BuildError(RuntimeError):
+    """A source could not be compiled here; the message says what is missing."""
+
+
+def compiler() -> str:
+    """The C++ compiler: `$CXX`, or the first of `COMPILERS` that is installed.
+
+    Raises:
+        BuildError: where there is none.
+    """
+    for name in filter(None, (os.environ.get("CXX"), *COMPILERS)):
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    raise BuildError(f"no C++ compiler found (looked for $CXX, {', '.join(COMPILERS)})")
+
+
+def cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cogvx_kernels"
+
+
+@functools.cache
+def load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
+    """The library of `source`, compiled with `BASE_FLAGS` and `flags` unless it is in the cache already.
+
+    Raises:
+        BuildError: without a compiler, for one that rejects the source or the flags, or a folder that cannot be
+            written.
+    """
+    command = compiler()
+    text = source.read_bytes()
+    version = subprocess.run([command, "--version"], capture_output=True, check=False).stdout
+    digest = hashlib.sha256(b"\0".join([text, version, *(flag.encode() for flag in (*BASE_FLAGS, *flags))]))
+    library = cache_folder() / f"{source.stem}-{digest.hexdigest()[:16]}.so"
+    if not library.exists():
+        _compile(command, source, flags, library)
+    try:
+        return ctypes.CDLL(str(library))
+    except OSError as error:
+        raise BuildError(f"{library} does not load: {error}") from None
+
+
+def _compile(command: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
+    try:
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            partial = Path(folder) / library.name
+            result = subprocess.run(
+                [command, *BASE_FLAGS, *flags, "-o", str(partial), str(source)],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if result.returncode != 0:
+                reason = (result.stderr.strip().splitlines() or ["no message"])[0]
+                raise BuildError(f"{command} cannot compile {source.name}: {reason}")
+            os.replace(partial, library)
+    except OSError as error:
+        raise BuildError(f"cannot compile {source.name} into {library.parent}: {error}") from None

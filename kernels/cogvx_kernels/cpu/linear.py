@@ -1,0 +1,31 @@
+"""Linear layers whose weights oneDNN reorders once and not at every call, with bias and GELU in the product."""
+
+from __future__ import annotations
+
+import torch
+
+DTYPES = (torch.bfloat16, torch.float32)
+
+
+def why_not() -> str | None:
+    """What keeps this machine from packing weights, or None."""
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    return None
+
+
+def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
+    """A reordered copy of `weight` `(out, in)` for inputs of about `rows` rows; only `linear` can read it."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+
+
+@torch.library.custom_op("cogvx_kernels::packed_linear_cpu", mutates_args=())
+def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
+    """`x @ weight^T + bias`, and the tanh form of GELU if `gelu`, of a weight packed by `pack`."""
+    activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(x, packed, bias, *activation)
+
+
+@linear.register_fake
+def _(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], packed.shape[0]))

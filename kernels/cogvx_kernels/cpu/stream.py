@@ -1,0 +1,158 @@
+"""The operations of `stream.cpp`, which stand between the matrix products of a block, as operations of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, load
+
+DTYPES = (torch.bfloat16, torch.float32)
+_SOURCE = Path(__file__).with_name("stream.cpp")
+# Sums may be reordered, which lets them be vectors. Not -ffast-math: linked into a library, it would turn subnormal
+# numbers into zeros in the whole process.
+_FLAGS = (
+    "-march=native",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps this machine from running these operations, or None. Compiles them, a second, the first time."""
+    try:
+        load(_SOURCE, _FLAGS)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+    return getattr(load(_SOURCE, _FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+def _vectors(vectors: torch.Tensor | None) -> tuple[ctypes.c_void_p, ctypes.Array]:
+    """Pointer and strides of `(1 or batch, 2, dim)`; one row for all has stride 0."""
+    strides = (0, 0) if vectors is None else (vectors.stride(0) if vectors.shape[0] > 1 else 0, vectors.stride(1))
+    return _pointer(vectors), (ctypes.c_int64 * 2)(*strides)
+
+
+def _threads() -> ctypes.c_int:
+    return ctypes.c_int(torch.get_num_threads())
+
+
+@torch.library.custom_op("cogvx_kernels::layer_norm_modulate_cpu", mutates_args=())
+def layer_norm_modulate(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float,
+) -> torch.Tensor:
+    """`ops.layer_norm_modulate`."""
+    normed = torch.empty_like(x)
+    _function("layer_norm_modulate", x.dtype)(
+        _pointer(x),
+        _pointer(None),
+        *_vectors(None),
+        _pointer(weight),
+        _pointer(bias),
+        *_vectors(shift),
+        *_vectors(scale),
+        *_sizes(*x.shape, text_length),
+        ctypes.c_float(eps),
+        _pointer(None),
+        _pointer(normed),
+        _threads(),
+    )
+    return normed
+
+
+@torch.library.custom_op("cogvx_kernels::gated_residual_cpu", mutates_args=())
+def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_length: int) -> torch.Tensor:
+    """`ops.gated_residual`."""
+    output = torch.empty_like(x)
+    _function("gated_residual", x.dtype)(
+        _pointer(x), _pointer(y), *_vectors(gate), *_sizes(*x.shape, text_length), _pointer(output), _threads()
+    )
+    return output
+
+
+@torch.library.custom_op("cogvx_kernels::gated_residual_layer_norm_modulate_cpu", mutates_args=())
+def gated_residual_layer_norm_modulate(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ops.gated_residual_layer_norm_modulate`."""
+    residual, normed = torch.empty_like(x), torch.empty_like(x)
+    _function("layer_norm_modulate", x.dtype)(
+        _pointer(x),
+        _pointer(y),
+        *_vectors(gate),
+        _pointer(weight),
+        _pointer(bias),
+        *_vectors(shift),
+        *_vectors(scale),
+        *_sizes(*x.shape, text_length),
+        ctypes.c_float(eps),
+        _pointer(residual),
+        _pointer(normed),
+        _threads(),
+    )
+    return residual, normed
+
+
+@torch.library.custom_op("cogvx_kernels::norm_rope_cpu", mutates_args=())
+def norm_rope(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    cosines: torch.Tensor | None,
+    sines: torch.Tensor | None,
+    text_length: int,
+    eps: float,
+) -> torch.Tensor:
+    """LayerNorm over the last axis of `(batch, sequence, heads, head_dim)`, rotated past `text_length`; contiguous."""
+    output = torch.empty(x.shape, dtype=x.dtype)
+    _function("norm_rope", x.dtype)(
+        _pointer(x),
+        (ctypes.c_int64 * 3)(*x.stride()[:3]),
+        *(_pointer(tensor) for tensor in (weight, bias, cosines, sines)),
+        *_sizes(*x.shape, text_length),
+        ctypes.c_float(eps),
+        _pointer(output),
+        _threads(),
+    )
+    return output
+
+
+layer_norm_modulate.register_fake(lambda x, *_, **__: torch.empty_like(x))
+gated_residual.register_fake(lambda x, *_, **__: torch.empty_like(x))
+gated_residual_layer_norm_modulate.register_fake(lambda x, *_, **__: (torch.empty_like(x), torch.empty_like(x)))
+norm_rope.register_fake(lambda x, *_, **__: x.new_empty(x.shape))
