@@ -10,7 +10,7 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from ..attention.backends import CAPABILITIES, Capability
 from ..config import AttentionBackend
-from .plan import UNPLANNED, BlockPlan
+from .plan import UNPLANNED, BlockPlan, is_hooked
 
 
 class JointAttnProcessor:
@@ -73,7 +73,8 @@ def _norm_rope(
     text_seq_length: int,
     impl: str,
 ) -> torch.Tensor:
-    if norm is None:
+    if norm is None or is_hooked(norm):  # an offloaded norm has its weights only while it is called
+        x = x if norm is None else norm(x)
         return x if image_rotary_emb is None else _rotate_video(x, text_seq_length, image_rotary_emb)
     return ops.norm_rope(x, norm.weight, norm.bias, image_rotary_emb, text_seq_length, norm.eps, impl)
 

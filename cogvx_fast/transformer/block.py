@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from cogvx_kernels import ops
+from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
 from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 
 from .attention import JointAttnProcessor, attend
 from .modulation import NormModulation
-from .plan import UNPLANNED, BlockPlan
+from .plan import UNPLANNED, BlockPlan, is_hooked
 
 
 class FastCogVideoXBlock(nn.Module):
@@ -54,22 +55,41 @@ class FastCogVideoXBlock(nn.Module):
             `(batch, sequence, dim)`.
         """
         first, second = modulation
-        norm1, norm2 = self.norm1.norm, self.norm2.norm
-        normed = ops.layer_norm_modulate(
-            hidden_states, norm1.weight, norm1.bias, first.shift, first.scale, text_seq_length, norm1.eps, plan.impl
-        )
+        normed = _norm_modulate(self.norm1.norm, hidden_states, first, text_seq_length, plan.impl)
         attended = attend(self.attn1, normed, text_seq_length, image_rotary_emb, attention_kwargs, plan)
-        hidden_states, normed = ops.gated_residual_layer_norm_modulate(
-            hidden_states,
-            attended,
-            first.gate,
-            norm2.weight,
-            norm2.bias,
-            second.shift,
-            second.scale,
-            text_seq_length,
-            norm2.eps,
-            plan.impl,
-        )
+        norm2 = self.norm2.norm
+        if is_hooked(norm2):
+            hidden_states = ops.gated_residual(hidden_states, attended, first.gate, text_seq_length, plan.impl)
+            normed = _norm_modulate(norm2, hidden_states, second, text_seq_length, plan.impl)
+        else:
+            hidden_states, normed = ops.gated_residual_layer_norm_modulate(
+                hidden_states,
+                attended,
+                first.gate,
+                norm2.weight,
+                norm2.bias,
+                second.shift,
+                second.scale,
+                text_seq_length,
+                norm2.eps,
+                plan.impl,
+            )
         forwarded = self.ff(normed) if plan.ff is None else plan.ff[1](plan.ff[0](normed))
         return ops.gated_residual(hidden_states, forwarded, second.gate, text_seq_length, plan.impl)
+
+
+def _norm_modulate(
+    norm: nn.LayerNorm, stream: torch.Tensor, modulation: NormModulation, text_seq_length: int, impl: str
+) -> torch.Tensor:
+    if not is_hooked(norm):
+        shift, scale = modulation.shift, modulation.scale
+        return ops.layer_norm_modulate(stream, norm.weight, norm.bias, shift, scale, text_seq_length, norm.eps, impl)
+    # An offloaded norm has its weights while it is called, and only then.
+    normed = norm(stream)
+    parts = [normed[:, :text_seq_length], normed[:, text_seq_length:]]
+    rows = [(modulation.shift[:, i : i + 1], modulation.scale[:, i : i + 1]) for i in range(2)]
+    return torch.cat([part * (1 + scale) + shift for part, (shift, scale) in zip(parts, rows, strict=True)], dim=1)
+
+
+# First-block caching looks up how a block returns its stream: here as one tensor.
+TransformerBlockRegistry.register(FastCogVideoXBlock, TransformerBlockMetadata())

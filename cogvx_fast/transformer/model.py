@@ -177,7 +177,7 @@ def _run_blocks(
         arguments = (stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
         if torch.is_grad_enabled() and transformer.gradient_checkpointing:
             stream = transformer._gradient_checkpointing_func(block, *arguments)
-        elif compile_blocks and "forward" not in vars(block):  # hooks of caching and offloading replace it
+        elif compile_blocks and not plan.hooked:
             # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
             stream = torch.compile(FastCogVideoXBlock.forward, fullgraph=True)(block, *arguments, plan)
         else:

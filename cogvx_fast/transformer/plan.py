@@ -50,6 +50,8 @@ class BlockPlan:
         qkv: the three projections of attention in one.
         out: attention's output projection.
         ff: the feed-forward's two linears, the first with its GELU.
+        hooked: a caching, casting or offloading hook hangs on the block or in it: modules must be called, and dynamo
+            cannot take it whole.
         packed_bytes: of the copies that this plan holds.
         made_from: the linears and where their weights were, to see whether that is still so.
     """
@@ -58,6 +60,7 @@ class BlockPlan:
     qkv: MergedLinear | PackedLinear | None = None
     out: PackedLinear | None = None
     ff: tuple[PackedLinear, PackedLinear] | None = None
+    hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
 
@@ -75,11 +78,14 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
     A linear that is more than a linear (LoRA beside it, quantized or on another device until it is called) is left as
     it is and called. `compiled`: inductor fuses what is between the products better from its torch form.
     """
+    hooked = any(map(is_hooked, block.modules()))
+    if any(map(_moves_weights, block.modules())):
+        return BlockPlan(hooked=hooked, made_from=_state(block))
     qkv, out, ff = _linears(block)
     device, dtype = _place(block)
     on_cpu = device.type == "cpu"
     packs = on_cpu and config.pack_weights and dtype in onednn.DTYPES and onednn.why_not() is None
-    impl = "cpu" if on_cpu and not compiled and can_run_on_cpu(block) else "torch"
+    native = on_cpu and config.fuse_operations and not compiled and can_run_on_cpu(block)
     merged = packed_out = packed_ff = None
     if _are_plain(*qkv) and (packs or config.fuse_projections):
         merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv))
@@ -89,7 +95,18 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
         packed_ff = _pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows)
     packed = [linear for linear in (merged, packed_out, *(packed_ff or ())) if isinstance(linear, PackedLinear)]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in packed)
-    return BlockPlan(impl, merged, packed_out, packed_ff, size, _state(block))
+    return BlockPlan("cpu" if native else "torch", merged, packed_out, packed_ff, hooked, size, _state(block))
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling `module` is more than its own forward: accelerate's and diffusers' hooks replace that."""
+    return "forward" in vars(module) or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
+
+
+def _moves_weights(module: nn.Module) -> bool:
+    """Whether the weights are elsewhere until the module is called: offloading, by module or by group."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None)
 
 
 def can_run_on_cpu(block: nn.Module) -> bool:
@@ -118,9 +135,7 @@ def _are_plain(*linears: nn.Module) -> bool:
         and linear.weight.device.type != "meta"
         and linear.weight.dtype == linears[0].weight.dtype
         and (linear.bias is None) == (linears[0].bias is None)
-        and "forward" not in vars(linear)  # accelerate's and diffusers' hooks
-        and not linear._forward_hooks
-        and not linear._forward_pre_hooks
+        and not is_hooked(linear)
         for linear in linears
     )
 

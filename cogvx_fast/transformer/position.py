@@ -46,7 +46,7 @@ def joint_positions(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor, tex
         positions = patch_embed.pos_embedding
     else:
         positions = patch_embed._get_positional_embeddings(height, width, sample_frames, device=latents.device)
-    return positions.to(dtype=latents.dtype)
+    return positions.to(device=latents.device, dtype=latents.dtype)  # an offloaded buffer may be elsewhere
 
 
 def unpatchify(tokens: torch.Tensor, patch_size: int, patch_size_t: int | None, latents: torch.Size) -> torch.Tensor:
