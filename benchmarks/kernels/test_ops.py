@@ -8,7 +8,9 @@ import functools
 
 import pytest
 import torch
-from cogvx_kernels import ops, reference
+from cogvx_kernels import ops
+from cogvx_kernels.cpu import attention as amx
+from cogvx_kernels.cpu import stream
 
 BATCH, TOKENS, TEXT = 2, 1216, 226
 WIDTHS = {"2b": 1920, "5b": 3072}
@@ -23,6 +25,13 @@ def arguments(operation, dim):
     def randn(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
+    heads = (BATCH, TOKENS, dim // 64, 64)
+    if operation == "attention":
+        return {name: randn(*heads) for name in ("query", "key", "value")}
+    if operation == "norm_rope":
+        angles = torch.rand(TOKENS - TEXT, 64, generator=generator, dtype=torch.float64) * 6
+        rotary = (angles.cos(), angles.sin())
+        return {"x": randn(*heads), "weight": randn(64), "bias": randn(64), "rotary": rotary, "text_length": TEXT}
     stream = {"x": randn(BATCH, TOKENS, dim)}
     residual = {"y": randn(BATCH, TOKENS, dim), "gate": randn(1, 2, dim)}
     norm = {"weight": randn(dim), "bias": randn(dim), "shift": randn(1, 2, dim), "scale": randn(1, 2, dim)}
@@ -34,7 +43,26 @@ def arguments(operation, dim):
 
 
 def converted(values, dtype):
-    return {name: v.to(DEVICE, dtype) if torch.is_tensor(v) else v for name, v in values.items()}
+    def convert(value):
+        if isinstance(value, tuple):  # rotary tables stay in float32 at least
+            return tuple(table.to(DEVICE, max(dtype, torch.float32, key=lambda d: d.itemsize)) for table in value)
+        return value.to(DEVICE, dtype) if torch.is_tensor(value) else value
+
+    return {name: convert(value) for name, value in values.items()}
+
+
+CASES = [(operation, impl) for operation, names in ops.IMPLEMENTATIONS.items() for impl in names]
+
+
+def skip_where_it_cannot_run(impl, dtype):
+    if impl == "torch":
+        return
+    module = {"cpu": stream, "amx": amx}[impl]
+    reason = "it runs on a CPU" if DEVICE != "cpu" else module.why_not()
+    if impl == "amx" and dtype != "bf16":
+        reason = "it takes bf16"
+    if reason is not None:
+        pytest.skip(reason)
 
 
 def error(outputs, expected):
@@ -44,13 +72,14 @@ def error(outputs, expected):
     )
 
 
-@pytest.mark.parametrize("impl", ops.IMPLEMENTATIONS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("operation", ["layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_modulate"])
+@pytest.mark.parametrize(("operation", "impl"), CASES)
 def test_operation(benchmark, operation, width, dtype, impl):
+    skip_where_it_cannot_run(impl, dtype)
     given = converted(arguments(operation, WIDTHS[width]), DTYPES[dtype])
-    exact, plain = (getattr(reference, operation)(**converted(given, d)) for d in (torch.float64, DTYPES[dtype]))
+    formula = functools.partial(getattr(ops, operation), impl="torch")
+    exact, plain = (formula(**converted(given, d)) for d in (torch.float64, DTYPES[dtype]))
     call = functools.partial(getattr(ops, operation), **given, impl=impl)
     own, found = error(plain, exact), error(call(), exact)
     assert found <= 1.1 * own, f"error {found:.3g} is above 1.1 x the reference's own, {own:.3g}: no speed is stated"

@@ -22,7 +22,7 @@ from .stages import STAGES, StageCall
 from .workloads import Workload
 
 _DENOISING = ("dit-step", "generation")
-_ALL = ("text", "dit-step", "vae-decode", "generation")
+_ALL = ("text", "dit-step", "vae-decode", "generation", "cold-start")
 _IN_SESSION = (
     "inside an engine session whose tables are made already; what a session's first step costs more is in extras"
 )
@@ -148,6 +148,11 @@ CONTENDERS: dict[str, Contender] = {
         stages=_DENOISING,
     ),
     "ours": Contender(functools.partial(ours, config=EngineConfig()), 'cogvx_fast, engine="exact"'),
+    "ours-compile": Contender(
+        functools.partial(ours, config=EngineConfig(compile="blocks")),
+        'cogvx_fast, engine="exact" with compile="blocks"',
+        stages=_DENOISING,
+    ),
     "arithmetic": Contender(
         arithmetic, "bound: the step's linears and attention alone", stages=("dit-step",), is_bound=True
     ),

@@ -22,8 +22,7 @@ from .workloads import DEMO, Workload
 def build_pipeline(workload: Workload, dtype: torch.dtype, device: torch.device) -> CogVideoXPipeline:
     """diffusers' own pipeline of `workload`; parts that a workload with random weights does not name are None."""
     if workload.checkpoint is not None:
-        source = _demo() if workload.checkpoint == DEMO else workload.checkpoint
-        pipe = CogVideoXPipeline.from_pretrained(source, dtype=dtype)
+        pipe = CogVideoXPipeline.from_pretrained(resolved_checkpoint(workload), dtype=dtype)
     else:
         pipe = CogVideoXPipeline(
             tokenizer=None,
@@ -93,7 +92,8 @@ def _scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
-def _demo() -> str:
+def resolved_checkpoint(workload: Workload) -> str:
+    """The folder or Hub id of a workload that has a checkpoint."""
     from ..demo import demo_checkpoint
 
-    return demo_checkpoint()
+    return demo_checkpoint() if workload.checkpoint == DEMO else workload.checkpoint

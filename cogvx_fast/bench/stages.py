@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from .cold import in_a_fresh_process
+from .models import resolved_checkpoint
 from .workloads import Workload
 
 StageCall = Callable[[int], torch.Tensor]
@@ -140,6 +143,30 @@ def _generation(pipe: DiffusionPipeline, workload: Workload, dtype: torch.dtype)
     return call
 
 
+def _cold_start(pipe: DiffusionPipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
+    clip, config = Clip.of(workload, pipe), getattr(pipe, "_engine_config", None)
+    arguments = {
+        "height": clip.height,
+        "width": clip.width,
+        "num_frames": clip.num_frames,
+        "num_inference_steps": workload.steps,
+        "guidance_scale": 6.0,
+        "max_sequence_length": pipe.transformer.config.max_text_seq_length,
+    }
+    order = {
+        "checkpoint": resolved_checkpoint(workload),
+        "dtype": str(pipe.transformer.dtype).removeprefix("torch."),
+        "engine": None if config is None else dataclasses.asdict(config),
+    }
+
+    def call(number: int) -> torch.Tensor:
+        prompt = workload.prompts[number % len(workload.prompts)]
+        noise = {"shape": clip.latents, "seed": number, "dtype": str(dtype).removeprefix("torch.")}
+        return in_a_fresh_process(order | {"arguments": arguments | {"prompt": prompt}, "noise": noise})
+
+    return call
+
+
 def _noise(shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
@@ -153,5 +180,8 @@ STAGES: dict[str, Stage] = {
         in_loop=True,
     ),
     "vae-decode": Stage(_vae_decode, "decode_latents of one clip"),
+    "cold-start": Stage(
+        _cold_start, "a fresh process: start Python, import, load the checkpoint, make one generation, write its frames"
+    ),
     "generation": Stage(_generation, "one call of the pipeline with guidance, from the prompt to frames in memory"),
 }

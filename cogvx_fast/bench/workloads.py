@@ -75,6 +75,14 @@ WORKLOADS: dict[str, Workload] = {
             gate_samples=4,
         ),
         Workload(
+            name="demo-cold",
+            summary="the demo checkpoint's first generation in a fresh process, nothing compiled: 10 steps",
+            stages=("cold-start",),
+            checkpoint=DEMO,
+            steps=10,
+            gate_samples=1,
+        ),
+        Workload(
             name="dit-2b",
             summary="CogVideoX-2b's layer sizes, random weights, 3 of 30 layers; 9 frames of 240x352, 1,216 tokens",
             stages=("dit-step",),

@@ -13,8 +13,18 @@ from .cpu import stream as cpu
 from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
 from .cpu.attention import attention_amx
 
+# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s.
+IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
+    "layer_norm_modulate": ("torch", "cpu"),
+    "gated_residual": ("torch", "cpu"),
+    "gated_residual_layer_norm_modulate": ("torch", "cpu"),
+    "norm_rope": ("torch", "cpu"),
+    "attention": ("torch", "amx"),
+}
 
-def _check_impl(operation: str, impl: str, allowed: tuple[str, ...] = ("torch", "cpu")) -> None:
+
+def _check_impl(operation: str, impl: str) -> None:
+    allowed = IMPLEMENTATIONS[operation]
     if impl not in allowed:
         raise ValueError(f"impl={impl!r} is unknown to {operation}; allowed: {', '.join(map(repr, allowed))}")
 
@@ -190,7 +200,7 @@ def attention(
     Raises:
         ValueError: for shapes or dtypes that do not fit, or an unknown `impl`.
     """
-    _check_impl("attention", impl, ("torch", "amx"))
+    _check_impl("attention", impl)
     batch, _, heads, head_dim = query.shape if query.ndim == 4 else (0, 0, 0, 0)
     fits = key.ndim == 4 and key.shape[1] > 0 and (key.shape[0], *key.shape[2:]) == (batch, heads, head_dim)
     if not fits or value.shape != key.shape or query.ndim != 4:
