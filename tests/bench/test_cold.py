@@ -31,5 +31,5 @@ def test_frames_are_those_of_a_generation_here():
 
 
 def test_a_failure_is_told():
-    with pytest.raises(RuntimeError, match="the fresh process failed: .*nowhere"):
+    with pytest.raises(RuntimeError, match=r"the fresh process failed: .*nowhere"):
         in_a_fresh_process(order(checkpoint="/nowhere")[1])
