@@ -68,7 +68,9 @@ def examine() -> dict[str, Any]:
         "cpu": machine.cpu(),
         "cuda": machine.cuda_devices(),
         "mps": machine.has_mps(),
-        "backends": {name: _look_up(backend) for name, backend in BACKENDS.items()} | {"libx264": _look_up_h264()},
+        "backends": {name: _look_up(backend) for name, backend in BACKENDS.items()}
+        | {"libx264": _look_up_h264()}
+        | _look_up_cpu_kernels(),
     }
 
 
@@ -79,6 +81,21 @@ def _look_up(backend: Backend) -> dict[str, Any]:
         "version": machine.installed_version(backend.package) if found else None,
         "gives": backend.gives,
         "install": backend.install,
+    }
+
+
+def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
+    """Our own C++ for CPUs, compiled here if it was not yet: a second or two."""
+    from cogvx_kernels.cpu import attention, stream
+
+    kernels = {
+        "C++ operations": (stream, "norms, gates and rotations in one pass each on a CPU", "install a C++ compiler"),
+        "AMX attention": (attention, "exact bf16 attention on Intel CPUs, twice as fast as torch's", "a CPU with AMX"),
+    }
+    return {
+        name: {"found": reason is None, "version": None, "gives": gives, "install": f"{install}: {reason}"}
+        for name, (module, gives, install) in kernels.items()
+        for reason in [module.why_not()]
     }
 
 

@@ -31,6 +31,16 @@ def test_missing_backends_say_what_they_give_and_how_to_get_them(run, monkeypatc
     assert 'pip install "cogvx_fast[flash]"' in line
 
 
+def test_cpu_kernels_say_what_keeps_them(run, monkeypatch):
+    from cogvx_kernels.cpu import stream
+
+    monkeypatch.setattr(stream, "why_not", lambda: "no C++ compiler found")
+    kernel = json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]
+    assert kernel["found"] is False and kernel["install"] == "install a C++ compiler: no C++ compiler found"
+    monkeypatch.setattr(stream, "why_not", lambda: None)
+    assert json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]["found"] is True
+
+
 def test_backends_are_found_without_being_imported(run, tmp_path, monkeypatch):
     (tmp_path / "xformers.py").write_text("raise RuntimeError('imported')")
     metadata = tmp_path / "xformers-9.8.7.dist-info" / "METADATA"
