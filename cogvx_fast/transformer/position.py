@@ -7,7 +7,12 @@ from diffusers.models.embeddings import CogVideoXPatchEmbed
 
 
 def embed_patches(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> torch.Tensor:
-    """Video tokens `(batch, frames * rows * columns, dim)` of latents `(batch, frames, channels, height, width)`."""
+    """Video tokens `(batch, frames * rows * columns, dim)` of latents `(batch, frames, channels, height, width)`.
+
+    Raises:
+        ValueError: for a size that patches do not fill.
+    """
+    _check_grid(patch_embed, latents.shape)
     if patch_embed.patch_size_t is None:
         tokens = patch_embed.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2)  # (batch * frames, patches, dim)
         return tokens.unflatten(0, latents.shape[:2]).flatten(1, 2)
@@ -16,6 +21,21 @@ def embed_patches(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> to
     # (batch, T, p_t, channels, H, p, W, p) -> (batch, T, H, W, channels, p_t, p, p)
     patches = patches.permute(0, 1, 4, 6, 3, 2, 5, 7)
     return patch_embed.proj(patches.flatten(4).flatten(1, 3))
+
+
+def _check_grid(patch_embed: CogVideoXPatchEmbed, shape: torch.Size) -> None:
+    p, p_t = patch_embed.patch_size, patch_embed.patch_size_t or 1
+    frames, height, width = shape[1], shape[3], shape[4]
+    if height % p or width % p:
+        raise ValueError(
+            f"latents of {height}x{width} do not fill patches of {p}x{p}: height and width must be multiples of {p},"
+            f" that is of {8 * p} pixels"
+        )
+    if frames % p_t:
+        raise ValueError(
+            f"{frames} latent frames do not fill patches of {p_t}: this checkpoint takes a multiple of {p_t}; the"
+            " pipelines pad them when they are given num_frames rather than latents"
+        )
 
 
 def has_positions(patch_embed: CogVideoXPatchEmbed) -> bool:

@@ -172,3 +172,15 @@ def test_learned_positions_say_which_size_they_are_for():
     fast = FastCogVideoXTransformer3DModel.adopt(toy.transformer("5b-i2v"))
     with pytest.raises(ValueError, match="32x32 pixels, only"):
         fast(**forward_inputs(fast, height=6, width=4))
+
+
+@torch.no_grad()
+def test_sizes_that_patches_do_not_fill_are_explained():
+    model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("5b"))
+    with pytest.raises(ValueError, match=r"latents of 5x4 do not fill patches of 2x2: .* of 16 pixels"):
+        model(**forward_inputs(model, height=5))
+    model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("1.5-5b"))
+    arguments = forward_inputs(model)
+    arguments["hidden_states"] = arguments["hidden_states"][:, :3]
+    with pytest.raises(ValueError, match="3 latent frames do not fill patches of 2: .* pad them"):
+        model(**arguments)
