@@ -74,7 +74,7 @@ class FastCogVideoXBlock(nn.Module):
                 norm2.eps,
                 plan.impl,
             )
-        forwarded = self.ff(normed) if plan.ff is None else plan.ff[1](plan.ff[0](normed))
+        forwarded = self.ff(normed) if plan.ff is None else plan.ff(normed)
         return ops.gated_residual(hidden_states, forwarded, second.gate, text_seq_length, plan.impl)
 
 

@@ -7,6 +7,7 @@ LoRA, quantizing and moving need not know of it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,6 +43,38 @@ class PackedLinear:
 
 
 @dataclass(frozen=True)
+class PackedFeedForward:
+    """Both products of a feed-forward on packed weights, GELU in the first."""
+
+    first: PackedLinear
+    second: PackedLinear
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(x))
+
+
+@dataclass(frozen=True)
+class BufferedFeedForward:
+    """A feed-forward in fp32 on the modules' own weights, whose wide activation is one buffer for all blocks.
+
+    It is the largest tensor of a step, four times the stream: the allocator would give it back to the operating
+    system after each block and have its pages cleared for the next.
+    """
+
+    first: nn.Linear
+    second: nn.Linear
+    hidden: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.flatten(0, 1)
+        fits = len(rows) <= len(self.hidden)  # caches call with parts of a batch; who calls with more gets memory anew
+        hidden = self.hidden[: len(rows)] if fits else self.hidden.new_empty(len(rows), self.hidden.shape[1])
+        torch.mm(rows, self.first.weight.t(), out=hidden)
+        cpu_stream.bias_gelu_(hidden, self.first.bias)
+        return self.second(hidden).view(*x.shape[:2], -1)
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """What replaces calls of a block's own modules; None: they are called.
 
@@ -49,7 +82,7 @@ class BlockPlan:
         impl: of the operations between the products, as `cogvx_kernels.ops` names it.
         qkv: the three projections of attention in one.
         out: attention's output projection.
-        ff: the feed-forward's two linears, the first with its GELU.
+        ff: the feed-forward.
         hooked: a caching, casting or offloading hook hangs on the block or in it: modules must be called, and dynamo
             cannot take it whole.
         packed_bytes: of the copies that this plan holds.
@@ -59,7 +92,7 @@ class BlockPlan:
     impl: str = "torch"
     qkv: MergedLinear | PackedLinear | None = None
     out: PackedLinear | None = None
-    ff: tuple[PackedLinear, PackedLinear] | None = None
+    ff: PackedFeedForward | BufferedFeedForward | None = None
     hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
@@ -72,7 +105,15 @@ class BlockPlan:
 UNPLANNED = BlockPlan()
 
 
-def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool) -> BlockPlan:
+def plan_blocks(blocks: Sequence[nn.Module], config: EngineConfig, rows: int, compiled: bool) -> list[BlockPlan]:
+    """A plan for each block; they share their buffers."""
+    buffers: dict[tuple, torch.Tensor] = {}
+    return [plan_block(block, config, rows, compiled, buffers) for block in blocks]
+
+
+def plan_block(
+    block: nn.Module, config: EngineConfig, rows: int, compiled: bool, buffers: dict[tuple, torch.Tensor]
+) -> BlockPlan:
     """The plan of a `FastCogVideoXBlock` whose inputs have `rows` rows in all, where its weights are now.
 
     A linear that is more than a linear (LoRA beside it, quantized or on another device until it is called) is left as
@@ -86,16 +127,23 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
     on_cpu = device.type == "cpu"
     packs = on_cpu and config.pack_weights and dtype in onednn.DTYPES and onednn.why_not() is None
     native = on_cpu and config.fuse_operations and not compiled and can_run_on_cpu(block)
-    merged = packed_out = packed_ff = None
+    merged = packed_out = feed_forward = None
     if _are_plain(*qkv) and (packs or config.fuse_projections):
         merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv))
     if packs and _are_plain(out):
         packed_out = _pack([out], rows)
-    if packs and ff is not None and _are_plain(*ff):
-        packed_ff = _pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows)
-    packed = [linear for linear in (merged, packed_out, *(packed_ff or ())) if isinstance(linear, PackedLinear)]
-    size = sum(linear.weight.numel() * dtype.itemsize for linear in packed)
-    return BlockPlan("cpu" if native else "torch", merged, packed_out, packed_ff, hooked, size, _state(block))
+    if ff is not None and _are_plain(*ff) and not any(map(is_hooked, block.ff.modules())):
+        if packs:
+            feed_forward = PackedFeedForward(_pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows))
+        elif native and dtype == torch.float32 and ff[0].bias is not None:
+            shape = (rows, ff[0].out_features)
+            hidden = buffers.setdefault(shape, torch.empty(shape, dtype=dtype))
+            feed_forward = BufferedFeedForward(*ff, hidden)
+    linears = [merged, packed_out]
+    if isinstance(feed_forward, PackedFeedForward):
+        linears += [feed_forward.first, feed_forward.second]
+    size = sum(linear.weight.numel() * dtype.itemsize for linear in linears if isinstance(linear, PackedLinear))
+    return BlockPlan("cpu" if native else "torch", merged, packed_out, feed_forward, hooked, size, _state(block))
 
 
 def is_hooked(module: nn.Module) -> bool:

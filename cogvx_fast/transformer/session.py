@@ -16,7 +16,7 @@ from torch import nn
 
 from ..config import EngineConfig
 from .modulation import Modulation
-from .plan import BlockPlan, plan_block
+from .plan import BlockPlan, plan_blocks
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class EngineSession:
             plan.is_current(block) for plan, block in zip(self.block_plans, blocks, strict=True)
         )
         if not current:
-            self.block_plans = [plan_block(block, self.config, rows, self.compiles != "off") for block in blocks]
+            self.block_plans = plan_blocks(blocks, self.config, rows, self.compiles != "off")
             self.counts["plans"] += 1
         return self.block_plans
 

@@ -88,6 +88,26 @@ def test_nan_stays_nan():
     assert output[0, 0].isnan().tolist() == [False, True, False, False] and output[0, 1].isfinite().all()
 
 
+@needs_compiler
+@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (3, 17), (5, 256)])
+def test_bias_gelu(rows, dim):
+    x, bias = randn(rows, dim, dtype=torch.float32, seed=0) * 4, randn(dim, dtype=torch.float32, seed=1)
+    truth = torch.nn.functional.gelu(x.double() + bias.double(), approximate="tanh")
+    own = torch.nn.functional.gelu(x + bias, approximate="tanh")
+    output = x.clone()
+    stream.bias_gelu_(output, bias)
+    error, reference = ((o.double() - truth).norm() / truth.norm() for o in (output, own))
+    assert error <= 1.1 * reference + 1e-7
+
+
+@needs_compiler
+def test_bias_gelu_at_the_ends():
+    x = torch.tensor([[-1e30, -60.0, -0.0, 60.0, 1e30, float("inf"), float("nan")]])
+    stream.bias_gelu_(x, torch.zeros(7))
+    assert x[0, :3].abs().max() == 0 and x[0, 3:6].tolist() == [60.0, float(torch.tensor(1e30)), float("inf")]
+    assert x[0, 6].isnan()
+
+
 @needs_amx
 @pytest.mark.parametrize(
     ("batch", "queries", "keys", "heads"),

@@ -58,8 +58,6 @@ def test_first_block_cache_skips_the_other_blocks():
     pipe = accelerate(toy.pipeline())
     without, calls = latents(pipe), []
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
-    # `FeedForward` is called by blocks that compute, and by no plan that packs it.
-    pipe._engine_config = EngineConfig(pack_weights=False)
     handle = pipe.transformer.transformer_blocks[1].ff.register_forward_hook(lambda *_: calls.append(1))
     cached = latents(pipe)
     assert len(calls) == 1 and relative(cached, without) > 1e-3

@@ -182,5 +182,5 @@ def test_sizes_that_patches_do_not_fill_are_explained():
     model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("1.5-5b"))
     arguments = forward_inputs(model)
     arguments["hidden_states"] = arguments["hidden_states"][:, :3]
-    with pytest.raises(ValueError, match="3 latent frames do not fill patches of 2: .* pad them"):
+    with pytest.raises(ValueError, match=r"3 latent frames do not fill patches of 2: .* pad them"):
         model(**arguments)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cogvx_kernels.cpu import stream
 from diffusers import CogVideoXTransformer3DModel
 from peft import LoraConfig
 from torch._dynamo.utils import counters
@@ -44,7 +45,7 @@ def test_every_plan_gives_diffusers_numbers(variant, config):
     reference = toy.transformer(variant)
     model, current = FastCogVideoXTransformer3DModel.adopt(reference), session(**config)
     assert relative(run(model, current), plain(reference, current)) < 1e-5
-    kind = {0: PackedLinear, 1: MergedLinear, 2: type(None)}[len(config)]
+    kind = type(None) if config.get("fuse_projections") is False else MergedLinear
     assert all(type(plan.qkv) is kind for plan in current.block_plans)
 
 
@@ -58,6 +59,8 @@ def test_head_dim_64_in_bf16_is_as_close_as_diffusers():
     own = [plain(reference, current, step, dtype=torch.bfloat16).float() for step in range(5)]
     ours = [run(model, current, step, dtype=torch.bfloat16).float() for step in range(5)]
     assert sum(map(relative, ours, expected)) <= 1.1 * sum(map(relative, own, expected))
+    assert all(type(plan.qkv) is type(plan.out) is PackedLinear for plan in current.block_plans)
+    assert all(plan.packed_bytes == 12 * 128 * 128 * 2 for plan in current.block_plans)
 
 
 @pytest.mark.parametrize("config", [{}, {"pack_weights": False}])
@@ -74,6 +77,16 @@ def test_weights_keep_their_names_values_and_memory(config, tmp_path):
     model.save_pretrained(tmp_path)
     loaded = CogVideoXTransformer3DModel.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+@pytest.mark.skipif(stream.why_not() is not None, reason=str(stream.why_not()))
+def test_blocks_share_one_buffer_in_fp32():
+    model, current = FastCogVideoXTransformer3DModel.adopt(toy.transformer()), session()
+    expected = plain(model, current)
+    outputs = [run(model, current) for _ in range(2)]
+    assert relative(outputs[0], expected) < 1e-5 and torch.equal(*outputs)
+    assert len({plan.ff.hidden.data_ptr() for plan in current.block_plans}) == 1
+    assert relative(run(model, current, height=6, width=10), plain(model, current, height=6, width=10)) < 1e-5
 
 
 def test_merged_weights_follow_a_change_of_any_of_them():

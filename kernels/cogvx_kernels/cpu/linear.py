@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-DTYPES = (torch.bfloat16, torch.float32)
+# Where packing pays. In fp32 torch calls MKL, which took 1.8 s for the products that packed weights did in 2.3 s.
+DTYPES = (torch.bfloat16,)
 
 
 def why_not() -> str | None:

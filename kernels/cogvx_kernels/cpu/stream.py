@@ -152,6 +152,13 @@ def norm_rope(
     return output
 
 
+@torch.library.custom_op("cogvx_kernels::bias_gelu_cpu", mutates_args=("x",))
+def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> None:
+    """`x = gelu(x + bias)` in its tanh form, in place; fp32, `x` `(rows, dim)` contiguous, `bias` `(dim,)`."""
+    _function("bias_gelu", x.dtype)(_pointer(x), _pointer(bias), *_sizes(*x.shape), _threads())
+
+
+bias_gelu_.register_fake(lambda x, bias: None)
 layer_norm_modulate.register_fake(lambda x, *_, **__: torch.empty_like(x))
 gated_residual.register_fake(lambda x, *_, **__: torch.empty_like(x))
 gated_residual_layer_norm_modulate.register_fake(lambda x, *_, **__: (torch.empty_like(x), torch.empty_like(x)))
