@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from diffusers import DiffusionPipeline
 
+from . import machine
 from .attention import check_available, resolve
 from .config import TIERS, CompileMode, EngineConfig
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 
-PROJECTIONS, COMPILE = "projections", "compile"
+PROJECTIONS, COMPILE, PRECISION = "projections", "compile", "precision"
 
 
 @dataclass(frozen=True)
@@ -136,6 +137,20 @@ def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLi
     return ReportLine(COMPILE, config.compile is not CompileMode.OFF, f"{config.compile}, decided by the device")
 
 
+def check_precision(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Which dtype, and on a CPU whether another is what it is good at. The engine casts nothing by itself."""
+    dtype, units = pipeline.transformer.dtype, machine.cpu_bf16_units()
+    name = str(dtype).removeprefix("torch.")
+    if pipeline._execution_device.type != "cpu":
+        return ReportLine(PRECISION, True, name)
+    if dtype == torch.bfloat16:
+        return ReportLine(
+            PRECISION, units is not None, f"{name} on {units}" if units else f"{name}, without units for it"
+        )
+    better = f"; this CPU's {units} multiply bfloat16 several times as fast" if units else ""
+    return ReportLine(PRECISION, not better, name + better)
+
+
 def choose_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[CompileMode, ReportLine]:
     """What is compiled on the device that the pipeline is on now."""
     device = pipeline._execution_device
@@ -155,6 +170,7 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     plan_text_projection,
     plan_projections,
     check_compile,
+    check_precision,
 )
 
 

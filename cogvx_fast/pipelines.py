@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .lowering import EngineReport, choose_attention, choose_compile, lower, report_projections
+from .lowering import EngineReport, check_precision, choose_attention, choose_compile, lower, report_projections
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 
 
@@ -93,6 +93,7 @@ class FastPipelineMixin:
         config = self._engine_config
         compiles, line = choose_compile(self, config)
         self._report = self._report.with_line(choose_attention(self, config)).with_line(line)
+        self._report = self._report.with_line(check_precision(self, config))
         self.stage_seconds.clear()
         started = time.perf_counter()
         session = EngineSession(config, self.scheduler, compiles)

@@ -48,6 +48,7 @@ def test_passes_run_in_order_and_report_in_order():
         "plan_text_projection",
         "plan_projections",
         "check_compile",
+        "check_precision",
     ]
     fast = accelerate(toy.pipeline())
     assert isinstance(fast.transformer, FastCogVideoXTransformer3DModel)
@@ -59,6 +60,7 @@ def test_passes_run_in_order_and_report_in_order():
         "text projection",
         "projections",
         "compile",
+        "precision",
     ]
 
 
@@ -103,3 +105,15 @@ def test_torch_compile_by_hand_gives_the_same(compiled):
         fast.transformer.compile_repeated_blocks(backend="eager")
     output = fast(**toy.inputs(output_type="latent")).frames
     assert ((output - expected).norm() / expected.norm()).item() < 1e-5
+
+
+@pytest.mark.parametrize(("units", "applied"), [("AMX-BF16", False), (None, True)])
+def test_the_report_says_when_a_cpu_is_better_at_bf16(units, applied, monkeypatch):
+    from cogvx_fast import machine
+
+    monkeypatch.setattr(machine, "cpu_bf16_units", lambda: units)
+    line = accelerate(toy.pipeline()).engine_report().lines[-1]
+    assert line.applied is applied and line.detail.startswith("float32")
+    assert units is None or units in line.detail
+    line = accelerate(toy.pipeline().to(torch.bfloat16)).engine_report().lines[-1]
+    assert line.applied is not applied and line.detail.startswith("bfloat16")

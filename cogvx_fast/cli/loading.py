@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from cogvx_fast import machine
+
 from .checkpoint import ARGUMENT as MODEL
 from .checkpoint import Checkpoint
 from .console import UsageError
@@ -37,8 +39,10 @@ def choose_device(device: str | None) -> str:
 
 
 def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
-    """`dtype`, else float32 on a CPU and the checkpoint's native half precision elsewhere."""
-    return dtype or ("float32" if device == "cpu" else checkpoint.native_dtype)
+    """`dtype`, else the checkpoint's native half precision; on a CPU bfloat16 if it has units for it, or float32."""
+    if dtype is None and device == "cpu":
+        return "float32" if machine.cpu_bf16_units() is None else "bfloat16"
+    return dtype or checkpoint.native_dtype
 
 
 def check_engine(engine: str) -> None:

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from cogvx_fast import machine
 from cogvx_fast.cli import app
 from tests import toy
 
@@ -57,3 +58,9 @@ def run(tmp_path, monkeypatch):
         )
 
     return invoke
+
+
+@pytest.fixture(autouse=True)
+def _plain_cpu(monkeypatch):
+    """A CPU that is as fast in fp32 as in bf16, so that defaults do not depend on where the tests run."""
+    monkeypatch.setattr(machine, "cpu_bf16_units", lambda: None)

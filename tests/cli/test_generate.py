@@ -78,6 +78,17 @@ def test_one_prompt_makes_the_video_of_the_pipeline(run, checkpoint, calls):
     assert calls[0]["pipe"].dtype == torch.float32, "the default on a CPU"
 
 
+def test_a_cpu_with_units_for_bf16_uses_them(run, checkpoint, calls, monkeypatch):
+    from cogvx_fast import machine
+
+    monkeypatch.setattr(machine, "cpu_bf16_units", lambda: "AMX-BF16")
+    assert run("generate", PROMPT, "-o", "a.gif", "--model", checkpoint, "--steps", 1).exit_code == 0
+    assert (
+        run("generate", PROMPT, "-o", "b.gif", "--model", checkpoint, "--steps", 1, "--dtype", "float32").exit_code == 0
+    )
+    assert [call["pipe"].dtype for call in calls] == [torch.bfloat16, torch.float32]
+
+
 def test_the_last_lines_say_what_was_made(run, checkpoint):
     result = run(
         "generate", "[red] :cat:", "--model", checkpoint, "--steps", 2, "--sheet", "sheet.png", "--device", "cpu"

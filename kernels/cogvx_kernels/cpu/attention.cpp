@@ -28,9 +28,9 @@ constexpr int64_t TILE = 16 * 16;  // dwords of one tile
 
 struct alignas(64) Scratch {
   uint32_t queries[GROUPS][HEAD_DIM / 32][TILE];  // Q^T: rows are pairs of channels, columns 16 queries
-  float scores[KEYS][QUERIES];                    // S^T of one block
+  float scores[GROUPS][KEYS][16];                 // S^T of one block
   uint32_t probabilities[GROUPS][KEYS / 32][TILE];  // P^T: rows are pairs of keys, columns 16 queries
-  float output[HEAD_DIM][QUERIES];                // O^T
+  float output[GROUPS][HEAD_DIM][16];             // O^T
 };
 
 struct alignas(64) TileConfig {
@@ -125,42 +125,37 @@ void pack_queries(const uint16_t* query, int64_t stride, int64_t count, Scratch&
     }
 }
 
-// S^T = K Q^T, 32 keys by 32 queries at a time: four accumulators, each operand tile used twice.
+// S^T = K Q^T, 16 keys by 32 queries at a time: the queries' tiles stay, keys stream through.
 void multiply_scores(const uint16_t* keys, int64_t count, Scratch& scratch) {
-  for (int64_t key = 0; key < count; key += 32)
-    for (int64_t group = 0; group < GROUPS; group += 2) {
+  for (int64_t group = 0; group < GROUPS; group += 2) {
+    _tile_loadd(4, scratch.queries[group][0], 64);
+    _tile_loadd(5, scratch.queries[group][1], 64);
+    _tile_loadd(6, scratch.queries[group + 1][0], 64);
+    _tile_loadd(7, scratch.queries[group + 1][1], 64);
+    for (int64_t key = 0; key < count; key += 16) {
       _tile_zero(0);
       _tile_zero(1);
-      _tile_zero(2);
-      _tile_zero(3);
-#define STEP(step)                                                              \
-  _tile_loadd(4, keys + key * HEAD_DIM + step * 32, HEAD_DIM * 2);              \
-  _tile_loadd(5, keys + (key + 16) * HEAD_DIM + step * 32, HEAD_DIM * 2);       \
-  _tile_loadd(6, scratch.queries[group][step], 64);                             \
-  _tile_loadd(7, scratch.queries[group + 1][step], 64);                         \
-  _tile_dpbf16ps(0, 4, 6);                                                      \
-  _tile_dpbf16ps(1, 4, 7);                                                      \
-  _tile_dpbf16ps(2, 5, 6);                                                      \
-  _tile_dpbf16ps(3, 5, 7);
-      STEP(0)
-      STEP(1)
-#undef STEP
-      _tile_stored(0, &scratch.scores[key][group * 16], QUERIES * 4);
-      _tile_stored(1, &scratch.scores[key][group * 16 + 16], QUERIES * 4);
-      _tile_stored(2, &scratch.scores[key + 16][group * 16], QUERIES * 4);
-      _tile_stored(3, &scratch.scores[key + 16][group * 16 + 16], QUERIES * 4);
+      _tile_loadd(2, keys + key * HEAD_DIM, HEAD_DIM * 2);
+      _tile_loadd(3, keys + key * HEAD_DIM + 32, HEAD_DIM * 2);
+      _tile_dpbf16ps(0, 2, 4);
+      _tile_dpbf16ps(1, 2, 6);
+      _tile_dpbf16ps(0, 3, 5);
+      _tile_dpbf16ps(1, 3, 7);
+      _tile_stored(0, scratch.scores[group][key], 64);
+      _tile_stored(1, scratch.scores[group + 1][key], 64);
     }
+  }
 }
 
 // O^T += V^T P^T over the block's keys.
 void multiply_values(const uint16_t* values, int64_t count, Scratch& scratch) {
   for (int64_t group = 0; group < GROUPS; group += 2)
     for (int64_t channel = 0; channel < HEAD_DIM; channel += 32) {
-      float* output = &scratch.output[channel][group * 16];
-      _tile_loadd(0, output, QUERIES * 4);
-      _tile_loadd(1, output + 16, QUERIES * 4);
-      _tile_loadd(2, output + 16 * QUERIES, QUERIES * 4);
-      _tile_loadd(3, output + 16 * QUERIES + 16, QUERIES * 4);
+      float *even = scratch.output[group][channel], *odd = scratch.output[group + 1][channel];
+      _tile_loadd(0, even, 64);
+      _tile_loadd(1, odd, 64);
+      _tile_loadd(2, even + 16 * 16, 64);
+      _tile_loadd(3, odd + 16 * 16, 64);
       for (int64_t key = 0; key < count; key += 32) {
         const uint16_t* panel = values + key * HEAD_DIM + channel * 32;
         _tile_loadd(4, panel, 64);
@@ -172,20 +167,20 @@ void multiply_values(const uint16_t* values, int64_t count, Scratch& scratch) {
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
       }
-      _tile_stored(0, output, QUERIES * 4);
-      _tile_stored(1, output + 16, QUERIES * 4);
-      _tile_stored(2, output + 16 * QUERIES, QUERIES * 4);
-      _tile_stored(3, output + 16 * QUERIES + 16, QUERIES * 4);
+      _tile_stored(0, even, 64);
+      _tile_stored(1, odd, 64);
+      _tile_stored(2, even + 16 * 16, 64);
+      _tile_stored(3, odd + 16 * 16, 64);
     }
 }
 
 // Exponentials of one block for 16 queries: updates their running maximum and sum, rescales O^T if the maximum grew.
 void exponentiate(int64_t group, int64_t count, __m512 scale, __m512& maximum, __m512& sum, Scratch& scratch) {
-  const float* scores = &scratch.scores[0][group * 16];
+  const float* scores = scratch.scores[group][0];
   __m512 highest[4];
-  for (int i = 0; i < 4; ++i) highest[i] = _mm512_load_ps(scores + i * QUERIES);
+  for (int i = 0; i < 4; ++i) highest[i] = _mm512_load_ps(scores + i * 16);
   for (int64_t key = 4; key < count; key += 4)
-    for (int i = 0; i < 4; ++i) highest[i] = _mm512_max_ps(highest[i], _mm512_load_ps(scores + (key + i) * QUERIES));
+    for (int i = 0; i < 4; ++i) highest[i] = _mm512_max_ps(highest[i], _mm512_load_ps(scores + (key + i) * 16));
   highest[0] = _mm512_max_ps(_mm512_max_ps(highest[0], highest[1]), _mm512_max_ps(highest[2], highest[3]));
   highest[0] = _mm512_mul_ps(highest[0], scale);
   if (_mm512_cmp_ps_mask(highest[0], maximum, _CMP_GT_OQ)) {
@@ -194,7 +189,7 @@ void exponentiate(int64_t group, int64_t count, __m512 scale, __m512& maximum, _
     maximum = grown;
     sum = _mm512_mul_ps(sum, factor);
     for (int64_t d = 0; d < HEAD_DIM; ++d) {
-      float* row = &scratch.output[d][group * 16];
+      float* row = scratch.output[group][d];
       _mm512_store_ps(row, _mm512_mul_ps(_mm512_load_ps(row), factor));
     }
   }
@@ -202,8 +197,8 @@ void exponentiate(int64_t group, int64_t count, __m512 scale, __m512& maximum, _
   __m512 sums[2] = {sum, _mm512_setzero_ps()};
   uint32_t* probabilities = scratch.probabilities[group][0];  // tiles of consecutive keys follow each other
   for (int64_t key = 0; key < count; key += 2) {
-    const __m512 a = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + key * QUERIES), scale, maximum));
-    const __m512 b = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + (key + 1) * QUERIES), scale, maximum));
+    const __m512 a = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + key * 16), scale, maximum));
+    const __m512 b = exp2(_mm512_fmsub_ps(_mm512_load_ps(scores + (key + 1) * 16), scale, maximum));
     sums[0] = _mm512_add_ps(sums[0], a);
     sums[1] = _mm512_add_ps(sums[1], b);
     const __m512i low = _mm512_srli_epi32(_mm512_add_epi32((__m512i)a, half), 16);
@@ -228,7 +223,7 @@ void attend(const uint16_t* query, int64_t query_stride, int64_t count, const ui
     const int64_t block = length - first < KEYS ? padded(length - first) : KEYS;
     multiply_scores(keys + first * HEAD_DIM, block, scratch);
     for (int64_t key = length - first; key < block; ++key)
-      for (int64_t q = 0; q < QUERIES; ++q) scratch.scores[key][q] = -INFINITY;
+      for (int64_t q = 0; q < QUERIES; ++q) scratch.scores[q / 16][key][q % 16] = -INFINITY;
     for (int64_t group = 0; group < groups; ++group)
       exponentiate(group, block, factor, maximum[group], sum[group], scratch);
     multiply_values(values + first * HEAD_DIM, block, scratch);
@@ -238,7 +233,7 @@ void attend(const uint16_t* query, int64_t query_stride, int64_t count, const ui
     for (int64_t channel = 0; channel < HEAD_DIM; channel += 16) {
       __m512i rows[16];
       for (int d = 0; d < 16; ++d)
-        rows[d] = (__m512i)_mm512_mul_ps(_mm512_load_ps(&scratch.output[channel + d][group * 16]), reciprocal);
+        rows[d] = (__m512i)_mm512_mul_ps(_mm512_load_ps(scratch.output[group][channel + d]), reciprocal);
       transpose(rows);
       for (int i = 0; i < 16 && group * 16 + i < count; ++i)
         _mm256_storeu_si256((__m256i*)(output + (group * 16 + i) * output_stride + channel),
