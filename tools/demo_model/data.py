@@ -38,7 +38,8 @@ MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), "sti
 # Circumradius in units of the scene's radius: keeps the areas of the four shapes comparable.
 _CIRCUMRADIUS = {"circle": 1.0, "square": 1.25, "triangle": 1.4, "star": 1.45}
 _STAR_INNER = 0.5
-_EDGE = 1.5  # width in pixels over which an edge fades, so that sub-pixel motion is visible
+_EDGE = 2.0  # width in pixels over which an edge fades, so that sub-pixel motion is visible
+_RADIUS, _TRAVEL = 14.0, 19.0  # pixels: as large as leaves the star room to move; shapes are told apart by their size
 
 
 @dataclass(frozen=True)
@@ -162,8 +163,8 @@ def path(
 
     `jitter`: how much of the full variety in size, speed and place is used, 0 to 1.
     """
-    radius = (10.75 + jitter * rng.uniform(-1.25, 1.25)) * size / 64
-    travel = (25.0 + jitter * rng.uniform(-3.0, 3.0)) * size / 64
+    radius = (_RADIUS + jitter * rng.uniform(-1.5, 1.5)) * size / 64
+    travel = (_TRAVEL + jitter * rng.uniform(-2.0, 2.0)) * size / 64
     reach = radius * _CIRCUMRADIUS[scene.shape]
     direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     middle = torch.tensor(

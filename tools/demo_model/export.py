@@ -31,7 +31,7 @@ def export(folder: Path, target: Path) -> None:
     )
     model.load_state_dict(load_state(folder / "dit.pt")["average"])
     tie_cases(model["text_encoder"])
-    scale = load_state(folder / "latents_1.0.pt")["scale"]
+    scale = load_state(folder / "latents.pt")["scale"]
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),

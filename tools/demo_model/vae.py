@@ -49,9 +49,9 @@ class Stage:
         return self.peak_lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-TRAIN = Stage("vae", ((420, 24, 1), (700, 4, 9), (520, 4, NUM_FRAMES)), peak_lr=2e-3)
+TRAIN = Stage("vae", ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
 # The denoiser sees the encoder alone, so the decoder can go on learning once the latents are settled.
-POLISH = Stage("vae_polished", ((200, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
+POLISH = Stage("vae_polished", ((300, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
 
 
 def build() -> AutoencoderKLCogVideoX:
@@ -65,6 +65,13 @@ def build() -> AutoencoderKLCogVideoX:
     )
     pin_log_variance(vae)
     return vae
+
+
+def order_channels_last(vae: AutoencoderKLCogVideoX) -> None:
+    """In this memory order a CPU's bf16 convolutions take half the time."""
+    for weight in vae.parameters():
+        if weight.ndim == 5:
+            weight.data = weight.data.to(memory_format=torch.channels_last_3d)
 
 
 @torch.no_grad()
@@ -107,6 +114,7 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
     if stage is POLISH:
         vae.load_state_dict(load_state(folder / f"{TRAIN.name}.pt")["model"])
     vae.encoder.requires_grad_(not stage.decoder_only)
+    order_channels_last(vae)
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=stage.peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
@@ -123,13 +131,15 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
         clips = batch(stage.name, step, *stage.clips_and_frames(step))
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate(step)
-        posterior = vae.encode(clips).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator)
-        # Half the noise when polishing: sharper pictures, still forgiving.
-        latents = posterior.mean + noise * LATENT_NOISE * (0.5 if stage.decoder_only else 1.0)
-        output = vae.decode(latents).sample
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        with torch.autocast("cpu", torch.bfloat16):
+            mean = vae.encode(clips).latent_dist.mean.float()
+            noise = torch.randn(mean.shape, generator=generator)
+            # Half the noise when polishing: sharper pictures, still forgiving.
+            latents = mean + noise * LATENT_NOISE * (0.5 if stage.decoder_only else 1.0)
+            output = vae.decode(latents).sample.float()
         error = F.mse_loss(output, clips)
-        loss = error + 0.2 * F.l1_loss(output, clips) + LATENT_PENALTY * posterior.mean.square().mean()
+        loss = error + 0.2 * F.l1_loss(output, clips) + LATENT_PENALTY * mean.square().mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -142,7 +152,7 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
             print(
                 f"{stage.name} {step + 1}/{stage.steps}  frames {clips.shape[2]}"
                 f"  psnr {10 * math.log10(4 / running):.1f} dB"
-                f"  latent std {posterior.mean.std().item():.2f}  {each:.2f} s/step",
+                f"  latent std {mean.std().item():.2f}  {each:.2f} s/step",
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step + 1 == stage.steps:
