@@ -76,10 +76,9 @@ WORKLOADS: dict[str, Workload] = {
         ),
         Workload(
             name="demo-cold",
-            summary="the demo checkpoint's first generation in a fresh process, nothing compiled: 10 steps",
+            summary="the demo checkpoint's first generation in a fresh process, nothing compiled",
             stages=("cold-start",),
             checkpoint=DEMO,
-            steps=10,
             gate_samples=1,
         ),
         Workload(
