@@ -21,13 +21,22 @@ from ..config import EngineConfig
 
 @dataclass(frozen=True)
 class MergedLinear:
-    """Several linears of one input as one product; `weight` is the memory that their own weights are views of."""
+    """Several linears of one input as one product; `weight` is the memory that their own weights are views of.
+
+    `hidden`: memory that the feed-forward needs later, where the result may lie until then.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    hidden: torch.Tensor | None = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        rows, width = x.flatten(0, 1), self.weight.shape[0]
+        if self.hidden is None or self.bias is None or len(rows) * width > self.hidden.numel():
+            return F.linear(x, self.weight, self.bias)
+        output = self.hidden.view(-1)[: len(rows) * width].view(len(rows), width)
+        torch.addmm(self.bias, rows, self.weight.t(), out=output)
+        return output.view(*x.shape[:2], width)
 
 
 @dataclass(frozen=True)
@@ -127,11 +136,7 @@ def plan_block(
     on_cpu = device.type == "cpu"
     packs = on_cpu and config.pack_weights and dtype in onednn.DTYPES and onednn.why_not() is None
     native = on_cpu and config.fuse_operations and not compiled and can_run_on_cpu(block)
-    merged = packed_out = feed_forward = None
-    if _are_plain(*qkv) and (packs or config.fuse_projections):
-        merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv))
-    if packs and _are_plain(out):
-        packed_out = _pack([out], rows)
+    merged = packed_out = feed_forward = hidden = None
     if ff is not None and _are_plain(*ff) and not any(map(is_hooked, block.ff.modules())):
         if packs:
             feed_forward = PackedFeedForward(_pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows))
@@ -139,6 +144,10 @@ def plan_block(
             shape = (rows, ff[0].out_features)
             hidden = buffers.setdefault(shape, torch.empty(shape, dtype=dtype))
             feed_forward = BufferedFeedForward(*ff, hidden)
+    if _are_plain(*qkv) and (packs or config.fuse_projections):
+        merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv), hidden)
+    if packs and _are_plain(out):
+        packed_out = _pack([out], rows)
     linears = [merged, packed_out]
     if isinstance(feed_forward, PackedFeedForward):
         linears += [feed_forward.first, feed_forward.second]
