@@ -12,12 +12,17 @@ from . import reference
 from .cpu import stream as cpu
 from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
 from .cpu.attention import attention_amx
+from .triton import why_not as why_not_triton
 
-# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s.
+if why_not_triton() is None:
+    from .triton import operations as gpu
+
+# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s,
+# "triton" for `triton.why_not()` None and tensors on a GPU.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
-    "layer_norm_modulate": ("torch", "cpu"),
-    "gated_residual": ("torch", "cpu"),
-    "gated_residual_layer_norm_modulate": ("torch", "cpu"),
+    "layer_norm_modulate": ("torch", "cpu", "triton"),
+    "gated_residual": ("torch", "cpu", "triton"),
+    "gated_residual_layer_norm_modulate": ("torch", "cpu", "triton"),
     "norm_rope": ("torch", "cpu"),
     "attention": ("torch", "amx"),
 }
@@ -57,6 +62,22 @@ def _check_cpu(operation: str, x: torch.Tensor, *others: torch.Tensor | None) ->
         raise ValueError(f'{operation}: impl="cpu" takes a contiguous stream and vectors whose last axis is contiguous')
 
 
+def _check_triton(operation: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """Triton is there, `x` is on a GPU, and all tensors have dtypes and a last axis that the kernels take."""
+    if why_not_triton() is not None:
+        raise ValueError(f'{operation}: impl="triton" cannot work here: {why_not_triton()}')
+    if x.device.type != "cuda" and not gpu.INTERPRETED:
+        raise ValueError(f'{operation}: impl="triton" takes tensors on a GPU, got {x.device}')
+    tensors = [x, *(tensor for tensor in others if tensor is not None)]
+    if any(tensor.dtype not in gpu.DTYPES for tensor in tensors):
+        raise ValueError(
+            f'{operation}: impl="triton" takes {", ".join(map(str, gpu.DTYPES))}, got'
+            f" {', '.join(sorted({str(tensor.dtype) for tensor in tensors}))}"
+        )
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        raise ValueError(f'{operation}: impl="triton" takes tensors whose last axis is contiguous')
+
+
 def layer_norm_modulate(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -74,7 +95,8 @@ def layer_norm_modulate(
         weight, bias: `(dim,)` affine of the LayerNorm, or None.
         shift, scale: `(1 or batch, 2, dim)`, the text expert's at index 0, the video expert's at 1.
         text_length: how many leading rows are text.
-        impl: "torch", or "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; no backward pass.
+        impl: "torch"; "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; "triton": fp16, bf16 or
+            fp32 on a GPU. Only "torch" has a backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `x`.
@@ -88,6 +110,9 @@ def layer_norm_modulate(
     if impl == "cpu":
         _check_cpu("layer_norm_modulate", x, weight, bias, shift, scale)
         return cpu.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
+    if impl == "triton":
+        _check_triton("layer_norm_modulate", x, weight, bias, shift, scale)
+        return gpu.layer_norm_modulate(x.contiguous(), weight, bias, shift, scale, text_length, eps)
     return reference.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
 
 
@@ -104,6 +129,9 @@ def gated_residual(
         y = y.contiguous()
         _check_cpu("gated_residual", x, y, gate)
         return cpu.gated_residual(x, y, gate, text_length)
+    if impl == "triton":
+        _check_triton("gated_residual", x, y, gate)
+        return gpu.gated_residual(x.contiguous(), y.contiguous(), gate, text_length)
     return reference.gated_residual(x, y, gate, text_length)
 
 
@@ -130,6 +158,10 @@ def gated_residual_layer_norm_modulate(
         y = y.contiguous()
         _check_cpu(operation, x, y, gate, weight, bias, shift, scale)
         return cpu.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
+    if impl == "triton":
+        _check_triton(operation, x, y, gate, weight, bias, shift, scale)
+        x, y = x.contiguous(), y.contiguous()
+        return gpu.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
     return reference.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
 
 

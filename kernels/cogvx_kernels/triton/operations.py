@@ -1,0 +1,24 @@
+"""All Triton operations in one place; importing this imports triton."""
+
+from __future__ import annotations
+
+import torch
+
+from .gated_residual import gated_residual
+from .gated_residual_layer_norm_modulate import (
+    gated_residual_layer_norm_modulate,
+    gated_residual_layer_norm_modulate_kernel,
+)
+from .layer_norm_modulate import layer_norm_modulate
+from .targets import INTERPRETED
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+__all__ = [
+    "DTYPES",
+    "INTERPRETED",
+    "gated_residual",
+    "gated_residual_layer_norm_modulate",
+    "gated_residual_layer_norm_modulate_kernel",
+    "layer_norm_modulate",
+]
