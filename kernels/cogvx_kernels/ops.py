@@ -23,7 +23,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "layer_norm_modulate": ("torch", "cpu", "triton"),
     "gated_residual": ("torch", "cpu", "triton"),
     "gated_residual_layer_norm_modulate": ("torch", "cpu", "triton"),
-    "norm_rope": ("torch", "cpu"),
+    "norm_rope": ("torch", "cpu", "triton"),
+    "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx"),
 }
 
@@ -189,29 +190,77 @@ def norm_rope(
         ValueError: for shapes that do not fit or an unknown `impl`.
     """
     _check_impl("norm_rope", impl)
+    _check_norm_rope("norm_rope", x, rotary, text_length)
+    if impl == "torch":
+        return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
+    tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
+    if impl == "triton":
+        _check_triton("norm_rope", x, weight, bias)
+        _check_head_dim("norm_rope", x.shape[3])
+        return gpu.norm_rope(x, weight, bias, *tables, text_length, eps)
+    if (
+        x.dtype not in cpu.DTYPES
+        or x.stride(3) != 1
+        or any(v is not None and v.dtype != x.dtype for v in (weight, bias))
+    ):
+        raise ValueError(
+            f'norm_rope: impl="cpu" takes {" or ".join(map(str, cpu.DTYPES))} with weights of the same dtype and a'
+            f" contiguous last axis, got {x.dtype}"
+        )
+    return cpu.norm_rope(x, weight, bias, *tables, text_length, eps)
+
+
+def qk_norm_rope(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float = 1e-6,
+    impl: str = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`norm_rope` of Q and of K, which have one shape; "triton" does both in one launch."""
+    _check_impl("qk_norm_rope", impl)
+    _check_norm_rope("qk_norm_rope", query, rotary, text_length)
+    if key.shape != query.shape:
+        raise ValueError(
+            f"qk_norm_rope: key must have the shape of query, {tuple(query.shape)}, got {tuple(key.shape)}"
+        )
+    affine = (query_weight, query_bias, key_weight, key_bias)
+    if impl == "torch":
+        return reference.qk_norm_rope(query, key, *affine, rotary, text_length, eps)
+    if impl == "triton":
+        _check_triton("qk_norm_rope", query, key, *affine)
+        _check_head_dim("qk_norm_rope", query.shape[3])
+        tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
+        return gpu.qk_norm_rope(query, key, *affine, *tables, text_length, eps)
+    return (
+        norm_rope(query, query_weight, query_bias, rotary, text_length, eps, impl),
+        norm_rope(key, key_weight, key_bias, rotary, text_length, eps, impl),
+    )
+
+
+def _check_norm_rope(
+    operation: str, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, text_length: int
+) -> None:
     if x.ndim != 4 or not 0 <= text_length <= x.shape[1]:
         raise ValueError(
-            "norm_rope: x must be (batch, sequence, heads, head_dim) and text_length at most the sequence, got"
+            f"{operation}: x must be (batch, sequence, heads, head_dim) and text_length at most the sequence, got"
             f" {tuple(x.shape)} and {text_length}"
         )
     if rotary is not None:
         expected = (x.shape[1] - text_length, x.shape[3])
         if x.shape[3] % 2 or any(tuple(table.shape) != expected for table in rotary):
             shapes = " and ".join(str(tuple(table.shape)) for table in rotary)
-            raise ValueError(f"norm_rope: rotary must be two tables {expected} with an even head dim, got {shapes}")
-    if impl == "cpu":
-        if (
-            x.dtype not in cpu.DTYPES
-            or x.stride(3) != 1
-            or any(v is not None and v.dtype != x.dtype for v in (weight, bias))
-        ):
-            raise ValueError(
-                f'norm_rope: impl="cpu" takes {" or ".join(map(str, cpu.DTYPES))} with weights of the same dtype and a'
-                f" contiguous last axis, got {x.dtype}"
-            )
-        cosines, sines = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
-        return cpu.norm_rope(x, weight, bias, cosines, sines, text_length, eps)
-    return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
+            raise ValueError(f"{operation}: rotary must be two tables {expected} with an even head dim, got {shapes}")
+
+
+def _check_head_dim(operation: str, head_dim: int) -> None:
+    if head_dim < 2 or head_dim & (head_dim - 1):
+        raise ValueError(f'{operation}: impl="triton" takes head dims that are powers of two, got {head_dim}')
 
 
 def attention(

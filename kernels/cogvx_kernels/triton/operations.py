@@ -10,6 +10,7 @@ from .gated_residual_layer_norm_modulate import (
     gated_residual_layer_norm_modulate_kernel,
 )
 from .layer_norm_modulate import layer_norm_modulate
+from .qk_norm_rope import norm_rope, qk_norm_rope
 from .targets import INTERPRETED
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -21,4 +22,6 @@ __all__ = [
     "gated_residual_layer_norm_modulate",
     "gated_residual_layer_norm_modulate_kernel",
     "layer_norm_modulate",
+    "norm_rope",
+    "qk_norm_rope",
 ]

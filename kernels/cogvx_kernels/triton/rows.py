@@ -10,11 +10,14 @@ import torch
 import triton
 import triton.language as tl
 
-# What a stream kernel is launched with on every target, by the width of a row: as many warps as it takes for a warp
-# to hold 256 neighbouring columns, which is one 16-byte load of 8 half-precision numbers a thread. A thread then keeps
-# 8 columns of each expert vector, however many rows it has. Two rows a program give the memory enough to do while
-# the row sums cross the warps; four rows halve the reads of the vectors, which come from L2, and cost registers.
-ROWS_CONFIGS = [triton.Config({"ROWS": rows}, num_warps=8, num_stages=1) for rows in (2, 4, 1)]
+# What a stream kernel is launched with on every target. 8 warps hold 256 neighbouring columns each for the 2,048 that
+# a row of 1,920 is padded to: one 16-byte load of 8 half-precision numbers a thread, and 8 columns of each expert
+# vector to keep, however many rows there are. Two rows give the memory enough to do while the row sums cross the
+# warps. Four rows halve the reads of the vectors, which come from L2; 8 warps would need 145 registers a thread for
+# them where a row is 3,072 wide, so that one program filled a multiprocessor: they take 16.
+ROWS_CONFIGS = [
+    triton.Config({"ROWS": rows}, num_warps=num_warps, num_stages=1) for rows, num_warps in ((2, 8), (4, 16), (1, 8))
+]
 # One binary for streams of all lengths: their divisors tell nothing about where a row starts.
 NOT_SPECIALIZED = ["sequence", "text_length"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 import triton
@@ -53,9 +54,22 @@ class TunedKernel:
     traced or interpreted without one, takes the first.
     """
 
+    _made: ClassVar[list[TunedKernel]] = []
+
     def __init__(self, fn: triton.JITFunction, configs: Configs, key: tuple[str, ...]):
         self.fn, self.configs, self.key = fn, configs, key
         self._tuners: dict[tuple[str, bool], Autotuner] = {}
+        self._made.append(self)
+
+    @classmethod
+    def of(cls, fn: triton.JITFunction) -> TunedKernel:
+        """The one that was made of `fn`."""
+        return next(kernel for kernel in cls._made if kernel.fn is fn)
+
+    @property
+    def parameters(self) -> frozenset[str]:
+        """The names of the kernel's arguments that a configuration sets."""
+        return frozenset(name for configs in self.configs.values() for config in configs for name in config.kwargs)
 
     def __call__(self, device: torch.device) -> Autotuner:
         can_time = device.type == "cuda" and torch.cuda.is_available() and not INTERPRETED
