@@ -24,6 +24,7 @@ from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
 from . import machine_code, ops
+from .triton.attention import DTYPES as ATTENTION_DTYPES
 from .triton.targets import TARGETS, TunedKernel
 
 
@@ -101,11 +102,10 @@ def launches(function: Callable, *arguments: Any) -> list[Launch]:
 
 
 def _launch(call: dict[str, Any]) -> Launch:
-    fn = kernel_side_table.get_kernel(call["kernel_idx"]).fn
-    kernel = TunedKernel.of(fn)
+    kernel = TunedKernel.of(kernel_side_table.get_kernel(call["kernel_idx"]))
     given = call["kwargs"] | kernel_side_table.get_constant_args(call["constant_args_idx"])
     values = {name: value.meta["val"].dtype if hasattr(value, "meta") else value for name, value in given.items()}
-    values = {name: values.get(name) for name in fn.arg_names if name not in kernel.parameters}
+    values = {name: values.get(name) for name in kernel.fn.arg_names if name not in kernel.parameters}
     return Launch(kernel, values)
 
 
@@ -140,16 +140,22 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
     norm = (vector, vector, vectors, vectors, 226, 1e-5, "triton")
     with FakeTensorMode(), torch.device("cuda"):
         # Q and K as they lie in the packed projection.
-        query, key, _ = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
         affine = [torch.empty(head_dim, dtype=dtype)] * 4
         tables = [torch.empty(300 - 226, head_dim)] * 2
 
     def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
         return ops.qk_norm_rope(query, key, *affine, tuple(tables) or None, 226, 1e-6, "triton")
 
+    # Q and K come contiguous from the norms, V is read where the projection put it.
+    attention = []
+    if dtype in ATTENTION_DTYPES:
+        attention = launches(lambda *a: ops.attention(*a, impl="triton"), normed, normed, value)
     return [
         *launches(lambda *a: ops.layer_norm_modulate(*a, *norm[4:]), x, *norm[:4]),
         *launches(lambda *a: ops.gated_residual(*a, 226, "triton"), x, x, vectors),
         *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *norm[4:]), x, x, vectors, *norm[:4]),
         *launches(norm_rope, query, key, affine, tables if rotary else []),
+        *attention,
     ]

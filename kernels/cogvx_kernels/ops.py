@@ -25,7 +25,7 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "gated_residual_layer_norm_modulate": ("torch", "cpu", "triton"),
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
-    "attention": ("torch", "amx"),
+    "attention": ("torch", "amx", "triton"),
 }
 
 
@@ -273,7 +273,8 @@ def attention(
         key, value: `(batch, key_sequence, heads, head_dim)` of the same dtype, any strides with a contiguous last axis.
         scale: None for `head_dim ** -0.5`.
         impl: "torch", or "amx": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not()` is None. fp32 scores
-            and sums, probabilities rounded to bf16; no backward pass.
+            and sums, probabilities rounded to bf16; or "triton": fp16 or bf16, head dim 64 or 128 and a positive scale
+            on a GPU, computed in the same way. Only "torch" has a backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `query`.
@@ -293,6 +294,16 @@ def attention(
     scale = head_dim**-0.5 if scale is None else scale
     if impl == "torch":
         return reference.attention(query, key, value, scale)
+    if impl == "triton":
+        _check_triton("attention", query, key, value)
+        dtypes = {query.dtype, key.dtype, value.dtype}
+        if head_dim not in gpu.HEAD_DIMS or len(dtypes) > 1 or query.dtype not in gpu.ATTENTION_DTYPES or scale <= 0:
+            raise ValueError(
+                f'attention: impl="triton" takes {" or ".join(map(str, gpu.ATTENTION_DTYPES))}, head dims'
+                f" {', '.join(map(str, gpu.HEAD_DIMS))} and a positive scale, got"
+                f" {', '.join(sorted(map(str, dtypes)))}, head dim {head_dim} and scale {scale}"
+            )
+        return gpu.attention(query, key, value, scale)
     if head_dim != AMX_HEAD_DIM or {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
         raise ValueError(
             f'attention: impl="amx" takes bfloat16 and head dim {AMX_HEAD_DIM}, got'

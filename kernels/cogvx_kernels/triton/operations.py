@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .attention import DTYPES as ATTENTION_DTYPES
+from .attention import HEAD_DIMS, attention
 from .gated_residual import gated_residual
 from .gated_residual_layer_norm_modulate import (
     gated_residual_layer_norm_modulate,
@@ -16,8 +18,11 @@ from .targets import INTERPRETED
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 __all__ = [
+    "ATTENTION_DTYPES",
     "DTYPES",
+    "HEAD_DIMS",
     "INTERPRETED",
+    "attention",
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "gated_residual_layer_norm_modulate_kernel",

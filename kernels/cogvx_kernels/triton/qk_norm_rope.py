@@ -14,8 +14,8 @@ from torch.library import triton_op, wrap_triton
 
 from .targets import TARGETS, tuned
 
-# 32 rows of head dim 64 are 16 numbers a thread and tensor: two 16-byte loads each of Q and K on their way at a time, in
-# about 72 registers, which leaves 24 warps or more to a multiprocessor. 16 rows take 40 registers and twice the
+# 32 rows of head dim 64 are 16 numbers a thread and tensor: two 16-byte loads each of Q and K on their way at a time,
+# in about 72 registers, which leaves 24 warps or more to a multiprocessor. 16 rows take 40 registers and twice the
 # programs. 64 rows took 138 registers for no wider loads: not listed.
 _CONFIGS = [triton.Config({"ROWS": rows}, num_warps=4, num_stages=1) for rows in (32, 16)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)

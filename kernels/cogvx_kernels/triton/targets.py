@@ -62,9 +62,9 @@ class TunedKernel:
         self._made.append(self)
 
     @classmethod
-    def of(cls, fn: triton.JITFunction) -> TunedKernel:
-        """The one that was made of `fn`."""
-        return next(kernel for kernel in cls._made if kernel.fn is fn)
+    def of(cls, tuner: Autotuner) -> TunedKernel:
+        """The one that gave `tuner`."""
+        return next(kernel for kernel in cls._made if tuner in kernel._tuners.values())
 
     @property
     def parameters(self) -> frozenset[str]:

@@ -21,6 +21,16 @@ def _round_to_nearest(data, from_dtype, to_dtype, rounding_mode):
 interpreter._convert_float = _round_to_nearest
 
 
+def _exact_dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc):
+    """The interpreter multiplies the bits of bf16 as if they were integers; here are the products of the numbers."""
+    a, b = (self.create_fp_ext(x, tl.float32) if x.dtype == tl.bfloat16 else x for x in (a, b))
+    return _dot(self, a, b, accumulator, input_precision, max_num_imprecise_acc)
+
+
+_dot = interpreter.InterpreterBuilder.create_dot
+interpreter.InterpreterBuilder.create_dot = _exact_dot
+
+
 def guarded(values: torch.Tensor) -> torch.Tensor:
     """A contiguous copy with NaN before and behind it: who reads past it gets NaN into the result."""
     around = values.new_full((values.numel() + 2 * GUARD,), float("nan"))
