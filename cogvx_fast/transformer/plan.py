@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels.cpu import linear as onednn
 from cogvx_kernels.cpu import stream as cpu_stream
+from cogvx_kernels.triton import why_not as why_not_triton
 from torch import nn
 
 from ..config import EngineConfig
@@ -42,6 +43,22 @@ class PackedLinear:
 
 
 @dataclass(frozen=True)
+class GeluLinear:
+    """A linear and the tanh form of GELU as one product on a GPU, where cuBLASLt has both in its epilogue.
+
+    The GELU is of the sums before they are rounded. `_addmm_activation` is torch's name for that call: it takes the
+    tanh form on CUDA (and the exact one on a CPU, where this is not used). `weight` and `bias` are the linear's own.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
+        return rows.unflatten(0, x.shape[:-1])
+
+
+@dataclass(frozen=True)
 class BlockPlan:
     """What replaces calls of a block's own modules; None: they are called.
 
@@ -59,7 +76,7 @@ class BlockPlan:
     impl: str = "torch"
     qkv: MergedLinear | PackedLinear | None = None
     out: PackedLinear | None = None
-    ff: tuple[PackedLinear, PackedLinear] | None = None
+    ff: tuple[PackedLinear | GeluLinear, PackedLinear | MergedLinear] | None = None
     hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
@@ -93,9 +110,13 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
         packed_out = _pack([out], rows)
     if packs and ff is not None and _are_plain(*ff):
         packed_ff = _pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows)
+    on_gpu = device.type == "cuda" and config.fuse_operations
+    if on_gpu and ff is not None and _are_plain(*ff) and ff[0].bias is not None:
+        packed_ff = GeluLinear(*_parameters(ff[0])), MergedLinear(*_parameters(ff[1]))
+    impl = "cpu" if native else "triton" if on_gpu and can_run_on_gpu(block) else "torch"
     packed = [linear for linear in (merged, packed_out, *(packed_ff or ())) if isinstance(linear, PackedLinear)]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in packed)
-    return BlockPlan("cpu" if native else "torch", merged, packed_out, packed_ff, hooked, size, _state(block))
+    return BlockPlan(impl, merged, packed_out, packed_ff, hooked, size, _state(block))
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -116,10 +137,23 @@ def can_run_on_cpu(block: nn.Module) -> bool:
     return len(dtypes) == 1 and dtypes <= set(cpu_stream.DTYPES) and cpu_stream.why_not() is None
 
 
+def can_run_on_gpu(block: nn.Module) -> bool:
+    """Whether the Triton operations take what this block has: half precision or fp32, a head dim that is 2^n."""
+    dtypes = {p.dtype for norm in (block.norm1.norm, block.norm2.norm) for p in norm.parameters()}
+    dtypes.add(block.attn1.to_q.weight.dtype)
+    head_dim = block.attn1.to_q.out_features // block.attn1.heads
+    known = {torch.float16, torch.bfloat16, torch.float32}
+    return why_not_triton() is None and dtypes <= known and head_dim & (head_dim - 1) == 0
+
+
 def _linears(block: nn.Module) -> tuple[list[nn.Module], nn.Module, list[nn.Module] | None]:
     attention, net = block.attn1, block.ff.net
     feed_forward = [net[0].proj, net[2]] if getattr(net[0], "approximate", None) == "tanh" else None
     return [attention.to_q, attention.to_k, attention.to_v], attention.to_out[0], feed_forward
+
+
+def _parameters(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
 
 def _place(block: nn.Module) -> tuple[torch.device, torch.dtype]:

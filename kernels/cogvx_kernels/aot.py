@@ -27,6 +27,25 @@ from . import machine_code, ops
 from .triton.attention import DTYPES as ATTENTION_DTYPES
 from .triton.targets import TARGETS, TunedKernel
 
+# Aten operations and Python's own that launch nothing: views, and memory for a kernel to write.
+_FREE = frozenset(
+    [
+        "alias",
+        "detach",
+        "empty",
+        "empty_like",
+        "getitem",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "t",
+        "transpose",
+        "unbind",
+        "view",
+    ]
+)
+
 
 class _NoDevice:
     """Stands in for triton's driver: names a GPU, and has none."""
@@ -99,6 +118,17 @@ def launches(function: Callable, *arguments: Any) -> list[Launch]:
         for node in trace(function, *arguments).nodes
         if node.target is triton_kernel_wrapper_functional
     ]
+
+
+def kernel_names(graph: torch.fx.Graph) -> list[str]:
+    """What a graph of `trace` launches on the device, in order: Triton kernels and aten operations by name."""
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    named = (_launch(node.kwargs).name if "kernel_idx" in node.kwargs else _operation(node.target) for node in calls)
+    return [name for name in named if name not in _FREE]
+
+
+def _operation(target: Callable) -> str:
+    return target.__name__.split(".")[0]
 
 
 def _launch(call: dict[str, Any]) -> Launch:
