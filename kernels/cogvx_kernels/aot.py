@@ -100,9 +100,9 @@ class Compiled:
 
 
 def describe(config: triton.Config) -> str:
-    """`128x64, 4 warps, 3 stages`, or with names where there are other parameters than tile sizes."""
-    values = ", ".join(f"{name} {value}" for name, value in config.kwargs.items())
-    return f"{values}, {config.num_warps} warps, {config.num_stages} stages"
+    """The parameters of a configuration, as `ROWS 2, 8 warps` or `BLOCK_M 128, BLOCK_N 64, 4 warps, 3 stages`."""
+    values = [f"{name} {value}" for name, value in config.kwargs.items()] + [f"{config.num_warps} warps"]
+    return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
 
 
 def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
@@ -189,3 +189,28 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
         *launches(norm_rope, query, key, affine, tables if rotary else []),
         *attention,
     ]
+
+
+def resource_table(launches: list[Launch], targets: list[str]) -> str:
+    """A Markdown table of what every configuration takes on `targets`, as it is in `docs/kernels.md`."""
+    lines = [
+        "| kernel | GPU | configuration | registers | spills | shared, KiB | programs | limited by | in its code |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for launch in launches:
+        for compiled in compile_all(launch, targets):
+            took = compiled.resources
+            code = took.matrix or took.widths
+            cells = (
+                launch.name,
+                compiled.target,
+                describe(compiled.config),
+                took.registers,
+                took.spills,
+                f"{took.shared / 1024:.1f}",
+                took.programs,
+                took.limited_by,
+                ", ".join(f"{count} {kind}" for kind, count in code.items()),
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)

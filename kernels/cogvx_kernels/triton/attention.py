@@ -37,9 +37,10 @@ _ADA_64 = [_config(128, 64, 4, 3), _config(128, 32, 4, 3)]
 _ADA_128 = [_config(128, 32, 8, 2), _config(128, 64, 8, 2)]
 # The code for this target has fewer registers left over: 64 keys for 128 queries and 4 warps spill.
 _BLACKWELL_RTX_64 = [_config(128, 32, 4, 3), _config(64, 64, 4, 3)]
+_BLACKWELL_RTX_128 = [_config(128, 64, 8, 2), _config(64, 32, 8, 3)]
 # wgmma and tcgen05 read shared memory themselves. Exponentials take as long as the products at head dim 64, so
-# something else has to run during either: two programs (64 keys, or 4 warps), or the other warp group (128 keys).
-_HOPPER_64 = [_config(128, 64, 8, 3), _config(128, 128, 8, 2), _config(128, 128, 4, 2)]
+# something else has to run during either: two programs (64 keys), or the other warp group (128 keys). 4 warps spill.
+_HOPPER_64 = [_config(128, 64, 8, 3), _config(128, 128, 8, 2)]
 _HOPPER_128 = [_config(128, 64, 8, 2), _config(128, 128, 8, 2)]
 # 64 KiB of shared memory, where one stage leaves room for two programs.
 _CDNA_64 = [_config(128, 64, 4, 1), _config(128, 64, 4, 2), _config(256, 64, 8, 1)]
@@ -60,7 +61,7 @@ CONFIGS = {
         "sm_89": _ADA_128,
         "sm_90": _HOPPER_128,
         "sm_100": _HOPPER_128,
-        "sm_120": _ADA_128,
+        "sm_120": _BLACKWELL_RTX_128,
         "gfx942": _CDNA_128,
     },
 }
