@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 PROMPT ?= a red circle moves right on a white background
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-kernels lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -19,6 +19,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
+
+# Every kernel in every configuration for every GPU: minutes, and no GPU needed.
+test-kernels: $(VENV)/.installed
+	$(BIN)/pytest -m kernels_all tests/kernels
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ class AttentionBackend(enum.StrEnum):
     XFORMERS = "xformers"
     SAGE = "sage"
     AMX = "amx"
+    TRITON = "triton"
 
 
 class CompileMode(enum.StrEnum):
@@ -46,7 +47,7 @@ class EngineConfig:
         pack_weights: on a CPU, hold a copy of the blocks' weights in oneDNN's own order while a generation runs,
             instead of reordering them in every call. Costs as much memory again as those weights take.
         fuse_operations: do what stands between the matrix products (norms, modulation, gates, rotations) in one pass
-            each, in C++ on a CPU that has a compiler. Changes nothing but the order of rounding.
+            each: in Triton on a GPU, in C++ on a CPU that has a compiler. Changes nothing but the order of rounding.
         compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
             over them, which takes as many times longer to compile as there are blocks.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device

@@ -130,7 +130,10 @@ def report_projections(session: EngineSession) -> ReportLine:
     native = sum(plan.impl == "cpu" for plan in plans)
     if native:
         parts.append(f"norms, gates and rotations in C++ in {native}")
-    return ReportLine(PROJECTIONS, bool(merged or packed or native), "; ".join(parts))
+    on_gpu = sum(plan.impl == "triton" for plan in plans)
+    if on_gpu:
+        parts.append(f"norms, gates and rotations in Triton in {on_gpu}")
+    return ReportLine(PROJECTIONS, bool(merged or packed or native or on_gpu), "; ".join(parts))
 
 
 def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:

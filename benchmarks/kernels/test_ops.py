@@ -8,7 +8,7 @@ import functools
 
 import pytest
 import torch
-from cogvx_kernels import ops
+from cogvx_kernels import ops, triton
 from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import stream
 
@@ -28,10 +28,15 @@ def arguments(operation, dim):
     heads = (BATCH, TOKENS, dim // 64, 64)
     if operation == "attention":
         return {name: randn(*heads) for name in ("query", "key", "value")}
-    if operation == "norm_rope":
+    if operation.endswith("norm_rope"):
         angles = torch.rand(TOKENS - TEXT, 64, generator=generator, dtype=torch.float64) * 6
         rotary = (angles.cos(), angles.sin())
+    if operation == "norm_rope":
         return {"x": randn(*heads), "weight": randn(64), "bias": randn(64), "rotary": rotary, "text_length": TEXT}
+    if operation == "qk_norm_rope":
+        vectors = ("query_weight", "query_bias", "key_weight", "key_bias")
+        both = {"query": randn(*heads), "key": randn(*heads)} | {name: randn(64) for name in vectors}
+        return both | {"rotary": rotary, "text_length": TEXT}
     stream = {"x": randn(BATCH, TOKENS, dim)}
     residual = {"y": randn(BATCH, TOKENS, dim), "gate": randn(1, 2, dim)}
     norm = {"weight": randn(dim), "bias": randn(dim), "shift": randn(1, 2, dim), "scale": randn(1, 2, dim)}
@@ -54,13 +59,15 @@ def converted(values, dtype):
 CASES = [(operation, impl) for operation, names in ops.IMPLEMENTATIONS.items() for impl in names]
 
 
-def skip_where_it_cannot_run(impl, dtype):
+def skip_where_it_cannot_run(operation, impl, dtype):
     if impl == "torch":
         return
-    module = {"cpu": stream, "amx": amx}[impl]
-    reason = "it runs on a CPU" if DEVICE != "cpu" else module.why_not()
+    module, device = {"cpu": (stream, "cpu"), "amx": (amx, "cpu"), "triton": (triton, "cuda")}[impl]
+    reason = f"it runs on {device}" if device != DEVICE else module.why_not()
     if impl == "amx" and dtype != "bf16":
         reason = "it takes bf16"
+    if (operation, impl, dtype) == ("attention", "triton", "fp32"):
+        reason = "it takes fp16 and bf16"
     if reason is not None:
         pytest.skip(reason)
 
@@ -76,7 +83,7 @@ def error(outputs, expected):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(("operation", "impl"), CASES)
 def test_operation(benchmark, operation, width, dtype, impl):
-    skip_where_it_cannot_run(impl, dtype)
+    skip_where_it_cannot_run(operation, impl, dtype)
     given = converted(arguments(operation, WIDTHS[width]), DTYPES[dtype])
     formula = functools.partial(getattr(ops, operation), impl="torch")
     exact, plain = (formula(**converted(given, d)) for d in (torch.float64, DTYPES[dtype]))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import torch
 from cogvx_kernels.cpu import attention as amx
+from cogvx_kernels.triton import why_not as why_not_triton
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 
 from ..config import AttentionBackend
@@ -78,6 +79,17 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         why_not=amx.why_not,
         install="comes with cogvx_fast",
     ),
+    AttentionBackend.TRITON: Capability(
+        None,
+        exact=True,
+        impl="triton",
+        devices=_GPU,
+        dtypes=_HALF,
+        head_dims=frozenset((64, 128)),
+        compute_capability=((8, 0), (99, 0)),
+        why_not=why_not_triton,
+        install="pip install triton",
+    ),
     AttentionBackend.SDPA: Capability(AttentionBackendName.NATIVE, exact=True),
     AttentionBackend.XFORMERS: Capability(
         AttentionBackendName.XFORMERS,
@@ -98,7 +110,8 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
     ),
 }
 # What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper, our kernel on CPUs with AMX; everywhere
-# else torch's own SDPA runs the flash-attn 2 kernel already, without a package.
+# else torch's own SDPA runs the flash-attn 2 kernel already, without a package. Our Triton kernel is not among them as
+# long as no GPU has measured it.
 _AUTO = (AttentionBackend.FLASH_3, AttentionBackend.AMX, AttentionBackend.SDPA)
 
 
@@ -171,7 +184,10 @@ def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.d
         return f"it has no kernel for head dim {head_dim}"
     if capability.compute_capability is not None:
         lowest, highest = capability.compute_capability
-        own = torch.cuda.get_device_capability(device)
+        try:
+            own = torch.cuda.get_device_capability(device)
+        except (AssertionError, RuntimeError):  # a torch without CUDA, or no driver
+            return "torch finds no GPU here"
         if not lowest <= own <= highest:
             return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
     return capability.why_not() if capability.why_not is not None else None

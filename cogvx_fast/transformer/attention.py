@@ -51,8 +51,7 @@ class JointAttnProcessor:
             query, key, value = (
                 project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
             )
-        query = _norm_rope(attn.norm_q, query, image_rotary_emb, text_seq_length, plan.impl)
-        key = _norm_rope(attn.norm_k, key, image_rotary_emb, text_seq_length, plan.impl)
+        query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, plan.impl)
         output = self._attend(query, key, value, attention_mask).flatten(2)
         return plan.out(output) if plan.out is not None else attn.to_out[1](attn.to_out[0](output))
 
@@ -64,6 +63,24 @@ class JointAttnProcessor:
             return ops.attention(query, key, value, impl=self.backend.impl)
         # Our kernels know neither masks nor gradients.
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
+
+
+def _qk_norm_rope(
+    attn: Attention,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    text_seq_length: int,
+    impl: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    norms = attn.norm_q, attn.norm_k
+    if any(norm is None or is_hooked(norm) for norm in norms) or attn.norm_q.eps != attn.norm_k.eps:
+        return tuple(
+            _norm_rope(norm, x, image_rotary_emb, text_seq_length, impl)
+            for norm, x in zip(norms, (query, key), strict=True)
+        )
+    affine = [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
+    return ops.qk_norm_rope(query, key, *affine, image_rotary_emb, text_seq_length, attn.norm_q.eps, impl)
 
 
 def _norm_rope(

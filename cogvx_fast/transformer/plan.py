@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels.cpu import linear as onednn
 from cogvx_kernels.cpu import stream as cpu_stream
+from cogvx_kernels.triton import why_not as why_not_triton
 from torch import nn
 
 from ..config import EngineConfig
@@ -52,11 +53,27 @@ class PackedLinear:
 
 
 @dataclass(frozen=True)
-class PackedFeedForward:
-    """Both products of a feed-forward on packed weights, GELU in the first."""
+class GeluLinear:
+    """A linear and the tanh form of GELU as one product on a GPU, where cuBLASLt has both in its epilogue.
 
-    first: PackedLinear
-    second: PackedLinear
+    The GELU is of the sums before they are rounded. `_addmm_activation` is torch's name for that call: it takes the
+    tanh form on CUDA (and the exact one on a CPU, where this is not used). `weight` and `bias` are the linear's own.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch._addmm_activation(self.bias, x.flatten(0, -2), self.weight.t(), use_gelu=True)
+        return rows.unflatten(0, x.shape[:-1])
+
+
+@dataclass(frozen=True)
+class FusedFeedForward:
+    """A feed-forward of two products, GELU in the first."""
+
+    first: PackedLinear | GeluLinear
+    second: PackedLinear | MergedLinear
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.second(self.first(x))
@@ -101,7 +118,7 @@ class BlockPlan:
     impl: str = "torch"
     qkv: MergedLinear | PackedLinear | None = None
     out: PackedLinear | None = None
-    ff: PackedFeedForward | BufferedFeedForward | None = None
+    ff: FusedFeedForward | BufferedFeedForward | None = None
     hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
@@ -135,24 +152,28 @@ def plan_block(
     device, dtype = _place(block)
     on_cpu = device.type == "cpu"
     packs = on_cpu and config.pack_weights and dtype in onednn.DTYPES and onednn.why_not() is None
+    on_gpu = device.type == "cuda" and config.fuse_operations
     native = on_cpu and config.fuse_operations and not compiled and can_run_on_cpu(block)
     merged = packed_out = feed_forward = hidden = None
     if ff is not None and _are_plain(*ff) and not any(map(is_hooked, block.ff.modules())):
         if packs:
-            feed_forward = PackedFeedForward(_pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows))
+            feed_forward = FusedFeedForward(_pack([ff[0]], rows, gelu=True), _pack([ff[1]], rows))
         elif native and dtype == torch.float32 and ff[0].bias is not None:
             shape = (rows, ff[0].out_features)
             hidden = buffers.setdefault(shape, torch.empty(shape, dtype=dtype))
             feed_forward = BufferedFeedForward(*ff, hidden)
+        elif on_gpu and ff[0].bias is not None:
+            feed_forward = FusedFeedForward(GeluLinear(*_parameters(ff[0])), MergedLinear(*_parameters(ff[1])))
     if _are_plain(*qkv) and (packs or config.fuse_projections):
         merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv), hidden)
     if packs and _are_plain(out):
         packed_out = _pack([out], rows)
+    impl = "cpu" if native else "triton" if on_gpu and can_run_on_gpu(block) else "torch"
     linears = [merged, packed_out]
-    if isinstance(feed_forward, PackedFeedForward):
+    if isinstance(feed_forward, FusedFeedForward):
         linears += [feed_forward.first, feed_forward.second]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in linears if isinstance(linear, PackedLinear))
-    return BlockPlan("cpu" if native else "torch", merged, packed_out, feed_forward, hooked, size, _state(block))
+    return BlockPlan(impl, merged, packed_out, feed_forward, hooked, size, _state(block))
 
 
 def is_hooked(module: nn.Module) -> bool:
@@ -173,10 +194,23 @@ def can_run_on_cpu(block: nn.Module) -> bool:
     return len(dtypes) == 1 and dtypes <= set(cpu_stream.DTYPES) and cpu_stream.why_not() is None
 
 
+def can_run_on_gpu(block: nn.Module) -> bool:
+    """Whether the Triton operations take what this block has: half precision or fp32, a head dim that is 2^n."""
+    dtypes = {p.dtype for norm in (block.norm1.norm, block.norm2.norm) for p in norm.parameters()}
+    dtypes.add(block.attn1.to_q.weight.dtype)
+    head_dim = block.attn1.to_q.out_features // block.attn1.heads
+    known = {torch.float16, torch.bfloat16, torch.float32}
+    return why_not_triton() is None and dtypes <= known and head_dim & (head_dim - 1) == 0
+
+
 def _linears(block: nn.Module) -> tuple[list[nn.Module], nn.Module, list[nn.Module] | None]:
     attention, net = block.attn1, block.ff.net
     feed_forward = [net[0].proj, net[2]] if getattr(net[0], "approximate", None) == "tanh" else None
     return [attention.to_q, attention.to_k, attention.to_v], attention.to_out[0], feed_forward
+
+
+def _parameters(linear: nn.Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    return linear.weight.detach(), None if linear.bias is None else linear.bias.detach()
 
 
 def _place(block: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -12,14 +12,20 @@ from . import reference
 from .cpu import stream as cpu
 from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
 from .cpu.attention import attention_amx
+from .triton import why_not as why_not_triton
 
-# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s.
+if why_not_triton() is None:
+    from .triton import operations as gpu
+
+# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s,
+# "triton" for `triton.why_not()` None and tensors on a GPU.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
-    "layer_norm_modulate": ("torch", "cpu"),
-    "gated_residual": ("torch", "cpu"),
-    "gated_residual_layer_norm_modulate": ("torch", "cpu"),
-    "norm_rope": ("torch", "cpu"),
-    "attention": ("torch", "amx"),
+    "layer_norm_modulate": ("torch", "cpu", "triton"),
+    "gated_residual": ("torch", "cpu", "triton"),
+    "gated_residual_layer_norm_modulate": ("torch", "cpu", "triton"),
+    "norm_rope": ("torch", "cpu", "triton"),
+    "qk_norm_rope": ("torch", "cpu", "triton"),
+    "attention": ("torch", "amx", "triton"),
 }
 
 
@@ -57,6 +63,22 @@ def _check_cpu(operation: str, x: torch.Tensor, *others: torch.Tensor | None) ->
         raise ValueError(f'{operation}: impl="cpu" takes a contiguous stream and vectors whose last axis is contiguous')
 
 
+def _check_triton(operation: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
+    """Triton is there, `x` is on a GPU, and all tensors have dtypes and a last axis that the kernels take."""
+    if why_not_triton() is not None:
+        raise ValueError(f'{operation}: impl="triton" cannot work here: {why_not_triton()}')
+    if x.device.type != "cuda" and not gpu.INTERPRETED:
+        raise ValueError(f'{operation}: impl="triton" takes tensors on a GPU, got {x.device}')
+    tensors = [x, *(tensor for tensor in others if tensor is not None)]
+    if any(tensor.dtype not in gpu.DTYPES for tensor in tensors):
+        raise ValueError(
+            f'{operation}: impl="triton" takes {", ".join(map(str, gpu.DTYPES))}, got'
+            f" {', '.join(sorted({str(tensor.dtype) for tensor in tensors}))}"
+        )
+    if any(tensor.stride(-1) != 1 for tensor in tensors):
+        raise ValueError(f'{operation}: impl="triton" takes tensors whose last axis is contiguous')
+
+
 def layer_norm_modulate(
     x: torch.Tensor,
     weight: torch.Tensor | None,
@@ -74,7 +96,8 @@ def layer_norm_modulate(
         weight, bias: `(dim,)` affine of the LayerNorm, or None.
         shift, scale: `(1 or batch, 2, dim)`, the text expert's at index 0, the video expert's at 1.
         text_length: how many leading rows are text.
-        impl: "torch", or "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; no backward pass.
+        impl: "torch"; "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; "triton": fp16, bf16 or
+            fp32 on a GPU. Only "torch" has a backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `x`.
@@ -88,6 +111,9 @@ def layer_norm_modulate(
     if impl == "cpu":
         _check_cpu("layer_norm_modulate", x, weight, bias, shift, scale)
         return cpu.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
+    if impl == "triton":
+        _check_triton("layer_norm_modulate", x, weight, bias, shift, scale)
+        return gpu.layer_norm_modulate(x.contiguous(), weight, bias, shift, scale, text_length, eps)
     return reference.layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
 
 
@@ -104,6 +130,9 @@ def gated_residual(
         y = y.contiguous()
         _check_cpu("gated_residual", x, y, gate)
         return cpu.gated_residual(x, y, gate, text_length)
+    if impl == "triton":
+        _check_triton("gated_residual", x, y, gate)
+        return gpu.gated_residual(x.contiguous(), y.contiguous(), gate, text_length)
     return reference.gated_residual(x, y, gate, text_length)
 
 
@@ -130,6 +159,10 @@ def gated_residual_layer_norm_modulate(
         y = y.contiguous()
         _check_cpu(operation, x, y, gate, weight, bias, shift, scale)
         return cpu.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
+    if impl == "triton":
+        _check_triton(operation, x, y, gate, weight, bias, shift, scale)
+        x, y = x.contiguous(), y.contiguous()
+        return gpu.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
     return reference.gated_residual_layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
 
 
@@ -157,29 +190,77 @@ def norm_rope(
         ValueError: for shapes that do not fit or an unknown `impl`.
     """
     _check_impl("norm_rope", impl)
+    _check_norm_rope("norm_rope", x, rotary, text_length)
+    if impl == "torch":
+        return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
+    tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
+    if impl == "triton":
+        _check_triton("norm_rope", x, weight, bias)
+        _check_head_dim("norm_rope", x.shape[3])
+        return gpu.norm_rope(x, weight, bias, *tables, text_length, eps)
+    if (
+        x.dtype not in cpu.DTYPES
+        or x.stride(3) != 1
+        or any(v is not None and v.dtype != x.dtype for v in (weight, bias))
+    ):
+        raise ValueError(
+            f'norm_rope: impl="cpu" takes {" or ".join(map(str, cpu.DTYPES))} with weights of the same dtype and a'
+            f" contiguous last axis, got {x.dtype}"
+        )
+    return cpu.norm_rope(x, weight, bias, *tables, text_length, eps)
+
+
+def qk_norm_rope(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float = 1e-6,
+    impl: str = "torch",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`norm_rope` of Q and of K, which have one shape; "triton" does both in one launch."""
+    _check_impl("qk_norm_rope", impl)
+    _check_norm_rope("qk_norm_rope", query, rotary, text_length)
+    if key.shape != query.shape:
+        raise ValueError(
+            f"qk_norm_rope: key must have the shape of query, {tuple(query.shape)}, got {tuple(key.shape)}"
+        )
+    affine = (query_weight, query_bias, key_weight, key_bias)
+    if impl == "torch":
+        return reference.qk_norm_rope(query, key, *affine, rotary, text_length, eps)
+    if impl == "triton":
+        _check_triton("qk_norm_rope", query, key, *affine)
+        _check_head_dim("qk_norm_rope", query.shape[3])
+        tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
+        return gpu.qk_norm_rope(query, key, *affine, *tables, text_length, eps)
+    return (
+        norm_rope(query, query_weight, query_bias, rotary, text_length, eps, impl),
+        norm_rope(key, key_weight, key_bias, rotary, text_length, eps, impl),
+    )
+
+
+def _check_norm_rope(
+    operation: str, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, text_length: int
+) -> None:
     if x.ndim != 4 or not 0 <= text_length <= x.shape[1]:
         raise ValueError(
-            "norm_rope: x must be (batch, sequence, heads, head_dim) and text_length at most the sequence, got"
+            f"{operation}: x must be (batch, sequence, heads, head_dim) and text_length at most the sequence, got"
             f" {tuple(x.shape)} and {text_length}"
         )
     if rotary is not None:
         expected = (x.shape[1] - text_length, x.shape[3])
         if x.shape[3] % 2 or any(tuple(table.shape) != expected for table in rotary):
             shapes = " and ".join(str(tuple(table.shape)) for table in rotary)
-            raise ValueError(f"norm_rope: rotary must be two tables {expected} with an even head dim, got {shapes}")
-    if impl == "cpu":
-        if (
-            x.dtype not in cpu.DTYPES
-            or x.stride(3) != 1
-            or any(v is not None and v.dtype != x.dtype for v in (weight, bias))
-        ):
-            raise ValueError(
-                f'norm_rope: impl="cpu" takes {" or ".join(map(str, cpu.DTYPES))} with weights of the same dtype and a'
-                f" contiguous last axis, got {x.dtype}"
-            )
-        cosines, sines = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
-        return cpu.norm_rope(x, weight, bias, cosines, sines, text_length, eps)
-    return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
+            raise ValueError(f"{operation}: rotary must be two tables {expected} with an even head dim, got {shapes}")
+
+
+def _check_head_dim(operation: str, head_dim: int) -> None:
+    if head_dim < 2 or head_dim & (head_dim - 1):
+        raise ValueError(f'{operation}: impl="triton" takes head dims that are powers of two, got {head_dim}')
 
 
 def attention(
@@ -192,7 +273,8 @@ def attention(
         key, value: `(batch, key_sequence, heads, head_dim)` of the same dtype, any strides with a contiguous last axis.
         scale: None for `head_dim ** -0.5`.
         impl: "torch", or "amx": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not()` is None. fp32 scores
-            and sums, probabilities rounded to bf16; no backward pass.
+            and sums, probabilities rounded to bf16; or "triton": fp16 or bf16, head dim 64 or 128 and a positive scale
+            on a GPU, computed in the same way. Only "torch" has a backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `query`.
@@ -212,6 +294,16 @@ def attention(
     scale = head_dim**-0.5 if scale is None else scale
     if impl == "torch":
         return reference.attention(query, key, value, scale)
+    if impl == "triton":
+        _check_triton("attention", query, key, value)
+        dtypes = {query.dtype, key.dtype, value.dtype}
+        if head_dim not in gpu.HEAD_DIMS or len(dtypes) > 1 or query.dtype not in gpu.ATTENTION_DTYPES or scale <= 0:
+            raise ValueError(
+                f'attention: impl="triton" takes {" or ".join(map(str, gpu.ATTENTION_DTYPES))}, head dims'
+                f" {', '.join(map(str, gpu.HEAD_DIMS))} and a positive scale, got"
+                f" {', '.join(sorted(map(str, dtypes)))}, head dim {head_dim} and scale {scale}"
+            )
+        return gpu.attention(query, key, value, scale)
     if head_dim != AMX_HEAD_DIM or {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
         raise ValueError(
             f'attention: impl="amx" takes bfloat16 and head dim {AMX_HEAD_DIM}, got'

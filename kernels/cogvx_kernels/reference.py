@@ -76,6 +76,24 @@ def norm_rope(
     return normed.to(x.dtype).contiguous()
 
 
+def qk_norm_rope(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`norm_rope` of Q and of K, each with its own affine."""
+    return (
+        norm_rope(query, query_weight, query_bias, rotary, text_length, eps),
+        norm_rope(key, key_weight, key_bias, rotary, text_length, eps),
+    )
+
+
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
     """Scaled dot-product attention (Vaswani et al. 2017) over `(batch, sequence, heads, head_dim)`."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))

@@ -80,13 +80,24 @@ def test_what_cannot_work_says_why_and_what_can(
         resolve(backend, device, dtype, head_dim, exact)
 
 
-@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in ("auto", "sdpa", "amx")])
+@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in ("auto", "sdpa", "amx", "triton")])
 def test_a_missing_package_says_how_to_get_it(backend, monkeypatch):
     for name in PACKAGES:
         monkeypatch.setattr(attention_dispatch, name, False)
     with pytest.raises(ValueError, match="not installed, or too old") as caught:
         resolve(backend, "cuda", torch.float16, 64, exact=False)
     assert CAPABILITIES[backend].install in str(caught.value)
+
+
+def test_triton_runs_on_gpus_and_is_not_chosen_by_itself(gpu):
+    with pytest.raises(ValueError, match="attention='triton' cannot work here: it runs on cuda, not on cpu"):
+        resolve("triton", "cpu", torch.bfloat16, 64)
+    gpu(8, 0)
+    assert resolve("triton", "cuda", torch.float16, 64).capability.impl == "triton"
+    assert resolve("auto", "cuda", torch.float16, 64).backend is AttentionBackend.SDPA
+    gpu(7, 5)
+    with pytest.raises(ValueError, match=r"it needs compute capability 8\.0 to 99\.0, this GPU has 7\.5"):
+        resolve("triton", "cuda", torch.float16, 64)
 
 
 def test_an_unknown_name_lists_those_there_are():

@@ -8,6 +8,8 @@ from cogvx_kernels import ops
 from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import build, linear, stream
 
+from tests.kernels.budget import assert_within_budget, randn
+
 needs_compiler = pytest.mark.skipif(stream.why_not() is not None, reason=str(stream.why_not()))
 needs_amx = pytest.mark.skipif(amx.why_not() is not None, reason=str(amx.why_not()))
 SHAPES = [(1, 1, 8, 0), (1, 1, 8, 1), (2, 7, 24, 3), (3, 33, 64, 33), (2, 65, 130, 0)]  # batch, sequence, dim, text
@@ -20,31 +22,6 @@ def _poisoned(monkeypatch):
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: empty_like(*a, **k).fill_(float("nan")))
-
-
-def randn(*shape, dtype, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def wide(arguments):
-    def widen(value):
-        if isinstance(value, tuple):
-            return tuple(map(widen, value))
-        return value.double() if isinstance(value, torch.Tensor) else value
-
-    return [widen(argument) for argument in arguments]
-
-
-def assert_within_budget(operation, arguments, impl, slack=1.1):
-    """The error of `impl` against fp64 is at most `slack` times that of the torch implementation."""
-    expected = operation(*wide(arguments), impl="torch")
-    outputs = [operation(*arguments, impl=impl), operation(*arguments, impl="torch")]
-    results = [[r] if isinstance(r, torch.Tensor) else list(r) for r in (expected, *outputs)]
-    for truth, output, reference in zip(*results, strict=True):
-        assert output.shape == truth.shape and output.dtype == arguments[0].dtype
-        error, own = ((o.double() - truth).norm() / truth.norm() for o in (output, reference))
-        # Results of few numbers may have no error in torch: an ulp of fp32 is no failure.
-        assert error <= slack * own + 1e-7
 
 
 @needs_compiler

@@ -12,7 +12,9 @@ from torch._dynamo.utils import counters
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.attention import AttentionBackend, resolve
 from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.plan import MergedLinear, PackedLinear
+from cogvx_fast.transformer import plan as planning
+from cogvx_fast.transformer.block import FastCogVideoXBlock
+from cogvx_fast.transformer.plan import GeluLinear, MergedLinear, PackedLinear, plan_blocks
 from tests import toy
 
 from .test_model import forward_inputs, relative
@@ -175,3 +177,26 @@ def test_compile_is_chosen_by_the_device_and_stated():
         ValueError, match=r"EngineConfig\.compile='yes' is unknown; allowed: 'auto', 'off', 'blocks', 'full'"
     ):
         EngineConfig(compile="yes")
+
+
+@pytest.mark.skipif(planning.why_not_triton() is not None, reason=str(planning.why_not_triton()))
+def test_on_a_gpu_a_block_runs_triton_and_one_product_has_the_gelu(monkeypatch):
+    block = FastCogVideoXBlock(toy.transformer("5b").transformer_blocks[0])
+    monkeypatch.setattr(planning, "_place", lambda block: (torch.device("cuda"), torch.float16))
+    plan = plan_blocks([block], EngineConfig(), 10, compiled=True)[0]
+    assert plan.impl == "triton" and type(plan.qkv) is MergedLinear and plan.packed_bytes == 0
+    assert [type(plan.ff.first), type(plan.ff.second)] == [GeluLinear, MergedLinear]
+    assert plan.ff.first.weight.data_ptr() == block.ff.net[0].proj.weight.data_ptr()
+    without = plan_blocks([block], EngineConfig(fuse_operations=False), 10, compiled=True)[0]
+    assert without.impl == "torch" and without.ff is None
+    odd = FastCogVideoXBlock(toy.transformer("2b", attention_head_dim=24).transformer_blocks[0])
+    assert plan_blocks([odd], EngineConfig(), 10, compiled=True)[0].impl == "torch"
+    monkeypatch.setattr(planning, "why_not_triton", lambda: "triton is not installed")
+    assert plan_blocks([block], EngineConfig(), 10, compiled=True)[0].impl == "torch"
+
+
+def test_the_product_with_the_gelu_in_it_is_the_product_and_the_gelu():
+    weight, bias, x = torch.randn(6, 4), torch.randn(6), torch.randn(2, 3, 4)
+    # On a CPU the same call takes the exact form of the GELU.
+    expected = torch.nn.functional.gelu(torch.nn.functional.linear(x, weight, bias))
+    assert torch.allclose(GeluLinear(weight, bias)(x), expected, atol=1e-6)

@@ -1,0 +1,216 @@
+"""Compile the Triton kernels for named GPUs without one, and report what the machine code needs.
+
+What is compiled is what is launched: an operation is traced over fake CUDA tensors, and each launch found is compiled
+through triton's own run-time path, so that a kernel lands in triton's cache under the key that a GPU machine with the
+same versions looks up when it calls the operation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table, triton_kernel_wrapper_functional
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.functional_tensor import dispatch_functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+from triton.backends.compiler import GPUTarget
+from triton.compiler import CompiledKernel
+from triton.runtime import driver
+from triton.runtime.jit import MockTensor
+
+from . import machine_code, ops
+from .triton.attention import DTYPES as ATTENTION_DTYPES
+from .triton.targets import TARGETS, TunedKernel
+
+# Aten operations and Python's own that launch nothing: views, and memory for a kernel to write.
+_FREE = frozenset(
+    [
+        "alias",
+        "detach",
+        "empty",
+        "empty_like",
+        "getitem",
+        "select",
+        "slice",
+        "split",
+        "split_with_sizes",
+        "t",
+        "transpose",
+        "unbind",
+        "view",
+    ]
+)
+
+
+class _NoDevice:
+    """Stands in for triton's driver: names a GPU, and has none."""
+
+    def __init__(self, target: GPUTarget):
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target.arch)  # a kernel keeps what it compiled by device
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+
+@contextlib.contextmanager
+def _pretend(target: str) -> Iterator[None]:
+    before = driver._active  # asking for `driver.active` would look for a GPU
+    driver.set_active(_NoDevice(TARGETS[target]))
+    try:
+        yield
+    finally:
+        driver.set_active(before)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and what it is called with, dtypes in the place of tensors; the configuration is not among them."""
+
+    kernel: TunedKernel
+    arguments: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__.removesuffix("_kernel")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One launch in one configuration for one target, and what its machine code takes."""
+
+    launch: Launch
+    target: str
+    config: triton.Config
+    kernel: CompiledKernel
+    resources: machine_code.Resources
+
+    def __str__(self) -> str:
+        return f"{self.launch.name} {self.target} {describe(self.config)}"
+
+
+def describe(config: triton.Config) -> str:
+    """The parameters of a configuration, as `ROWS 2, 8 warps` or `BLOCK_M 128, BLOCK_N 64, 4 warps, 3 stages`."""
+    values = [f"{name} {value}" for name, value in config.kwargs.items()] + [f"{config.num_warps} warps"]
+    return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
+
+
+def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
+    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
+    with _pretend("sm_80"), torch.no_grad():
+        return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
+
+
+def launches(function: Callable, *arguments: Any) -> list[Launch]:
+    """Every Triton launch of `function` called with CUDA tensors of one `FakeTensorMode`, in order."""
+    return [
+        _launch(node.kwargs)
+        for node in trace(function, *arguments).nodes
+        if node.target is triton_kernel_wrapper_functional
+    ]
+
+
+def kernel_names(graph: torch.fx.Graph) -> list[str]:
+    """What a graph of `trace` launches on the device, in order: Triton kernels and aten operations by name."""
+    calls = (node for node in graph.nodes if node.op == "call_function")
+    named = (_launch(node.kwargs).name if "kernel_idx" in node.kwargs else _operation(node.target) for node in calls)
+    return [name for name in named if name not in _FREE]
+
+
+def _operation(target: Callable) -> str:
+    return target.__name__.split(".")[0]
+
+
+def _launch(call: dict[str, Any]) -> Launch:
+    kernel = TunedKernel.of(kernel_side_table.get_kernel(call["kernel_idx"]))
+    given = call["kwargs"] | kernel_side_table.get_constant_args(call["constant_args_idx"])
+    values = {name: value.meta["val"].dtype if hasattr(value, "meta") else value for name, value in given.items()}
+    values = {name: values.get(name) for name in kernel.fn.arg_names if name not in kernel.parameters}
+    return Launch(kernel, values)
+
+
+def compile_for(launch: Launch, target: str, config: triton.Config) -> Compiled:
+    """Compile one configuration; what was compiled before comes from triton's cache."""
+    arguments = {
+        name: MockTensor(value) if isinstance(value, torch.dtype) else value for name, value in launch.arguments.items()
+    }
+    with _pretend(target):
+        kernel = launch.kernel.fn.warmup(**arguments, **config.all_kwargs(), grid=(1,))
+    return Compiled(launch, target, config, kernel, machine_code.read(kernel, target))
+
+
+def compile_all(launch: Launch, targets: list[str] | None = None, first_only: bool = False) -> list[Compiled]:
+    """The configurations that can be chosen on `targets` (all), or the one that is listed first for each."""
+    return [
+        compile_for(launch, target, config)
+        for target in targets or TARGETS
+        for config in launch.kernel.configs[target][: 1 if first_only else None]
+    ]
+
+
+def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: bool = True) -> list[Launch]:
+    """Every Triton launch of a transformer block `dim` wide, for any number of tokens.
+
+    Args:
+        dtype: of the stream.
+        rotary: whether positions are rotary (all checkpoints but CogVideoX-2b).
+    """
+    with FakeTensorMode(), torch.device("cuda"):
+        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
+    norm = (vector, vector, vectors, vectors, 226, 1e-5, "triton")
+    with FakeTensorMode(), torch.device("cuda"):
+        # Q and K as they lie in the packed projection.
+        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        affine = [torch.empty(head_dim, dtype=dtype)] * 4
+        tables = [torch.empty(300 - 226, head_dim)] * 2
+
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
+        return ops.qk_norm_rope(query, key, *affine, tuple(tables) or None, 226, 1e-6, "triton")
+
+    # Q and K come contiguous from the norms, V is read where the projection put it.
+    attention = []
+    if dtype in ATTENTION_DTYPES:
+        attention = launches(lambda *a: ops.attention(*a, impl="triton"), normed, normed, value)
+    return [
+        *launches(lambda *a: ops.layer_norm_modulate(*a, *norm[4:]), x, *norm[:4]),
+        *launches(lambda *a: ops.gated_residual(*a, 226, "triton"), x, x, vectors),
+        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *norm[4:]), x, x, vectors, *norm[:4]),
+        *launches(norm_rope, query, key, affine, tables if rotary else []),
+        *attention,
+    ]
+
+
+def resource_table(launches: list[Launch], targets: list[str]) -> str:
+    """A Markdown table of what every configuration takes on `targets`, as it is in `docs/kernels.md`."""
+    lines = [
+        "| kernel | GPU | configuration | registers | spills | shared, KiB | programs | limited by | in its code |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for launch in launches:
+        for compiled in compile_all(launch, targets):
+            took = compiled.resources
+            code = took.matrix or took.widths
+            cells = (
+                launch.name,
+                compiled.target,
+                describe(compiled.config),
+                took.registers,
+                took.spills,
+                f"{took.shared / 1024:.1f}",
+                took.programs,
+                took.limited_by,
+                ", ".join(f"{count} {kind}" for kind, count in code.items()),
+            )
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(lines)

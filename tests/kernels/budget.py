@@ -1,0 +1,28 @@
+"""The measure of every implementation: its error against fp64 beside that of the plain torch formula."""
+
+import torch
+
+
+def randn(*shape, dtype, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def wide(arguments):
+    def widen(value):
+        if isinstance(value, tuple):
+            return tuple(map(widen, value))
+        return value.double() if isinstance(value, torch.Tensor) else value
+
+    return [widen(argument) for argument in arguments]
+
+
+def assert_within_budget(operation, arguments, impl, slack=1.1):
+    """The error of `impl` against fp64 is at most `slack` times that of the torch implementation."""
+    expected = operation(*wide(arguments), impl="torch")
+    outputs = [operation(*arguments, impl=impl), operation(*arguments, impl="torch")]
+    results = [[r] if isinstance(r, torch.Tensor) else list(r) for r in (expected, *outputs)]
+    for truth, output, reference in zip(*results, strict=True):
+        assert output.shape == truth.shape and output.dtype == arguments[0].dtype
+        error, own = ((o.double() - truth).norm() / truth.norm() for o in (output, reference))
+        # Results of few numbers may have no error in torch: an ulp of fp32 is no failure.
+        assert error <= slack * own + 1e-7, f"error {error:.3g}, torch's own {own:.3g}"

@@ -1,0 +1,46 @@
+"""The operations as torch sees them: schema, fake implementation and autograd registration.
+
+That they can be traced into a graph is tested where they are not interpreted, in `test_graph.py`.
+"""
+
+import pytest
+import torch
+from cogvx_kernels.triton import operations
+
+from tests.kernels.budget import randn
+
+
+@pytest.fixture(autouse=True)
+def outputs():
+    """The plain allocator: what torch checks here are the operations, and not what they write."""
+
+
+def half(*shape, seed=0):
+    return randn(*shape, dtype=torch.float16, seed=seed)
+
+
+STREAM, VECTOR, TABLE = half(2, 5, 16), half(16), half(2, 2, 3, 16)
+SHIFT, SCALE, GATE = TABLE.unbind(2)
+QUERY, KEY, VALUE = half(2, 5, 3, 2, 64).unbind(2)
+COSINES, SINES, AFFINE = torch.rand(3, 64), torch.rand(3, 64), half(64)
+CASES = {
+    "layer_norm_modulate": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5),
+    "gated_residual": (STREAM, STREAM.clone(), GATE, 2),
+    "gated_residual_layer_norm_modulate": (STREAM, STREAM.clone(), GATE, None, None, SHIFT, SCALE, 2, 1e-5),
+    "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
+    "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
+    "attention": (QUERY, KEY, VALUE, 0.125),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_opcheck(name):
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(getattr(operations, name), CASES[name], test_utils=tests)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_empty_tensors(name):
+    arguments = [x[:0] if torch.is_tensor(x) and x.ndim > 2 and x is not COSINES else x for x in CASES[name]]
+    output = getattr(operations, name)(*arguments)
+    assert all(o.numel() == 0 for o in (output if isinstance(output, tuple) else (output,)))
