@@ -16,6 +16,7 @@ from cogvx_kernels.cpu import stream as cpu_stream
 from torch import nn
 
 from ..config import EngineConfig
+from ..hooks import is_hooked, moves_weights
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
     it is and called. `compiled`: inductor fuses what is between the products better from its torch form.
     """
     hooked = any(map(is_hooked, block.modules()))
-    if any(map(_moves_weights, block.modules())):
+    if any(map(moves_weights, block.modules())):
         return BlockPlan(hooked=hooked, made_from=_state(block))
     qkv, out, ff = _linears(block)
     device, dtype = _place(block)
@@ -96,17 +97,6 @@ def plan_block(block: nn.Module, config: EngineConfig, rows: int, compiled: bool
     packed = [linear for linear in (merged, packed_out, *(packed_ff or ())) if isinstance(linear, PackedLinear)]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in packed)
     return BlockPlan("cpu" if native else "torch", merged, packed_out, packed_ff, hooked, size, _state(block))
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling `module` is more than its own forward: accelerate's and diffusers' hooks replace that."""
-    return "forward" in vars(module) or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
-
-
-def _moves_weights(module: nn.Module) -> bool:
-    """Whether the weights are elsewhere until the module is called: offloading, by module or by group."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None)
 
 
 def can_run_on_cpu(block: nn.Module) -> bool:
