@@ -49,6 +49,7 @@ class EngineConfig:
             each, in C++ on a CPU that has a compiler. Changes nothing but the order of rounding.
         compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
             over them, which takes as many times longer to compile as there are blocks.
+        fast_vae: run the autoencoder layer by layer on channels-last frames. Changes nothing but the order of rounding.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
@@ -59,6 +60,7 @@ class EngineConfig:
     fuse_projections: bool = True
     pack_weights: bool = True
     fuse_operations: bool = True
+    fast_vae: bool = True
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
 

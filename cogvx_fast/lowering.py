@@ -11,8 +11,9 @@ from diffusers import DiffusionPipeline
 from .attention import check_available, resolve
 from .config import TIERS, CompileMode, EngineConfig
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 
-PROJECTIONS, COMPILE = "projections", "compile"
+PROJECTIONS, COMPILE, VAE = "projections", "compile", "vae"
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,20 @@ def choose_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[C
     return CompileMode.OFF, ReportLine(COMPILE, False, detail)
 
 
+def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Put our autoencoder, made of the same modules, in the place of diffusers' own; last, as nothing builds on it."""
+    if not config.fast_vae:
+        if isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
+            pipeline.vae = pipeline.vae.as_reference()
+        return ReportLine(VAE, False, "EngineConfig.fast_vae=False")
+    if not isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
+        reason = why_not_adopted(pipeline.vae)
+        if reason is not None:
+            return ReportLine(VAE, False, reason)
+        pipeline.vae = FastAutoencoderKLCogVideoX.adopt(pipeline.vae)
+    return ReportLine(VAE, True, "layer by layer on channels-last frames")
+
+
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     note_adapters,
     adopt_blocks,
@@ -155,6 +170,7 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     plan_text_projection,
     plan_projections,
     check_compile,
+    adopt_vae,
 )
 
 

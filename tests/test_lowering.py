@@ -6,6 +6,7 @@ import torch
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.lowering import PASSES
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
 
 
@@ -48,6 +49,7 @@ def test_passes_run_in_order_and_report_in_order():
         "plan_text_projection",
         "plan_projections",
         "check_compile",
+        "adopt_vae",
     ]
     fast = accelerate(toy.pipeline())
     assert isinstance(fast.transformer, FastCogVideoXTransformer3DModel)
@@ -59,6 +61,7 @@ def test_passes_run_in_order_and_report_in_order():
         "text projection",
         "projections",
         "compile",
+        "vae",
     ]
 
 
@@ -103,3 +106,33 @@ def test_torch_compile_by_hand_gives_the_same(compiled):
         fast.transformer.compile_repeated_blocks(backend="eager")
     output = fast(**toy.inputs(output_type="latent")).frames
     assert ((output - expected).norm() / expected.norm()).item() < 1e-5
+
+
+def test_the_fast_vae_is_an_option_that_can_be_taken_back():
+    reference = toy.pipeline()
+    fast = accelerate(reference)
+    assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)
+    plain = accelerate(fast, EngineConfig(fast_vae=False))
+    assert type(plain.vae) is type(reference.vae) and plain.vae.decoder is reference.vae.decoder
+    assert "off  vae" in str(plain.engine_report())
+    latents = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = reference.decode_latents(latents)
+        assert torch.equal(plain.decode_latents(latents), expected)
+        assert not torch.equal(fast.decode_latents(latents), expected)  # another order of rounding: ours did run
+
+
+def test_a_vae_that_cannot_be_adopted_is_left_and_named():
+    reference = toy.pipeline()
+    reference.vae.register_to_config(act_fn="gelu")
+    fast = accelerate(reference)
+    line = fast.engine_report().lines[-1]
+    assert fast.vae is reference.vae
+    assert not line.applied and "its activation is 'gelu'" in line.detail
+
+
+def test_a_vae_put_in_later_is_made_fast_too():
+    fast = accelerate(toy.pipeline())
+    fast.vae = toy.vae(seed=5)
+    fast(**toy.inputs(num_steps=1))
+    assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)

@@ -38,17 +38,14 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             ValueError: for an activation other than SiLU, and if offloading hooks hang on `reference`: they belong
                 to its own calls.
         """
-        reason = why_not(reference)
+        reason = why_not_adopted(reference)
         if reason is not None:
             raise ValueError(f"this autoencoder cannot be made fast: {reason}")
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        own = set(self.__dict__)
-        self.__dict__.update({name: value for name, value in reference.__dict__.items() if name not in own})
-        for name, child in reference.named_children():
-            self.add_module(name, child)
-        self.train(reference.training)
-        return self
+        return _sharing(cls, reference)
+
+    def as_reference(self) -> AutoencoderKLCogVideoX:
+        """diffusers' own model of the same modules, as `adopt` took them."""
+        return _sharing(AutoencoderKLCogVideoX, self)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())
@@ -135,8 +132,22 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         return _chunks(x, self.num_sample_frames_batch_size, encode)
 
 
-def why_not(reference: AutoencoderKLCogVideoX) -> str | None:
+def _sharing(cls: type[AutoencoderKLCogVideoX], source: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
+    """A `cls` with the configuration, the settings and the very modules of `source`."""
+    model = cls.__new__(cls)
+    nn.Module.__init__(model)
+    own = set(model.__dict__)
+    model.__dict__.update({name: value for name, value in source.__dict__.items() if name not in own})
+    for name, child in source.named_children():
+        model.add_module(name, child)
+    model.train(source.training)
+    return model
+
+
+def why_not_adopted(reference: nn.Module) -> str | None:
     """What keeps an autoencoder from being adopted, or None."""
+    if not isinstance(reference, AutoencoderKLCogVideoX):
+        return f"it is a {type(reference).__name__}, not an {AutoencoderKLCogVideoX.__name__}"
     if reference.config.act_fn not in ("silu", "swish"):
         return f"its activation is {reference.config.act_fn!r}, our layers have SiLU in them"
     if hasattr(reference, "_hf_hook"):

@@ -17,7 +17,7 @@ def upsample(layer: CogVideoXUpsample3D, frames: torch.Tensor, clip: Clip) -> to
     the input, whose weights are sums of the 3x3's, give the four phases of the output. Frames that doubling makes
     equal are convolved once.
     """
-    batch, time, height, width, channels = frames.shape
+    batch, time, height, width = frames.shape[:4]
     copies = _copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
     out = frames.new_empty(batch, sum(copies), 2 * height, 2 * width, layer.conv.out_channels)

@@ -14,7 +14,8 @@ from .cpu import stream as cpu
 from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
 from .cpu.attention import attention_amx
 
-# What each operation can be computed by. "cpu" is C++, for `why_not()` of `cpu.stream` or `cpu.frames` None, "amx" for `cpu.attention`'s.
+# What each operation can be computed by. "cpu" is C++, where `why_not()` of `cpu.stream` or `cpu.frames` is None; "amx"
+# likewise, of `cpu.attention`.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "layer_norm_modulate": ("torch", "cpu"),
     "gated_residual": ("torch", "cpu"),
