@@ -154,12 +154,26 @@ def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
         if isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
             pipeline.vae = pipeline.vae.as_reference()
         return ReportLine(VAE, False, "EngineConfig.fast_vae=False")
-    if not isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
+    if not isinstance(pipeline.vae, FastAutoencoderKLCogVideoX) or pipeline.vae.memory_budget != config.vae_memory:
         reason = why_not_adopted(pipeline.vae)
         if reason is not None:
             return ReportLine(VAE, False, reason)
+        # One of another budget belongs to another pipeline.
         pipeline.vae = FastAutoencoderKLCogVideoX.adopt(pipeline.vae)
-    return ReportLine(VAE, True, "layer by layer on channels-last frames")
+        pipeline.vae.memory_budget = config.vae_memory
+    vae, size = pipeline.vae, pipeline.transformer.config
+    frames = (size.sample_frames - 1) // vae.config.temporal_compression_ratio + 1
+    return report_vae(vae, (1, vae.config.latent_channels, int(frames), size.sample_height, size.sample_width))
+
+
+def report_vae(vae: FastAutoencoderKLCogVideoX, shape: tuple[int, ...]) -> ReportLine:
+    """What decoding latents of `shape` `(batch, channels, time, height, width)` takes, in words."""
+    what = f"latents of {shape[0]}x{shape[2]}x{shape[3]}x{shape[4]}"
+    try:
+        plan = f"{vae.plan_decode(shape)} planned for {what}"
+    except ValueError as error:
+        plan = f"will refuse {what}: {error}"
+    return ReportLine(VAE, True, f"layer by layer on channels-last frames; {plan}")
 
 
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (

@@ -27,7 +27,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .lowering import EngineReport, adopt_vae, choose_attention, choose_compile, lower, report_projections
+from .lowering import EngineReport, adopt_vae, choose_attention, choose_compile, lower, report_projections, report_vae
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
 
@@ -74,7 +74,9 @@ class FastPipelineMixin:
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         _check_latents(latents)
         with self._stage("decode"):
-            return super().decode_latents(latents)
+            frames = super().decode_latents(latents)
+        self._note_decoding(latents)
+        return frames
 
     def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         """What `decode_latents` gives, a few frames at a time as they are ready.
@@ -93,7 +95,13 @@ class FastPipelineMixin:
         _check_latents(latents)
         if not isinstance(self.vae, FastAutoencoderKLCogVideoX):
             return iter([self.decode_latents(latents)])
+        self._note_decoding(latents)
         return self.vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+
+    def _note_decoding(self, latents: torch.Tensor) -> None:
+        if isinstance(self.vae, FastAutoencoderKLCogVideoX):
+            batch, time, *rest = latents.shape
+            self._report = self._report.with_line(report_vae(self.vae, (batch, rest[0], time, *rest[1:])))
 
     def to_json_string(self) -> str:
         # What this pipeline saves is a plain checkpoint: it names the classes that everyone has.

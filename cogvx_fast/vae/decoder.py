@@ -10,18 +10,18 @@ from .resampling import upsample
 from .resnet import resnets
 
 
-def decode_chunk(decoder: CogVideoXDecoder3D, zq: torch.Tensor, clip: Clip) -> torch.Tensor:
+def decode_chunk(decoder: CogVideoXDecoder3D, latents: torch.Tensor, clip: Clip) -> torch.Tensor:
     """One chunk of a video.
 
     Args:
-        zq: latents `(batch, latent_channels, time, height, width)`.
+        latents: `(batch, latent_channels, time, height, width)`.
         clip: of the whole video; its caches go from chunk to chunk.
 
     Returns:
         Pixels `(batch, frames, 8 * height, 8 * width, out_channels)`.
     """
-    latents = zq.permute(0, 2, 3, 4, 1).contiguous()
-    holder = [causal_conv(decoder.conv_in, copied(latents), latents, clip)]
+    zq = latents.permute(0, 2, 3, 4, 1).contiguous()
+    holder = [causal_conv(decoder.conv_in, copied(zq), zq, clip)]
     holder.append(resnets(decoder.mid_block.resnets, holder, zq, clip))
     for block in decoder.up_blocks:
         holder.append(resnets(block.resnets, holder, zq, clip))

@@ -22,6 +22,7 @@ def encode_chunk(encoder: CogVideoXEncoder3D, pixels: torch.Tensor, clip: Clip) 
     """
     frames = pixels.permute(0, 2, 3, 4, 1).contiguous()
     holder = [causal_conv(encoder.conv_in, copied(frames), frames, clip)]
+    del frames
     for block in encoder.down_blocks:
         holder.append(resnets(block.resnets, holder, None, clip))
         for layer in block.downsamplers or ():

@@ -107,7 +107,7 @@ def normed(
     """Writes SiLU of GroupNorm of `frames`, modulated by the latents where `norm` is the decoder's.
 
     Args:
-        zq: latents `(batch, channels, time, height, width)`, or None for a plain GroupNorm.
+        zq: latents `(batch, time, height, width, channels)`, or None for a plain GroupNorm.
     """
     scale, shift = _tables(frames, norm, zq, impl)
     frames_at, rows_at, columns_at = _nearest(frames.shape[1:4], scale.shape[1:4], frames.device)
@@ -137,9 +137,9 @@ def _tables(
     scale = inverse * weight
     shift = bias - mean * scale
     if zq is not None:
-        y, b = (layer.conv(zq).permute(0, 2, 3, 4, 1).to(mean.dtype) for layer in (norm.conv_y, norm.conv_b))
+        y, b = (pointwise(zq, layer.conv).to(mean.dtype) for layer in (norm.conv_y, norm.conv_b))
         scale, shift = scale * y, torch.addcmul(b, shift, y)
-    return scale.contiguous(), shift.contiguous()
+    return scale, shift
 
 
 def _nearest(

@@ -16,6 +16,7 @@ from ..hooks import is_hooked, moves_weights
 from .decoder import decode_chunk
 from .encoder import encode_chunk
 from .layers import Clip
+from .memory import MemoryPlan, plan_decode, plan_encode
 from .validate import check_input
 
 
@@ -26,7 +27,12 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
     as that class. diffusers' own code runs, on the same modules, where its numbers or its hooks are asked for: with
     tiling, with slicing of a batch, when gradients are needed, and under hooks that bring weights for a module's
     call. `force_upcast` means what it means in diffusers' class: nothing is upcast, whoever calls sees to it.
+
+    Attributes:
+        memory_budget: bytes that the layers' tensors may take, see `memory.MemoryPlan`; None: what costs no time.
     """
+
+    memory_budget: int | None = None
 
     @classmethod
     def adopt(cls, reference: AutoencoderKLCogVideoX) -> FastAutoencoderKLCogVideoX:
@@ -63,7 +69,8 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             `(batch, out_channels, frames, 8 * height, 8 * width)`, as `.sample` or in a tuple.
 
         Raises:
-            TypeError, ValueError: for latents that do not fit, and for NaN or infinite ones, see `validate`.
+            TypeError, ValueError: for latents that do not fit, and for NaN or infinite ones, see `validate`; for a
+                memory budget that is too small.
         """
         self._check("latents", z, self.config.latent_channels)
         if self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width):
@@ -75,7 +82,8 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
     def decode_stream(self, z: torch.Tensor) -> Iterator[torch.Tensor]:
         """The same pixels as `decode`, chunk by chunk as they are ready; without gradients.
 
-        With tiling or slicing, which do not go by time, all come at once.
+        Chunks are diffusers' own: of two latent frames each, the first with the remainder. With tiling or slicing,
+        which do not go by time, all frames come at once.
 
         Args, raises: as `decode`; latents are checked at the call, not at the first chunk.
         """
@@ -84,7 +92,28 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         if self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width, ignore_grad=True):
             with torch.no_grad():
                 return iter([super().decode(z).sample])
-        return self._decoded(z)
+        return self._decoded(z, keeps_output=False)
+
+    def plan_decode(self, shape: tuple[int, ...], keeps_output: bool = True) -> MemoryPlan:
+        """What decoding latents of `shape` takes and how it is done, with the weights where they are now.
+
+        Args:
+            shape: `(batch, latent_channels, time, height, width)`.
+            keeps_output: False for `decode_stream`.
+
+        Raises:
+            ValueError: if the memory budget is too small.
+        """
+        spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
+        return plan_decode(self, shape, spans, *self._place(), self.memory_budget, keeps_output)
+
+    def plan_encode(self, shape: tuple[int, ...]) -> MemoryPlan:
+        """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
+        spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
+        return plan_encode(self, shape, spans, *self._place(), self.memory_budget)
+
+    def _place(self) -> tuple[str, int]:
+        return choose_impl(self.device, self.dtype), self.dtype.itemsize
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         self._check("pixels", x, self.config.in_channels, smallest=2**self._num_downsamplers)
@@ -116,20 +145,21 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
     def _needs_grad(self, x: torch.Tensor) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
-    def _decoded(self, z: torch.Tensor) -> Iterator[torch.Tensor]:
+    def _decoded(self, z: torch.Tensor, keeps_output: bool = True) -> Iterator[torch.Tensor]:
         def decode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             if self.post_quant_conv is not None:
                 chunk = self.post_quant_conv(chunk)
             return decode_chunk(self.decoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
 
-        return _chunks(z, self.num_latent_frames_batch_size, decode)
+        plan = self.plan_decode(tuple(z.shape), keeps_output)
+        return _chunks(z, self.num_latent_frames_batch_size, plan, decode)
 
     def _encoded(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         def encode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             moments = encode_chunk(self.encoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-        return _chunks(x, self.num_sample_frames_batch_size, encode)
+        return _chunks(x, self.num_sample_frames_batch_size, self.plan_encode(tuple(x.shape)), encode)
 
 
 def _sharing(cls: type[AutoencoderKLCogVideoX], source: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
@@ -168,21 +198,21 @@ def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
     return [(size * i + (remainder if i else 0), min(size * (i + 1) + remainder, length)) for i in range(number)]
 
 
-def choose_impl(frames: torch.Tensor) -> str:
-    """What computes between the convolutions where `frames` are."""
-    native = frames.device.type == "cpu" and frames.dtype in cpu_frames.DTYPES and cpu_frames.why_not() is None
+def choose_impl(device: torch.device, dtype: torch.dtype) -> str:
+    """What computes between the convolutions there."""
+    native = device.type == "cpu" and dtype in cpu_frames.DTYPES and cpu_frames.why_not() is None
     return "cpu" if native else "torch"
 
 
 def _chunks(
-    frames: torch.Tensor, size: int, run: Callable[[torch.Tensor, Clip], torch.Tensor]
+    frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(impl=choose_impl(frames))
-    spans = chunk_spans(frames.shape[2], size)
-    for first, last in spans:
+    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once)
+    for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.
         with torch.no_grad():
             chunk = run(frames[:, :, first:last], clip)
         yield chunk
+        del chunk

@@ -18,27 +18,42 @@ def upsample(layer: CogVideoXUpsample3D, frames: torch.Tensor, clip: Clip) -> to
     equal are convolved once.
     """
     batch, time, height, width = frames.shape[:4]
-    copies = _copies(time, layer.compress_time)
+    numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
-    out = frames.new_empty(batch, sum(copies), 2 * height, 2 * width, layer.conv.out_channels)
-    at_once, target = min(clip.frames_at_once.get(layer, time), time), 0
+    out = frames.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
+    at_once = min(clip.frames_at_once.get(layer, time), time)
     for sample in range(batch):
         target = 0
         for first in range(0, time, at_once):
-            part = frames[sample, first : first + at_once].permute(0, 3, 1, 2)
-            numbers = copies[first : first + at_once]
+            some = slice(first, first + at_once)
             for (p, q), weight in weights.items():
-                # Padding on both sides gives one row and column too many; which, is the phase's own.
-                phase = F.conv2d(part, weight, layer.conv.bias, padding=1)[:, :, p : p + height, q : q + width]
-                place = target
-                for frame, number in zip(phase.permute(0, 2, 3, 1), numbers, strict=True):
-                    out[sample, place : place + number, p::2, q::2] = frame
-                    place += number
-            target += sum(numbers)
+                place = out[sample, target:, p::2, q::2]
+                _write_phase(frames[sample, some], weight, layer.conv.bias, p, q, numbers[some], place)
+            target += sum(numbers[some])
     return out
 
 
-def _copies(time: int, doubles: bool) -> list[int]:
+def _write_phase(
+    frames: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    p: int,
+    q: int,
+    numbers: list[int],
+    place: torch.Tensor,
+) -> None:
+    """One phase of all `frames`, each written as often as `numbers` has it."""
+    height, width = frames.shape[1:3]
+    # Padding on both sides gives one row and column too many; which, is the phase's own.
+    padded = F.conv2d(frames.permute(0, 3, 1, 2), weight, bias, padding=1)
+    phase = padded[:, :, p : p + height, q : q + width].permute(0, 2, 3, 1)
+    first = 0
+    for frame, number in zip(phase, numbers, strict=True):
+        place[first : first + number] = frame
+        first += number
+
+
+def copies(time: int, doubles: bool) -> list[int]:
     """How often each frame appears in the output: twice where time doubles, the first of an odd number once."""
     if not doubles:
         return [1] * time
@@ -67,7 +82,7 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
     3x3 convolution of stride 2, with a row and a column of zeros after the last."""
     batch, time, height, width, channels = frames.shape
     single = time % 2 if layer.compress_time else time
-    pooled = single + (time - single) // 2
+    pooled = pooled_frames(time, layer.compress_time)
     conv = layer.conv
     out = None
     for sample in range(batch):
@@ -86,3 +101,8 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
                 out = frames.new_empty(batch, pooled, *frame.shape[2:], conv.out_channels)
             out[sample, target] = frame[0].permute(1, 2, 0)
     return out
+
+
+def pooled_frames(time: int, halves: bool) -> int:
+    """How many frames are left of `time`."""
+    return (time + 1) // 2 if halves else time
