@@ -119,7 +119,10 @@ class _Ledger:
     """Counts what is alive. Layers that can be sliced take as many rows as leave the peak within the budget."""
 
     def __init__(self, impl: str, itemsize: int, budget: int | None, fixed: _Ledger | None):
-        self.wide = 4 if impl == "torch" else 0  # what the torch implementation holds in fp32 on the way
+        # What the torch implementation holds on the way of a number that it writes: both tables', the sum and its SiLU
+        # in fp32; of half precision also the number in fp32 and the result.
+        self.filling = 0 if impl != "torch" else 16 if itemsize == 4 else 20 + itemsize
+        self.wide = 0 if impl != "torch" or itemsize == 4 else 4  # a frame in fp32, for its statistics
         self.itemsize, self.budget, self.fixed = itemsize, budget, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
@@ -166,12 +169,12 @@ class _Ledger:
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
         kernel = layer.time_kernel_size
-        held = 0
+        held = filling = 0
         if norm is not None:
             table = math.prod(norm) * 4
             self.reach(layer, table * 4 + table // 4 * self.itemsize * 2)  # while they are made
-            self.reach(layer, batch * height * width * channels * self.wide * 2)  # statistics of a frame
-            held = 2 * table
+            self.reach(layer, batch * height * width * channels * self.wide)
+            held, filling = 2 * table, self.filling
         old = self.caches.pop(layer, 0)
         if not self.is_last:
             self.caches[layer] = old or self.size((batch, kernel - 1, height, width, channels))
@@ -179,8 +182,8 @@ class _Ledger:
 
         def workspace(rows: int) -> int:
             buffer = self.size((batch, kernel - 1 + time, rows + 2, width, channels))
-            filling = batch * min(rows + 2, height) * width * channels * self.wide * 6 if norm is not None else 0
-            return buffer + max(filling, self.size((batch, time, rows, width, out[4])))
+            on_the_way = batch * min(rows + 2, height) * width * channels * filling
+            return buffer + max(on_the_way, self.size((batch, time, rows, width, out[4])))
 
         whole = 0 if adds else self.size(out)
         rows = self._most(layer, self.rows, height, workspace, held, whole)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 import torch
 from cogvx_kernels.cpu import frames as cpu_frames
 from diffusers import AutoencoderKLCogVideoX
-from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
@@ -115,11 +116,26 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
     def _place(self) -> tuple[str, int]:
         return choose_impl(self.device, self.dtype), self.dtype.itemsize
 
-    def _encode(self, x: torch.Tensor) -> torch.Tensor:
+    @apply_forward_hook
+    def encode(
+        self, x: torch.Tensor, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """The posterior of pixels, whose `mode()` and `sample(generator)` are latents.
+
+        Args:
+            x: `(batch, in_channels, frames, height, width)` of the model's dtype and on its device, at least 8 x 8.
+
+        Returns:
+            The posterior over `(batch, latent_channels, time, height / 8, width / 8)`, as `.latent_dist` or in a tuple.
+
+        Raises:
+            TypeError, ValueError: as `decode`.
+        """
         self._check("pixels", x, self.config.in_channels, smallest=2**self._num_downsamplers)
         if self._is_left_to_reference(x, self.tile_sample_min_height, self.tile_sample_min_width):
-            return super()._encode(x)
-        return torch.cat(list(self._encoded(x)), dim=2)
+            return super().encode(x, return_dict=return_dict)
+        posterior = DiagonalGaussianDistribution(torch.cat(list(self._encoded(x)), dim=2))
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def _check(self, name: str, x: torch.Tensor, channels: int, smallest: int = 1) -> None:
         # Under hooks, weights are where they are only for a module's call.
