@@ -169,12 +169,13 @@ class _Ledger:
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
         kernel = layer.time_kernel_size
-        held = filling = 0
+        held = filling = taken = 0
         if norm is not None:
             table = math.prod(norm) * 4
             self.reach(layer, table * 4 + table // 4 * self.itemsize * 2)  # while they are made
             self.reach(layer, batch * height * width * channels * self.wide)
             held, filling = 2 * table, self.filling
+            taken = 4 * norm[3] if filling else 0  # rows of a table, of which its columns are taken
         old = self.caches.pop(layer, 0)
         if not self.is_last:
             self.caches[layer] = old or self.size((batch, kernel - 1, height, width, channels))
@@ -182,7 +183,7 @@ class _Ledger:
 
         def workspace(rows: int) -> int:
             buffer = self.size((batch, kernel - 1 + time, rows + 2, width, channels))
-            on_the_way = batch * min(rows + 2, height) * width * channels * filling
+            on_the_way = batch * min(rows + 2, height) * channels * (width * filling + taken)
             return buffer + max(on_the_way, self.size((batch, time, rows, width, out[4])))
 
         whole = 0 if adds else self.size(out)
