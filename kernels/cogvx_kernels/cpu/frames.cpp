@@ -101,17 +101,6 @@ inline float silu(float y) {
   return y / (1.0f + p * scale);
 }
 
-// Widths that are known, and steps of one type each, become straight vector code.
-template <typename T, int64_t SIZE>
-inline void write_block(const T* x, const float* scale, const float* shift, T* output, int64_t any_size) {
-  const int64_t size = SIZE ? SIZE : any_size;
-  float wide[BLOCK];
-#pragma omp simd
-  for (int64_t c = 0; c < size; ++c) wide[c] = silu(widen(x[c]) * scale[c] + shift[c]);
-#pragma omp simd
-  for (int64_t c = 0; c < size; ++c) output[c] = narrow<T>(wide[c]);
-}
-
 // output = silu(x * scale + shift), the tables (batch, table_time, table_height, table_width, channels) read at each
 // axis' own index.
 template <typename T>
@@ -128,13 +117,8 @@ void modulate(Frames<const T> x, const float* scale, const float* shift, const i
       const float *a = scale + (line + columns[w]) * channels, *o = shift + (line + columns[w]) * channels;
       const T* from = source + w * channels;
       T* to = target + w * channels;
-      for (int64_t c = 0; c < channels; c += BLOCK) {
-        const int64_t size = std::min(BLOCK, channels - c);
-        if (size == BLOCK)
-          write_block<T, BLOCK>(from + c, a + c, o + c, to + c, size);
-        else
-          write_block<T, 0>(from + c, a + c, o + c, to + c, size);
-      }
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) to[c] = narrow<T>(silu(widen(from[c]) * a[c] + o[c]));
     }
   }
 }
