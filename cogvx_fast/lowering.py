@@ -173,7 +173,9 @@ def report_vae(vae: FastAutoencoderKLCogVideoX, shape: tuple[int, ...]) -> Repor
         plan = f"{vae.plan_decode(shape)} planned for {what}"
     except ValueError as error:
         plan = f"will refuse {what}: {error}"
-    return ReportLine(VAE, True, f"layer by layer on channels-last frames; {plan}")
+    asked = [name for name, on in (("tiling", vae.use_tiling), ("slicing", vae.use_slicing)) if on]
+    left = f"; {' and '.join(asked)} on: diffusers' own code, without a plan, where they apply" if asked else ""
+    return ReportLine(VAE, True, f"layer by layer on channels-last frames; {plan}{left}")
 
 
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (

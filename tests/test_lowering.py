@@ -131,6 +131,13 @@ def test_a_vae_that_cannot_be_adopted_is_left_and_named():
     assert not line.applied and "its activation is 'gelu'" in line.detail
 
 
+def test_the_report_says_where_tiling_leaves_diffusers_code_running():
+    reference = toy.pipeline()
+    assert "tiling" not in accelerate(reference).engine_report().lines[-1].detail
+    reference.vae.enable_tiling()
+    assert "tiling on: diffusers' own code" in accelerate(reference).engine_report().lines[-1].detail
+
+
 def test_a_vae_put_in_later_is_made_fast_too():
     fast = accelerate(toy.pipeline())
     fast.vae = toy.vae(seed=5)
