@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from dataclasses import dataclass, fields
 
 # Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
@@ -50,6 +51,9 @@ class EngineConfig:
             each: in Triton on a GPU, in C++ on a CPU that has a compiler. Changes nothing but the order of rounding.
         compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
             over them, which takes as many times longer to compile as there are blocks.
+        fast_vae: run the autoencoder layer by layer on channels-last frames. Changes nothing but the order of rounding.
+        vae_memory: what the autoencoder's frames may take, in bytes or as "4GiB": layers are then computed some rows at
+            a time, which changes nothing but the order of rounding. None: as little as costs no time.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
@@ -60,6 +64,8 @@ class EngineConfig:
     fuse_projections: bool = True
     pack_weights: bool = True
     fuse_operations: bool = True
+    fast_vae: bool = True
+    vae_memory: int | str | None = None
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
 
@@ -74,6 +80,10 @@ class EngineConfig:
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
         self._enforce("attention", AttentionBackend)
         self._enforce("compile", CompileMode)
+        if self.vae_memory is not None:
+            object.__setattr__(self, "vae_memory", _bytes("vae_memory", self.vae_memory))
+            if not self.fast_vae:
+                raise ValueError("EngineConfig.vae_memory needs fast_vae=True: diffusers' own code knows no budget")
 
     def _enforce(self, name: str, kind: type[enum.StrEnum]) -> None:
         value = getattr(self, name)
@@ -96,6 +106,23 @@ class EngineConfig:
         if not isinstance(engine, str):
             raise TypeError(f"engine={engine!r} must be a string or an EngineConfig; strings: {_names()}")
         return cls(tier=engine)
+
+
+_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(name: str, value: int | str) -> int:
+    """A size such as 4294967296, "4GiB" or "1.5 GB" in bytes."""
+    size = value
+    if isinstance(value, str):
+        match = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})\s*", value)
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        raise ValueError(
+            f"EngineConfig.{name}={value!r} must be a number of bytes or a string such as '4GiB'; units:"
+            f" {', '.join(_UNITS)}"
+        )
+    return size
 
 
 def _names() -> str:

@@ -12,8 +12,9 @@ from . import machine
 from .attention import check_available, resolve
 from .config import TIERS, CompileMode, EngineConfig
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 
-PROJECTIONS, COMPILE, PRECISION = "projections", "compile", "precision"
+PROJECTIONS, COMPILE, PRECISION, VAE = "projections", "compile", "precision", "vae"
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,36 @@ def choose_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[C
     return CompileMode.OFF, ReportLine(COMPILE, False, detail)
 
 
+def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Put our autoencoder, made of the same modules, in the place of diffusers' own; last, as nothing builds on it."""
+    if not config.fast_vae:
+        if isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
+            pipeline.vae = pipeline.vae.as_reference()
+        return ReportLine(VAE, False, "EngineConfig.fast_vae=False")
+    if not isinstance(pipeline.vae, FastAutoencoderKLCogVideoX) or pipeline.vae.memory_budget != config.vae_memory:
+        reason = why_not_adopted(pipeline.vae)
+        if reason is not None:
+            return ReportLine(VAE, False, reason)
+        # One of another budget belongs to another pipeline.
+        pipeline.vae = FastAutoencoderKLCogVideoX.adopt(pipeline.vae)
+        pipeline.vae.memory_budget = config.vae_memory
+    vae, size = pipeline.vae, pipeline.transformer.config
+    frames = (size.sample_frames - 1) // vae.config.temporal_compression_ratio + 1
+    return report_vae(vae, (1, vae.config.latent_channels, int(frames), size.sample_height, size.sample_width))
+
+
+def report_vae(vae: FastAutoencoderKLCogVideoX, shape: tuple[int, ...]) -> ReportLine:
+    """What decoding latents of `shape` `(batch, channels, time, height, width)` takes, in words."""
+    what = f"latents of {shape[0]}x{shape[2]}x{shape[3]}x{shape[4]}"
+    try:
+        plan = f"{vae.plan_decode(shape)} planned for {what}"
+    except ValueError as error:
+        plan = f"will refuse {what}: {error}"
+    asked = [name for name, on in (("tiling", vae.use_tiling), ("slicing", vae.use_slicing)) if on]
+    left = f"; {' and '.join(asked)} on: diffusers' own code, without a plan, where they apply" if asked else ""
+    return ReportLine(VAE, True, f"layer by layer on channels-last frames; {plan}{left}")
+
+
 PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     note_adapters,
     adopt_blocks,
@@ -174,6 +205,7 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     plan_projections,
     check_compile,
     check_precision,
+    adopt_vae,
 )
 
 

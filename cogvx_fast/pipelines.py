@@ -27,8 +27,18 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .lowering import EngineReport, check_precision, choose_attention, choose_compile, lower, report_projections
+from .lowering import (
+    EngineReport,
+    adopt_vae,
+    check_precision,
+    choose_attention,
+    choose_compile,
+    lower,
+    report_projections,
+    report_vae,
+)
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+from .vae import FastAutoencoderKLCogVideoX
 
 
 class FastPipelineMixin:
@@ -40,8 +50,8 @@ class FastPipelineMixin:
         self,
         tokenizer: T5Tokenizer,
         text_encoder: T5EncoderModel,
-        vae: AutoencoderKLCogVideoX,
-        # Both are named, so that `from_pipe` takes the transformer of either kind of pipeline.
+        # Both kinds are named, so that `from_pipe` takes the models of either kind of pipeline.
+        vae: AutoencoderKLCogVideoX | FastAutoencoderKLCogVideoX,
         transformer: CogVideoXTransformer3DModel | FastCogVideoXTransformer3DModel,
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
         engine: str | EngineConfig = "exact",
@@ -71,8 +81,36 @@ class FastPipelineMixin:
             return super().encode_prompt(*args, **kwargs)
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        _check_latents(latents)
         with self._stage("decode"):
-            return super().decode_latents(latents)
+            frames = super().decode_latents(latents)
+        self._note_decoding(latents)
+        return frames
+
+    def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What `decode_latents` gives, a few frames at a time as they are ready.
+
+        Args:
+            latents: `(batch, time, channels, height, width)`, as a pipeline with `output_type="latent"` returns them.
+
+        Returns:
+            An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`: 9 frames or fewer, then 8 at a time.
+            All at once where the autoencoder goes by other pieces: with tiling, with slicing of a batch, and with
+            `EngineConfig(fast_vae=False)`.
+
+        Raises:
+            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones.
+        """
+        _check_latents(latents)
+        if not isinstance(self.vae, FastAutoencoderKLCogVideoX):
+            return iter([self.decode_latents(latents)])
+        self._note_decoding(latents)
+        return self.vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+
+    def _note_decoding(self, latents: torch.Tensor) -> None:
+        if isinstance(self.vae, FastAutoencoderKLCogVideoX):
+            batch, time, *rest = latents.shape
+            self._report = self._report.with_line(report_vae(self.vae, (batch, rest[0], time, *rest[1:])))
 
     def to_json_string(self) -> str:
         # What this pipeline saves is a plain checkpoint: it names the classes that everyone has.
@@ -80,6 +118,8 @@ class FastPipelineMixin:
         config["_class_name"] = self._reference.__name__
         if config.get("transformer"):
             config["transformer"] = ["diffusers", CogVideoXTransformer3DModel.__name__]
+        if isinstance(self.vae, FastAutoencoderKLCogVideoX):
+            config["vae"] = ["diffusers", AutoencoderKLCogVideoX.__name__]
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
     @contextlib.contextmanager
@@ -92,8 +132,9 @@ class FastPipelineMixin:
             transformer = self.transformer
         config = self._engine_config
         compiles, line = choose_compile(self, config)
-        self._report = self._report.with_line(choose_attention(self, config)).with_line(line)
-        self._report = self._report.with_line(check_precision(self, config))
+        lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
+        for line in lines:
+            self._report = self._report.with_line(line)
         self.stage_seconds.clear()
         started = time.perf_counter()
         session = EngineSession(config, self.scheduler, compiles)
@@ -162,6 +203,13 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.engine_session():
             return super().__call__(*args, **kwargs)
+
+
+def _check_latents(latents: torch.Tensor) -> None:
+    if latents.ndim != 5:
+        raise ValueError(
+            f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {tuple(latents.shape)}"
+        )
 
 
 _FAST = (

@@ -6,6 +6,7 @@ import torch
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.lowering import PASSES
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
 
 
@@ -49,6 +50,7 @@ def test_passes_run_in_order_and_report_in_order():
         "plan_projections",
         "check_compile",
         "check_precision",
+        "adopt_vae",
     ]
     fast = accelerate(toy.pipeline())
     assert isinstance(fast.transformer, FastCogVideoXTransformer3DModel)
@@ -61,6 +63,7 @@ def test_passes_run_in_order_and_report_in_order():
         "projections",
         "compile",
         "precision",
+        "vae",
     ]
 
 
@@ -107,13 +110,54 @@ def test_torch_compile_by_hand_gives_the_same(compiled):
     assert ((output - expected).norm() / expected.norm()).item() < 1e-5
 
 
+def report_line(pipe, name):
+    return next(line for line in pipe.engine_report().lines if line.name == name)
+
+
 @pytest.mark.parametrize(("units", "applied"), [("AMX-BF16", False), (None, True)])
 def test_the_report_says_when_a_cpu_is_better_at_bf16(units, applied, monkeypatch):
     from cogvx_fast import machine
 
     monkeypatch.setattr(machine, "cpu_bf16_units", lambda: units)
-    line = accelerate(toy.pipeline()).engine_report().lines[-1]
+    line = report_line(accelerate(toy.pipeline()), "precision")
     assert line.applied is applied and line.detail.startswith("float32")
     assert units is None or units in line.detail
-    line = accelerate(toy.pipeline().to(torch.bfloat16)).engine_report().lines[-1]
+    line = report_line(accelerate(toy.pipeline().to(torch.bfloat16)), "precision")
     assert line.applied is not applied and line.detail.startswith("bfloat16")
+
+
+def test_the_fast_vae_is_an_option_that_can_be_taken_back():
+    reference = toy.pipeline()
+    fast = accelerate(reference)
+    assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)
+    plain = accelerate(fast, EngineConfig(fast_vae=False))
+    assert type(plain.vae) is type(reference.vae) and plain.vae.decoder is reference.vae.decoder
+    assert "off  vae" in str(plain.engine_report())
+    latents = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = reference.decode_latents(latents)
+        assert torch.equal(plain.decode_latents(latents), expected)
+        assert not torch.equal(fast.decode_latents(latents), expected)  # another order of rounding: ours did run
+
+
+def test_a_vae_that_cannot_be_adopted_is_left_and_named():
+    reference = toy.pipeline()
+    reference.vae.register_to_config(act_fn="gelu")
+    fast = accelerate(reference)
+    line = fast.engine_report().lines[-1]
+    assert fast.vae is reference.vae
+    assert not line.applied and "its activation is 'gelu'" in line.detail
+
+
+def test_the_report_says_where_tiling_leaves_diffusers_code_running():
+    reference = toy.pipeline()
+    assert "tiling" not in accelerate(reference).engine_report().lines[-1].detail
+    reference.vae.enable_tiling()
+    assert "tiling on: diffusers' own code" in accelerate(reference).engine_report().lines[-1].detail
+
+
+def test_a_vae_put_in_later_is_made_fast_too():
+    fast = accelerate(toy.pipeline())
+    fast.vae = toy.vae(seed=5)
+    fast(**toy.inputs(num_steps=1))
+    assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)

@@ -197,6 +197,7 @@ def test_saves_and_loads_as_a_plain_checkpoint(pair, tmp_path):
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == "CogVideoXPipeline"
     assert index["transformer"] == ["diffusers", "CogVideoXTransformer3DModel"]
+    assert index["vae"] == ["diffusers", "AutoencoderKLCogVideoX"]
     expected = reference(**toy.inputs(output_type="latent")).frames
     for load in (FastCogVideoXPipeline, diffusers.CogVideoXPipeline, diffusers.DiffusionPipeline):
         pipe = load.from_pretrained(tmp_path, torch_dtype=torch.float32)
@@ -218,11 +219,12 @@ def test_accelerate_shares_weights_and_leaves_the_pipeline_working():
     reference.vae.enable_slicing()
     before = reference(**toy.inputs(output_type="latent")).frames
     fast = accelerate(reference)
-    assert fast.vae is reference.vae and fast.vae.use_slicing
+    assert fast.vae.use_slicing
+    assert fast.vae.decoder is reference.vae.decoder and type(reference.vae) is diffusers.AutoencoderKLCogVideoX
     assert fast.transformer.proj_out.weight is reference.transformer.proj_out.weight
     assert torch.equal(reference(**toy.inputs(output_type="latent")).frames, before)
     again = accelerate(fast, EngineConfig(reuse_text_projection=False))
-    assert again.transformer is fast.transformer
+    assert again.transformer is fast.transformer and again.vae is fast.vae
     assert again.engine_report().config != fast.engine_report().config
 
 

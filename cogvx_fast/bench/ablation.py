@@ -34,6 +34,7 @@ _OFF = {
     "fuse_projections": False,
     "pack_weights": False,
     "fuse_operations": False,
+    "fast_vae": False,
     "attention": "sdpa",
     "compile": "off",
 }
@@ -97,8 +98,12 @@ ADDITIONS: tuple[Addition, ...] = (
         "42 ms a layer in torch's SDPA alone, 22 ms in ours",
     ),
     Addition(
+        "+ fast autoencoder",
+        _engine(*_FUSED, "fast_vae", attention="auto"),
+    ),
+    Addition(
         "+ compiled where it pays",
-        _engine(*_FUSED, attention="auto", compile="auto"),
+        _engine(*_FUSED, "fast_vae", attention="auto", compile="auto"),
         {"dit-2b bfloat16": 1.0, "dit-2b float32": 1.0},
         "nowhere on a CPU: what inductor would fuse is fused already",
     ),

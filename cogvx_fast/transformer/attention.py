@@ -10,7 +10,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from ..attention.backends import CAPABILITIES, Capability
 from ..config import AttentionBackend
-from .plan import UNPLANNED, BlockPlan, is_hooked
+from ..hooks import is_hooked
+from .plan import UNPLANNED, BlockPlan
 
 
 class JointAttnProcessor:

@@ -12,9 +12,10 @@ from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 
+from ..hooks import is_hooked
 from .attention import JointAttnProcessor, attend
 from .modulation import NormModulation
-from .plan import UNPLANNED, BlockPlan, is_hooked
+from .plan import UNPLANNED, BlockPlan
 
 
 class FastCogVideoXBlock(nn.Module):

@@ -18,6 +18,7 @@ from cogvx_kernels.triton import why_not as why_not_triton
 from torch import nn
 
 from ..config import EngineConfig
+from ..hooks import is_hooked, moves_weights
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def plan_block(
     it is and called. `compiled`: inductor fuses what is between the products better from its torch form.
     """
     hooked = any(map(is_hooked, block.modules()))
-    if any(map(_moves_weights, block.modules())):
+    if any(map(moves_weights, block.modules())):
         return BlockPlan(hooked=hooked, made_from=_state(block))
     qkv, out, ff = _linears(block)
     device, dtype = _place(block)
@@ -174,17 +175,6 @@ def plan_block(
         linears += [feed_forward.first, feed_forward.second]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in linears if isinstance(linear, PackedLinear))
     return BlockPlan(impl, merged, packed_out, feed_forward, hooked, size, _state(block))
-
-
-def is_hooked(module: nn.Module) -> bool:
-    """Whether calling `module` is more than its own forward: accelerate's and diffusers' hooks replace that."""
-    return "forward" in vars(module) or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
-
-
-def _moves_weights(module: nn.Module) -> bool:
-    """Whether the weights are elsewhere until the module is called: offloading, by module or by group."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return hasattr(module, "_hf_hook") or (registry is not None and registry.get_hook("group_offloading") is not None)
 
 
 def can_run_on_cpu(block: nn.Module) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from . import reference
+from .cpu import frames as cpu_frames
 from .cpu import stream as cpu
 from .cpu.attention import HEAD_DIM as AMX_HEAD_DIM
 from .cpu.attention import attention_amx
@@ -17,8 +18,8 @@ from .triton import why_not as why_not_triton
 if why_not_triton() is None:
     from .triton import operations as gpu
 
-# What each operation can be computed by. "cpu" is C++ for `cpu.stream.why_not()` None, "amx" for `cpu.attention`'s,
-# "triton" for `triton.why_not()` None and tensors on a GPU.
+# What each operation can be computed by. "cpu" is C++, where `why_not()` of `cpu.stream` or `cpu.frames` is None; "amx"
+# likewise, of `cpu.attention`; "triton" for `triton.why_not()` None and tensors on a GPU.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "layer_norm_modulate": ("torch", "cpu", "triton"),
     "gated_residual": ("torch", "cpu", "triton"),
@@ -26,6 +27,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx", "triton"),
+    "group_norm_statistics": ("torch", "cpu"),
+    "group_norm_modulate_silu": ("torch", "cpu"),
 }
 
 
@@ -312,3 +315,100 @@ def attention(
     if any(tensor.stride(3) != 1 for tensor in (query, key, value)):
         raise ValueError('attention: impl="amx" takes tensors whose last axis is contiguous')
     return attention_amx(query, key, value, scale)
+
+
+def _check_frames(operation: str, **frames: torch.Tensor) -> None:
+    for name, tensor in frames.items():
+        if tensor.ndim != 5 or tensor.numel() == 0:
+            raise ValueError(
+                f"{operation}: {name} must be (batch, time, height, width, channels) with no empty axis, got shape"
+                f" {tuple(tensor.shape)}"
+            )
+
+
+def _check_cpu_frames(operation: str, *frames: torch.Tensor) -> None:
+    for tensor in frames:
+        if tensor.dtype not in cpu_frames.DTYPES or tensor.stride(4) != 1 or tensor.stride(3) != tensor.shape[4]:
+            raise ValueError(
+                f'{operation}: impl="cpu" takes {" or ".join(map(str, cpu_frames.DTYPES))} frames whose rows are'
+                f" contiguous, got {tensor.dtype} with strides {tensor.stride()}"
+            )
+
+
+def group_norm_statistics(
+    x: torch.Tensor, groups: int, eps: float = 1e-6, impl: str = "torch"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and `1 / sqrt(variance + eps)` of each group of channels, over all frames and pixels, in fp32.
+
+    Args:
+        x: `(batch, time, height, width, channels)`.
+        groups: divides the channels.
+        impl: "torch", or "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None.
+
+    Returns:
+        Two tensors `(batch, groups)`, fp32 (fp64 for fp64 frames).
+
+    Raises:
+        ValueError: for shapes that do not fit or an unknown `impl`.
+    """
+    operation = "group_norm_statistics"
+    _check_impl(operation, impl)
+    _check_frames(operation, x=x)
+    if groups < 1 or x.shape[4] % groups:
+        raise ValueError(f"{operation}: groups={groups} must divide the {x.shape[4]} channels")
+    if impl == "cpu":
+        _check_cpu_frames(operation, x)
+        return cpu_frames.group_norm_statistics(x, groups, eps)
+    return reference.group_norm_statistics(x, groups, eps)
+
+
+def group_norm_modulate_silu(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    frames: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    out: torch.Tensor,
+    impl: str = "torch",
+) -> None:
+    """`silu(x * scale + shift)` with tables of a lower resolution, written into `out`, a view into padded frames.
+
+    GroupNorm's statistics and affine, and CogVideoX' spatial modulation, are folded into the tables: norm and
+    modulation are one product and one sum.
+
+    Args:
+        x: `(batch, time, height, width, channels)`.
+        scale, shift: fp32 `(batch, table time, table height, table width, channels)`, contiguous.
+        frames, rows, columns: int64 `(time,)`, `(height,)` and `(width,)`, where in the tables each frame, row and
+            column is. They are not checked against the tables' sizes: that would be a synchronisation on a GPU.
+        out: of the shape and dtype of `x`; may be a view with rows and frames of padding around it, not `x` itself.
+        impl: "torch", or "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None.
+
+    Raises:
+        ValueError: for shapes that do not fit or an unknown `impl`.
+    """
+    operation = "group_norm_modulate_silu"
+    _check_impl(operation, impl)
+    _check_frames(operation, x=x, scale=scale, shift=shift)
+    if out.shape != x.shape or out.dtype != x.dtype:
+        raise ValueError(
+            f"{operation}: out must be {tuple(x.shape)} {x.dtype} as x is, got {tuple(out.shape)} {out.dtype}"
+        )
+    batch, time, height, width, channels = x.shape
+    if scale.shape != shift.shape or (scale.shape[0], scale.shape[4]) != (batch, channels):
+        raise ValueError(
+            f"{operation}: scale and shift must be ({batch}, time, height, width, {channels}), got"
+            f" {tuple(scale.shape)} and {tuple(shift.shape)}"
+        )
+    for name, index, length in (("frames", frames, time), ("rows", rows, height), ("columns", columns, width)):
+        if tuple(index.shape) != (length,) or index.dtype != torch.int64:
+            raise ValueError(f"{operation}: {name} must be int64 ({length},), got {index.dtype} {tuple(index.shape)}")
+    if impl == "cpu":
+        _check_cpu_frames(operation, x, out)
+        tables_fit = all(table.is_contiguous() and table.dtype == torch.float32 for table in (scale, shift))
+        if not tables_fit or not all(index.is_contiguous() for index in (frames, rows, columns)):
+            raise ValueError(f'{operation}: impl="cpu" takes contiguous fp32 tables and contiguous indices')
+        cpu_frames.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)
+    else:
+        reference.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)

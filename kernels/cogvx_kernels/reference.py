@@ -1,8 +1,9 @@
 """The operations as formulas in plain torch: the specification that every other implementation is tested against.
 
-All work on the joint stream `(batch, sequence, dim)` whose first `text_length` rows are text and whose
-other rows are video. The two experts' vectors come as `(1 or batch, 2, dim)`, text first. Half-precision
-inputs are computed in fp32 and rounded once, at the end: that is what a fused kernel does.
+Those of the transformer work on the joint stream `(batch, sequence, dim)` whose first `text_length` rows are text
+and whose other rows are video. The two experts' vectors come as `(1 or batch, 2, dim)`, text first. Those of the VAE
+work on channels-last frames `(batch, time, height, width, channels)`. Half-precision inputs are computed in fp32 and
+rounded once, at the end: that is what a fused kernel does.
 """
 
 from __future__ import annotations
@@ -98,3 +99,33 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
     """Scaled dot-product attention (Vaswani et al. 2017) over `(batch, sequence, heads, head_dim)`."""
     query, key, value = (tensor.transpose(1, 2) for tensor in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, scale=scale).transpose(1, 2)
+
+
+def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """GroupNorm's mean and `1 / sqrt(variance + eps)` (Wu and He 2018), each `(batch, groups)`, over all frames.
+
+    Frame by frame, since the wide copy of one is all that there should be; what the frames give is joined as in
+    Chan, Golub and LeVeque 1979: a mean of means, and their own spread added to the mean variance.
+    """
+    variances, means = [], []
+    for frame in x.unbind(1):
+        variance, mean = torch.var_mean(_wide(frame).unflatten(-1, (groups, -1)), dim=(1, 2, 4), correction=0)
+        variances.append(variance)
+        means.append(mean)
+    spread, mean = torch.var_mean(torch.stack(means), dim=0, correction=0)
+    return mean, torch.rsqrt(torch.stack(variances).mean(0) + spread + eps)
+
+
+def group_norm_modulate_silu(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    frames: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """`out = silu(x * scale[f, r, c] + shift[f, r, c])`, the tables of low resolution read at each axis' own index."""
+    for t, frame in enumerate(frames.tolist()):
+        offset, factor = (table[:, frame].index_select(1, rows).index_select(2, columns) for table in (shift, scale))
+        out[:, t] = F.silu(torch.addcmul(offset, _wide(x[:, t]), factor)).to(x.dtype)

@@ -1,7 +1,7 @@
 """Compiles a C++ file of this package once per machine and loads it.
 
 Libraries are kept in `$XDG_CACHE_HOME/cogvx_kernels` (`~/.cache/cogvx_kernels`) under a name that is a
-hash of the source, the flags and the compiler, and appear there whole or not at all.
+hash of the source, the headers beside it, the flags and the compiler, and appear there whole or not at all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
             written.
     """
     command = compiler()
-    text = source.read_bytes()
+    text = b"\0".join(path.read_bytes() for path in (source, *sorted(source.parent.glob("*.h"))))
     # A compiler that was replaced has another size or time; to ask it for its version would take longer than to load.
     binary = os.stat(os.path.realpath(command))
     identity = (command, str(binary.st_size), str(binary.st_mtime_ns), *BASE_FLAGS, *flags)

@@ -6,36 +6,11 @@
 
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
+#include "bfloat16.h"
+
 namespace {
-
-struct bfloat16 {
-  uint16_t bits;
-};
-
-inline float widen(float x) { return x; }
-inline float widen(bfloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, 4);
-  return y;
-}
-
-template <typename T>
-inline T narrow(float x);
-template <>
-inline float narrow<float>(float x) {
-  return x;
-}
-template <>
-inline bfloat16 narrow<bfloat16>(float x) {  // to the nearest, ties to even; NaN stays NaN
-  uint32_t bits;
-  std::memcpy(&bits, &x, 4);
-  const uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  return {uint16_t(x != x ? 0x7fc0 : rounded)};
-}
 
 // (1 or batch, 2, dim): the stride of the batch is 0 where one vector serves all.
 template <typename T>

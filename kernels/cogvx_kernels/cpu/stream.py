@@ -15,7 +15,7 @@ DTYPES = (torch.bfloat16, torch.float32)
 _SOURCE = Path(__file__).with_name("stream.cpp")
 # Sums may be reordered, which lets them be vectors. Not -ffast-math: linked into a library, it would turn subnormal
 # numbers into zeros in the whole process.
-_FLAGS = (
+FLAGS = (
     "-march=native",
     "-ffp-contract=fast",
     "-fno-math-errno",
@@ -30,14 +30,14 @@ _FLAGS = (
 def why_not() -> str | None:
     """What keeps this machine from running these operations, or None. Compiles them, a second, the first time."""
     try:
-        load(_SOURCE, _FLAGS)
+        load(_SOURCE, FLAGS)
     except BuildError as error:
         return str(error)
     return None
 
 
 def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
-    return getattr(load(_SOURCE, _FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
 
 
 def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:

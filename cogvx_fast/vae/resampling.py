@@ -1,0 +1,108 @@
+"""Changing the resolution of channels-last frames `(batch, time, height, width, channels)`."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.downsampling import CogVideoXDownsample3D
+from diffusers.models.upsampling import CogVideoXUpsample3D
+
+from .layers import Clip
+
+
+def upsample(layer: CogVideoXUpsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
+    """Nearest doubling of height and width (and time, where the layer compresses it) and the layer's 3x3 convolution.
+
+    An output row `2i + p` reads input rows `i - 1 + p` and `i + p` only, columns likewise: four convolutions of 2x2 on
+    the input, whose weights are sums of the 3x3's, give the four phases of the output. Frames that doubling makes
+    equal are convolved once.
+    """
+    batch, time, height, width = frames.shape[:4]
+    numbers = copies(time, layer.compress_time)
+    weights = _phases(layer.conv.weight)
+    out = frames.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
+    at_once = min(clip.frames_at_once.get(layer, time), time)
+    for sample in range(batch):
+        target = 0
+        for first in range(0, time, at_once):
+            some = slice(first, first + at_once)
+            for (p, q), weight in weights.items():
+                place = out[sample, target:, p::2, q::2]
+                _write_phase(frames[sample, some], weight, layer.conv.bias, p, q, numbers[some], place)
+            target += sum(numbers[some])
+    return out
+
+
+def _write_phase(
+    frames: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    p: int,
+    q: int,
+    numbers: list[int],
+    place: torch.Tensor,
+) -> None:
+    """One phase of all `frames`, each written as often as `numbers` has it."""
+    height, width = frames.shape[1:3]
+    # Padding on both sides gives one row and column too many; which, is the phase's own.
+    padded = F.conv2d(frames.permute(0, 3, 1, 2), weight, bias, padding=1)
+    phase = padded[:, :, p : p + height, q : q + width].permute(0, 2, 3, 1)
+    first = 0
+    for frame, number in zip(phase, numbers, strict=True):
+        place[first : first + number] = frame
+        first += number
+
+
+def copies(time: int, doubles: bool) -> list[int]:
+    """How often each frame appears in the output: twice where time doubles, the first of an odd number once."""
+    if not doubles:
+        return [1] * time
+    return [1 if time % 2 == 1 and i == 0 else 2 for i in range(time)]
+
+
+def _phases(weight: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
+    """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling; summed in fp32."""
+    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
+    phases = {}
+    for p in range(2):
+        rows = _pair(wide, 2, p)
+        for q in range(2):
+            phases[p, q] = _pair(rows, 3, q).to(weight.dtype).contiguous(memory_format=torch.channels_last)
+    return phases
+
+
+def _pair(weight: torch.Tensor, axis: int, phase: int) -> torch.Tensor:
+    """The three taps of `axis` as two: of an even row, the last two read the same input, of an odd one the first."""
+    a, b, c = weight.unbind(axis)
+    return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim=axis)
+
+
+def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
+    """The mean of pairs of frames (where the layer compresses time; of an odd number the first stays) and the layer's
+    3x3 convolution of stride 2, with a row and a column of zeros after the last."""
+    batch, time, height, width, channels = frames.shape
+    single = time % 2 if layer.compress_time else time
+    pooled = pooled_frames(time, layer.compress_time)
+    conv = layer.conv
+    out = None
+    for sample in range(batch):
+        for target in range(pooled):
+            padded = frames.new_empty(1, height + 1, width + 1, channels)
+            padded[:, -1] = 0
+            padded[:, :, -1] = 0
+            inner, source = padded[0, :-1, :-1], frames[sample]
+            if target < single:
+                inner.copy_(source[target])
+            else:
+                i = single + 2 * (target - single)
+                torch.mean(source[i : i + 2], dim=0, out=inner)
+            frame = F.conv2d(padded.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.stride, conv.padding)
+            if out is None:
+                out = frames.new_empty(batch, pooled, *frame.shape[2:], conv.out_channels)
+            out[sample, target] = frame[0].permute(1, 2, 0)
+    return out
+
+
+def pooled_frames(time: int, halves: bool) -> int:
+    """How many frames are left of `time`."""
+    return (time + 1) // 2 if halves else time

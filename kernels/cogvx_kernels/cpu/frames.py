@@ -1,0 +1,92 @@
+"""The operations of `frames.cpp`, which stand between the convolutions of a VAE, as operations of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, load
+from .stream import FLAGS
+
+DTYPES = (torch.bfloat16, torch.float32)
+_SOURCE = Path(__file__).with_name("frames.cpp")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps this machine from running these operations, or None. Compiles them, a second, the first time."""
+    try:
+        load(_SOURCE, FLAGS)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _array(sizes: tuple[int, ...]) -> ctypes.Array:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+@torch.library.custom_op("cogvx_kernels::group_norm_statistics_cpu", mutates_args=())
+def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ops.group_norm_statistics`."""
+    mean, inverse = (torch.empty(x.shape[0], groups) for _ in range(2))
+    _function("group_norm_statistics", x.dtype)(
+        _pointer(x),
+        _array(x.stride()[:3]),
+        *_sizes(*x.shape, groups),
+        ctypes.c_float(eps),
+        _pointer(mean),
+        _pointer(inverse),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+    return mean, inverse
+
+
+@torch.library.custom_op("cogvx_kernels::group_norm_modulate_silu_cpu", mutates_args=("out",))
+def group_norm_modulate_silu(
+    x: torch.Tensor,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    frames: torch.Tensor,
+    rows: torch.Tensor,
+    columns: torch.Tensor,
+    out: torch.Tensor,
+) -> None:
+    """`ops.group_norm_modulate_silu`."""
+    _function("group_norm_modulate_silu", x.dtype)(
+        _pointer(x),
+        _array(x.stride()[:3]),
+        _pointer(scale),
+        _pointer(shift),
+        _array(scale.shape[1:4]),
+        *(_pointer(index) for index in (frames, rows, columns)),
+        *_sizes(*x.shape),
+        _pointer(out),
+        _array(out.stride()[:3]),
+        ctypes.c_int(torch.get_num_threads()),
+    )
+
+
+@group_norm_statistics.register_fake
+def _(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(x.new_empty((x.shape[0], groups), dtype=torch.float32) for _ in range(2))
+
+
+@group_norm_modulate_silu.register_fake
+def _(*_: torch.Tensor) -> None:
+    return None

@@ -1,0 +1,168 @@
+"""The plan against the bytes that are allocated, and slices of rows against none."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cogvx_fast import EngineConfig, accelerate
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model
+from tests import toy
+
+from .conftest import distance, family, randn
+
+
+class Allocations(TorchDispatchMode):
+    """The most bytes of tensors made inside that were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.sizes = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        import weakref
+
+        given = {t.untyped_storage()._cdata for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            if storage._cdata not in given and storage._cdata not in self.sizes:
+                self.sizes[storage._cdata] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._freed, storage._cdata)
+        return result
+
+    def _freed(self, key):
+        self.live -= self.sizes.pop(key)
+
+
+@pytest.fixture(autouse=True)
+def _without_grad():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def fast():
+    return FastAutoencoderKLCogVideoX.adopt(family())
+
+
+def smallest(fast, shape):
+    fast.memory_budget = 1
+    with pytest.raises(ValueError, match=r"is too small for .* the smallest possible is") as raised:
+        fast.plan_decode(shape)
+    return int(str(raised.value).split(" bytes)")[0].rsplit("(", 1)[1])
+
+
+def measured(call):
+    with Allocations() as allocations:
+        result = call()
+    return result, allocations.peak
+
+
+# Batches of two: of few small frames torch convolves one with code that is not channels-last and copies the result.
+@pytest.mark.parametrize("impl", ["cpu", "torch"])
+@pytest.mark.parametrize("time", [2, 3, 7])
+def test_the_peak_is_the_bytes_allocated(fast, monkeypatch, impl, time):
+    if impl == "cpu" and model.choose_impl(torch.device("cpu"), torch.float32) != "cpu":
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(model, "choose_impl", lambda *_: impl)
+    shape = (2, 16, time, 6, 8)
+    latents, whole, least = randn(*shape), None, smallest(fast, shape)
+    fast.memory_budget = None
+    most = fast.plan_decode(shape).peak
+    for budget in (None, (most + least) // 2, least):
+        fast.memory_budget = budget
+        plan = fast.plan_decode(shape)
+        frames, peak = measured(lambda: fast.decode(latents).sample)
+        assert 0.93 * plan.peak <= peak <= 1.002 * plan.peak, (plan, peak)
+        assert budget is None or (plan.peak <= budget and plan.rows)
+        whole = frames if whole is None else whole
+        assert distance(frames, whole) < 2e-6
+    fast.memory_budget = None
+
+
+def test_a_stream_holds_one_chunk(fast):
+    shape = (2, 16, 9, 6, 8)
+
+    def stream():
+        for chunk in fast.decode_stream(randn(*shape)):
+            del chunk
+
+    _, peak = measured(stream)
+    plan = fast.plan_decode(shape, keeps_output=False)
+    assert plan.peak < fast.plan_decode(shape).peak
+    assert 0.93 * plan.peak <= peak <= 1.01 * plan.peak
+
+
+def test_the_peak_of_encoding(fast):
+    pixels = randn(2, 3, 17, 48, 64)
+    _, peak = measured(lambda: fast.encode(pixels))
+    plan = fast.plan_encode(tuple(pixels.shape))
+    assert 0.93 * plan.peak <= peak <= 1.002 * plan.peak
+
+
+class Everywhere(dict):
+    """The same number for every layer."""
+
+    def get(self, key, default=None):
+        return self["all"]
+
+
+@pytest.mark.usefixtures("poisoned")
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 23, 24, 100])
+def test_slices_of_any_height_give_the_same(fast, monkeypatch, rows):
+    latents, pixels = randn(2, 16, 5, 3, 4), randn(1, 3, 17, 25, 16)
+    expected = fast.decode(latents).sample, fast.encode(pixels).latent_dist.parameters
+    clip = layers.Clip
+    monkeypatch.setattr(model, "Clip", lambda impl, *_: clip(impl, Everywhere(all=rows), Everywhere(all=rows)))
+    sliced = []
+    conv = layers._conv3d
+    monkeypatch.setattr(layers, "_conv3d", lambda buffer, layer: sliced.append(buffer.shape[2]) or conv(buffer, layer))
+    assert distance(fast.decode(latents).sample, expected[0]) < 2e-6
+    assert distance(fast.encode(pixels).latent_dist.parameters, expected[1]) < 2e-6
+    assert max(sliced) == min(rows, 25) + 2
+
+
+def test_a_workspace_too_large_is_sliced_without_a_budget(fast, monkeypatch):
+    shape = (1, 16, 2, 6, 8)
+    before = fast.plan_decode(shape)
+    monkeypatch.setattr(memory, "WORKSPACE", 2**18)
+    after = fast.plan_decode(shape)
+    assert not before.rows and after.rows and after.peak < before.peak
+
+
+def test_the_budget_is_an_option_of_the_engine():
+    reference = toy.pipeline()
+    roomy, narrow = accelerate(reference), accelerate(reference, EngineConfig(vae_memory="1.5MiB"))
+    assert narrow.vae.memory_budget == 1.5 * 2**20 and roomy.vae.memory_budget is None
+    latents = randn(1, 5, 16, 4, 4)
+    frames = [pipe.decode_latents(latents) for pipe in (roomy, narrow)]
+    assert distance(frames[1], frames[0]) < 2e-6
+    lines = [str(pipe.engine_report().lines[-1].detail) for pipe in (roomy, narrow)]
+    assert "convolutions in slices of rows planned for latents of 1x5x4x4" in lines[1] and "slices" not in lines[0]
+    impossible = accelerate(narrow, EngineConfig(vae_memory=4096))
+    assert impossible.vae is not narrow.vae and narrow.vae.memory_budget == 1.5 * 2**20
+    assert "will refuse" in impossible.engine_report().lines[-1].detail
+    with pytest.raises(ValueError, match=r"a budget of 0.00 MiB is too small .* the smallest possible is .* MiB"):
+        impossible.decode_latents(latents)
+
+
+@pytest.mark.parametrize("value", ["4 GiB", "4GiB", 2**32, "4096MiB", "4294967296B"])
+def test_sizes_in_words(value):
+    assert EngineConfig(vae_memory=value).vae_memory == 2**32
+
+
+@pytest.mark.parametrize("value", ["4", "4 gigs", "-1GiB", 0, -5, 1.5, True, "0MiB"])
+def test_sizes_that_are_none(value):
+    with pytest.raises(ValueError, match=r"EngineConfig.vae_memory=.* must be a number of bytes or a string such as"):
+        EngineConfig(vae_memory=value)
+
+
+def test_a_budget_needs_the_layers_that_keep_it():
+    with pytest.raises(ValueError, match="vae_memory needs fast_vae=True"):
+        EngineConfig(vae_memory="4GiB", fast_vae=False)
