@@ -197,7 +197,9 @@ class _Bench:
         measured = {}
         for name, entry in entries.items():
             summary = Summary.of(seconds[name])
-            peak, kind = peak_memory(lambda call=entry.call: call(0), self.device)
+            peak, kind = None, ""
+            if STAGES[stage].in_process:
+                peak, kind = peak_memory(lambda call=entry.call: call(0), self.device)
             measured[name] = {
                 "n": summary.n,
                 "p20_seconds": summary.p20,

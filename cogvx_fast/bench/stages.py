@@ -25,11 +25,13 @@ class Stage:
             pipeline runs in, so that a pipeline of a wider dtype is given the same ones.
         measures: what one call is, in words.
         in_loop: whether the call is a part of the denoising loop, in which an engine keeps its constants.
+        in_process: whether the work is done in this process, whose memory is what is measured.
     """
 
     make: Callable[[DiffusionPipeline, Workload, torch.dtype], StageCall]
     measures: str
     in_loop: bool = False
+    in_process: bool = True
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,9 @@ STAGES: dict[str, Stage] = {
     ),
     "vae-decode": Stage(_vae_decode, "decode_latents of one clip"),
     "cold-start": Stage(
-        _cold_start, "a fresh process: start Python, import, load the checkpoint, make one generation, write its frames"
+        _cold_start,
+        "a fresh process: start Python, import, load the checkpoint, make one generation, write its frames",
+        in_process=False,
     ),
     "generation": Stage(_generation, "one call of the pipeline with guidance, from the prompt to frames in memory"),
 }
