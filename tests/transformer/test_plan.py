@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from cogvx_kernels.cpu import linear as onednn
 from cogvx_kernels.cpu import stream
 from diffusers import CogVideoXTransformer3DModel
 from peft import LoraConfig
@@ -61,8 +62,9 @@ def test_head_dim_64_in_bf16_is_as_close_as_diffusers():
     own = [plain(reference, current, step, dtype=torch.bfloat16).float() for step in range(5)]
     ours = [run(model, current, step, dtype=torch.bfloat16).float() for step in range(5)]
     assert sum(map(relative, ours, expected)) <= 1.1 * sum(map(relative, own, expected))
-    assert all(type(plan.qkv) is type(plan.out) is PackedLinear for plan in current.block_plans)
-    assert all(plan.packed_bytes == 12 * 128 * 128 * 2 for plan in current.block_plans)
+    if onednn.why_not() is None:
+        assert all(type(plan.qkv) is type(plan.out) is PackedLinear for plan in current.block_plans)
+        assert all(plan.packed_bytes == 12 * 128 * 128 * 2 for plan in current.block_plans)
 
 
 @pytest.mark.parametrize("config", [{}, {"pack_weights": False}])

@@ -12,6 +12,8 @@ def why_not() -> str | None:
     """What keeps this machine from packing weights, or None."""
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return "oneDNN has no bf16 products for this CPU"
     return None
 
 
