@@ -52,6 +52,8 @@ class EngineConfig:
         compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
             over them, which takes as many times longer to compile as there are blocks.
         fast_vae: run the autoencoder layer by layer on channels-last frames. Changes nothing but the order of rounding.
+            None: wherever that keeps the tier's contract. In fp32 on a CPU it does not: oneDNN's channels-last
+            convolutions round two to three times as much as the order that diffusers uses (2e-6 relative).
         vae_memory: what the autoencoder's frames may take, in bytes or as "4GiB": layers are then computed some rows at
             a time, which changes nothing but the order of rounding. None: as little as costs no time.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
@@ -64,7 +66,7 @@ class EngineConfig:
     fuse_projections: bool = True
     pack_weights: bool = True
     fuse_operations: bool = True
-    fast_vae: bool = True
+    fast_vae: bool | None = None
     vae_memory: int | str | None = None
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
@@ -78,12 +80,15 @@ class EngineConfig:
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
+        if self.fast_vae not in (None, True, False):
+            raise ValueError(f"EngineConfig.fast_vae={self.fast_vae!r} must be None, True or False")
         self._enforce("attention", AttentionBackend)
         self._enforce("compile", CompileMode)
         if self.vae_memory is not None:
             object.__setattr__(self, "vae_memory", _bytes("vae_memory", self.vae_memory))
-            if not self.fast_vae:
+            if self.fast_vae is False:
                 raise ValueError("EngineConfig.vae_memory needs fast_vae=True: diffusers' own code knows no budget")
+            object.__setattr__(self, "fast_vae", True)  # a budget asks for it
 
     def _enforce(self, name: str, kind: type[enum.StrEnum]) -> None:
         value = getattr(self, name)

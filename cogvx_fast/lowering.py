@@ -168,10 +168,11 @@ def choose_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[C
 
 def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
     """Put our autoencoder, made of the same modules, in the place of diffusers' own; last, as nothing builds on it."""
-    if not config.fast_vae:
+    reason = _why_not_fast_vae(pipeline, config)
+    if reason is not None:
         if isinstance(pipeline.vae, FastAutoencoderKLCogVideoX):
             pipeline.vae = pipeline.vae.as_reference()
-        return ReportLine(VAE, False, "EngineConfig.fast_vae=False")
+        return ReportLine(VAE, False, reason)
     if not isinstance(pipeline.vae, FastAutoencoderKLCogVideoX) or pipeline.vae.memory_budget != config.vae_memory:
         reason = why_not_adopted(pipeline.vae)
         if reason is not None:
@@ -182,6 +183,19 @@ def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
     vae, size = pipeline.vae, pipeline.transformer.config
     frames = (size.sample_frames - 1) // vae.config.temporal_compression_ratio + 1
     return report_vae(vae, (1, vae.config.latent_channels, int(frames), size.sample_height, size.sample_width))
+
+
+def _why_not_fast_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> str | None:
+    if config.fast_vae is False:
+        return "EngineConfig.fast_vae=False"
+    vae = pipeline.vae
+    fp32_on_cpu = getattr(vae, "dtype", None) == torch.float32 and pipeline._execution_device.type == "cpu"
+    if config.fast_vae is None and fp32_on_cpu:
+        return (
+            "fp32 on a CPU: channels-last convolutions round 2 to 3 times as much as diffusers' order, more than the"
+            " tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
+        )
+    return None
 
 
 def report_vae(vae: FastAutoencoderKLCogVideoX, shape: tuple[int, ...]) -> ReportLine:

@@ -1,5 +1,6 @@
 """The passes, their order, and that the engine's constants are computed once in a real generation."""
 
+import diffusers
 import pytest
 import torch
 
@@ -128,7 +129,7 @@ def test_the_report_says_when_a_cpu_is_better_at_bf16(units, applied, monkeypatc
 
 def test_the_fast_vae_is_an_option_that_can_be_taken_back():
     reference = toy.pipeline()
-    fast = accelerate(reference)
+    fast = accelerate(reference, EngineConfig(fast_vae=True))
     assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)
     plain = accelerate(fast, EngineConfig(fast_vae=False))
     assert type(plain.vae) is type(reference.vae) and plain.vae.decoder is reference.vae.decoder
@@ -143,7 +144,7 @@ def test_the_fast_vae_is_an_option_that_can_be_taken_back():
 def test_a_vae_that_cannot_be_adopted_is_left_and_named():
     reference = toy.pipeline()
     reference.vae.register_to_config(act_fn="gelu")
-    fast = accelerate(reference)
+    fast = accelerate(reference, EngineConfig(fast_vae=True))
     line = fast.engine_report().lines[-1]
     assert fast.vae is reference.vae
     assert not line.applied and "its activation is 'gelu'" in line.detail
@@ -151,13 +152,29 @@ def test_a_vae_that_cannot_be_adopted_is_left_and_named():
 
 def test_the_report_says_where_tiling_leaves_diffusers_code_running():
     reference = toy.pipeline()
-    assert "tiling" not in accelerate(reference).engine_report().lines[-1].detail
+    assert "tiling" not in accelerate(reference, EngineConfig(fast_vae=True)).engine_report().lines[-1].detail
     reference.vae.enable_tiling()
-    assert "tiling on: diffusers' own code" in accelerate(reference).engine_report().lines[-1].detail
+    assert (
+        "tiling on: diffusers' own code"
+        in accelerate(reference, EngineConfig(fast_vae=True)).engine_report().lines[-1].detail
+    )
 
 
 def test_a_vae_put_in_later_is_made_fast_too():
-    fast = accelerate(toy.pipeline())
+    fast = accelerate(toy.pipeline(), EngineConfig(fast_vae=True))
     fast.vae = toy.vae(seed=5)
     fast(**toy.inputs(num_steps=1))
     assert isinstance(fast.vae, FastAutoencoderKLCogVideoX)
+
+
+def test_by_default_the_fast_vae_runs_where_it_keeps_the_contract():
+    fast = accelerate(toy.pipeline())  # fp32 on a CPU
+    assert type(fast.vae) is diffusers.AutoencoderKLCogVideoX
+    line = report_line(fast, "vae")
+    assert not line.applied and "round 2 to 3 times as much" in line.detail
+    fast.to(torch.bfloat16)
+    fast(**toy.inputs(num_steps=1))
+    assert isinstance(fast.vae, FastAutoencoderKLCogVideoX) and report_line(fast, "vae").applied
+    fast.to(torch.float32)
+    fast(**toy.inputs(num_steps=1))
+    assert type(fast.vae) is diffusers.AutoencoderKLCogVideoX

@@ -99,11 +99,11 @@ ADDITIONS: tuple[Addition, ...] = (
     ),
     Addition(
         "+ fast autoencoder",
-        _engine(*_FUSED, "fast_vae", attention="auto"),
+        _engine(*_FUSED, attention="auto", fast_vae=None),
     ),
     Addition(
         "+ compiled where it pays",
-        _engine(*_FUSED, "fast_vae", attention="auto", compile="auto"),
+        _engine(*_FUSED, attention="auto", compile="auto", fast_vae=None),
         {"dit-2b bfloat16": 1.0, "dit-2b float32": 1.0},
         "nowhere on a CPU: what inductor would fuse is fused already",
     ),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cogvx_fast import accelerate
+from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
 
@@ -63,7 +63,7 @@ def test_bad_pixels(pair, pixels, message):
 
 
 def test_pipelines_name_their_own_layout():
-    fast = accelerate(toy.pipeline())
+    fast = accelerate(toy.pipeline(), EngineConfig(fast_vae=True))
     for call in (fast.decode_latents, fast.decode_stream):
         with pytest.raises(ValueError, match=r"latents must be \(batch, time, channels, height, width\), got 4 axes"):
             call(randn(3, 16, 4, 4))
@@ -72,7 +72,7 @@ def test_pipelines_name_their_own_layout():
 
 
 def test_a_pipeline_streams_what_it_decodes():
-    fast = accelerate(toy.pipeline())
+    fast = accelerate(toy.pipeline(), EngineConfig(fast_vae=True))
     latents = randn(1, 5, 16, 4, 4)
     with torch.no_grad():
         expected = fast.decode_latents(latents)
