@@ -162,6 +162,14 @@ def test_blocks_share_one_graph_that_serves_every_prompt_step_and_seed(variant, 
     assert graphs() == (2, 0)
 
 
+@pytest.mark.parametrize("variant", toy.VARIANTS)
+def test_compiled_blocks_give_diffusers_numbers(variant, graphs):
+    reference = toy.transformer(variant)
+    model, current = FastCogVideoXTransformer3DModel.adopt(reference), session("blocks")
+    assert relative(run(model, current), plain(reference, current)) < 1e-5
+    assert graphs() == (1, 0)
+
+
 def test_full_compiles_all_blocks_as_one_graph(graphs):
     model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("5b"))
     current = session("full")
