@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import rows
+from cogvx_kernels.triton import operations, rows
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -42,7 +42,7 @@ def test_every_number_of_rows_gives_the_same(config, text, monkeypatch):
     x, y = (stream(2, 11, 24, dtype=torch.float32, seed=seed) for seed in (0, 1))
     shift, scale, gate = stream(2, 3, 2, 24, dtype=torch.float32, seed=2).unbind(1)
     expected = ops.gated_residual_layer_norm_modulate(x, y, gate, None, None, shift, scale, text)
-    kernel = ops.gpu.gated_residual_layer_norm_modulate_kernel
+    kernel = operations.gated_residual_layer_norm_modulate_kernel
     monkeypatch.setattr(kernel, "configs", {target: [rows.ROWS_CONFIGS[config]] for target in kernel.configs})
     monkeypatch.setattr(kernel, "_tuners", {})
     output = ops.gated_residual_layer_norm_modulate(x, y, gate, None, None, shift, scale, text, impl="triton")

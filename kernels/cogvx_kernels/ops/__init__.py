@@ -1,0 +1,22 @@
+"""Public operations: check the arguments, then call the implementation the caller chose.
+
+The formulas, with shapes, are in `reference.py`. There is no fallback: an implementation that does not
+exist for an operation raises.
+"""
+
+from .attention import attention, norm_rope, qk_norm_rope
+from .checks import IMPLEMENTATIONS
+from .frames import group_norm_modulate_silu, group_norm_statistics
+from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
+
+__all__ = [
+    "IMPLEMENTATIONS",
+    "attention",
+    "gated_residual",
+    "gated_residual_layer_norm_modulate",
+    "group_norm_modulate_silu",
+    "group_norm_statistics",
+    "layer_norm_modulate",
+    "norm_rope",
+    "qk_norm_rope",
+]
