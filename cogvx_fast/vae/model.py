@@ -165,7 +165,7 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         def decode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             if self.post_quant_conv is not None:
                 chunk = self.post_quant_conv(chunk)
-            return decode_chunk(self.decoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
+            return decode_chunk(self.decoder, chunk, clip)
 
         plan = self.plan_decode(tuple(z.shape), keeps_output)
         return _chunks(z, self.num_latent_frames_batch_size, plan, decode)
@@ -224,7 +224,7 @@ def _chunks(
     frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once)
+    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once, plan.elsewhere)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.
