@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
@@ -63,7 +64,8 @@ def plan_decode(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None = None,
     keeps_output: bool = True,
 ) -> MemoryPlan:
@@ -71,14 +73,14 @@ def plan_decode(
 
     Args:
         impl: of the operations between convolutions.
-        itemsize: bytes of a number of the model's dtype.
+        dtype, device: of the frames; the weights of `vae` are not looked at and may be on the meta device.
         budget: bytes that the peak may have; None: what costs no time.
         keeps_output: whether the pixels of all chunks are joined at the end (not so in a stream).
 
     Raises:
         ValueError: if the budget is below the smallest that works, which is named.
     """
-    return _plan(_Decoder, vae, shape, spans, impl, itemsize, budget, keeps_output)
+    return _plan(_Decoder, vae, shape, spans, impl, dtype, device, budget, keeps_output)
 
 
 def plan_encode(
@@ -86,11 +88,12 @@ def plan_encode(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None = None,
 ) -> MemoryPlan:
     """The same for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
-    return _plan(_Encoder, vae, shape, spans, impl, itemsize, budget, True)
+    return _plan(_Encoder, vae, shape, spans, impl, dtype, device, budget, True)
 
 
 def _plan(
@@ -99,7 +102,8 @@ def _plan(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None,
     keeps_output: bool,
 ) -> MemoryPlan:
@@ -107,7 +111,7 @@ def _plan(
         # First what each layer may take in the worst of the chunks, then what that comes to.
         ledger = None
         for _ in range(2):
-            ledger = kind(impl, itemsize, budget, least, ledger, frozenset(elsewhere))
+            ledger = kind(impl, dtype.itemsize, budget, least, ledger, frozenset(elsewhere))
             ledger.run(vae, shape, spans, keeps_output)
         return ledger
 
@@ -128,7 +132,7 @@ def _plan(
                 " columns or samples at once take less"
             )
         ledger = smallest
-    place = place_of(vae.device) if ledger.elsewhere else ""
+    place = place_of(device) if ledger.elsewhere else ""
     rows, frames = ledger.rows, ledger.frames_at_once
     return MemoryPlan(ledger.peak, ledger.layer(vae), rows, frames, ledger.elsewhere, ledger.most_put_away, place)
 

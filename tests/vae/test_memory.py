@@ -127,7 +127,7 @@ def test_the_family_at_its_own_size_fits(budget, slices):
     with init_empty_weights():
         vae = FastAutoencoderKLCogVideoX.adopt(AutoencoderKLCogVideoX())
     shape, limit = (1, 16, 13, 60, 90), EngineConfig(vae_memory=budget).vae_memory
-    plan = memory.plan_decode(vae, shape, model.chunk_spans(13, 2), "cpu", 2, limit)
+    plan = memory.plan_decode(vae, shape, model.chunk_spans(13, 2), "cpu", torch.float16, torch.device("cuda"), limit)
     assert plan.peak <= limit and min(plan.rows.values()) >= slices
     assert plan.put_away < 2**30 if budget == "4GiB" else plan.put_away < 3 * 2**30
 
