@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 
 import torch
-from cogvx_kernels.cpu import frames as cpu_frames
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -18,6 +17,7 @@ from .decoder import decode_chunk
 from .encoder import encode_chunk
 from .layers import Clip
 from .memory import MemoryPlan, plan_decode, plan_encode
+from .place import Place
 from .validate import check_input
 
 
@@ -95,30 +95,28 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
                 return iter([super().decode(z).sample])
         return self._decoded(z, keeps_output=False)
 
-    def plan_decode(
-        self, shape: tuple[int, ...], keeps_output: bool = True, place: tuple[torch.device, torch.dtype] | None = None
-    ) -> MemoryPlan:
+    def plan_decode(self, shape: tuple[int, ...], keeps_output: bool = True, place: Place | None = None) -> MemoryPlan:
         """What decoding latents of `shape` takes and how it is done.
 
         Args:
             shape: `(batch, latent_channels, time, height, width)`.
             keeps_output: False for `decode_stream`.
-            place: device and dtype; None for those that the weights have now.
+            place: None for where the weights are now.
 
         Raises:
             ValueError: if the memory budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return plan_decode(self, shape, spans, *self._place(place), self.memory_budget, keeps_output)
+        return plan_decode(self, shape, spans, place or self._place, self.memory_budget, keeps_output)
 
-    def plan_encode(self, shape: tuple[int, ...], place: tuple[torch.device, torch.dtype] | None = None) -> MemoryPlan:
+    def plan_encode(self, shape: tuple[int, ...], place: Place | None = None) -> MemoryPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return plan_encode(self, shape, spans, *self._place(place), self.memory_budget)
+        return plan_encode(self, shape, spans, place or self._place, self.memory_budget)
 
-    def _place(self, place: tuple[torch.device, torch.dtype] | None) -> tuple[str, torch.dtype, torch.device]:
-        device, dtype = (self.device, self.dtype) if place is None else place
-        return choose_impl(device, dtype), dtype, device
+    @property
+    def _place(self) -> Place:
+        return Place.of(self.device, self.dtype)
 
     @apply_forward_hook
     def encode(
@@ -218,17 +216,12 @@ def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
     return [(size * i + (remainder if i else 0), min(size * (i + 1) + remainder, length)) for i in range(number)]
 
 
-def choose_impl(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes between the convolutions there."""
-    native = device.type == "cpu" and dtype in cpu_frames.DTYPES and cpu_frames.why_not() is None
-    return "cpu" if native else "torch"
-
-
 def _chunks(
     frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once, plan.elsewhere)
+    place = Place.of(frames.device, frames.dtype)
+    clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.
