@@ -31,9 +31,11 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
 
     Attributes:
         memory_budget: bytes that the layers' tensors may take, see `memory.MemoryPlan`; None: what costs no time.
+        place: what computes; None: the best where the weights are.
     """
 
     memory_budget: int | None = None
+    place: Place | None = None
 
     @classmethod
     def adopt(cls, reference: AutoencoderKLCogVideoX) -> FastAutoencoderKLCogVideoX:
@@ -107,16 +109,26 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             ValueError: if the memory budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return plan_decode(self, shape, spans, place or self._place, self.memory_budget, keeps_output)
+        return plan_decode(
+            self,
+            shape,
+            spans,
+            place or self._own_place,
+            self.memory_budget,
+            keeps_output,
+        )
 
     def plan_encode(self, shape: tuple[int, ...], place: Place | None = None) -> MemoryPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return plan_encode(self, shape, spans, place or self._place, self.memory_budget)
+        return plan_encode(self, shape, spans, place or self._own_place, self.memory_budget)
 
     @property
-    def _place(self) -> Place:
-        return Place.of(self.device, self.dtype)
+    def _own_place(self) -> Place:
+        return self.place or Place.of(self.device, self.dtype)
+
+    def _place_of(self, frames: torch.Tensor) -> Place:
+        return self.place or Place.of(frames.device, frames.dtype)
 
     @apply_forward_hook
     def encode(
@@ -169,15 +181,18 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
                 chunk = self.post_quant_conv(chunk)
             return decode_chunk(self.decoder, chunk, clip)
 
-        plan = self.plan_decode(tuple(z.shape), keeps_output)
-        return _chunks(z, self.num_latent_frames_batch_size, plan, decode)
+        place = self._place_of(z)
+        plan = self.plan_decode(tuple(z.shape), keeps_output, place)
+        return _chunks(z, self.num_latent_frames_batch_size, plan, place, decode)
 
     def _encoded(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         def encode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             moments = encode_chunk(self.encoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-        return _chunks(x, self.num_sample_frames_batch_size, self.plan_encode(tuple(x.shape)), encode)
+        place = self._place_of(x)
+        plan = self.plan_encode(tuple(x.shape), place)
+        return _chunks(x, self.num_sample_frames_batch_size, plan, place, encode)
 
 
 def _sharing(cls: type[AutoencoderKLCogVideoX], source: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
@@ -217,10 +232,9 @@ def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
 
 
 def _chunks(
-    frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
+    frames: torch.Tensor, size: int, plan: MemoryPlan, place: Place, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    place = Place.of(frames.device, frames.dtype)
     clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]

@@ -208,3 +208,24 @@ def test_what_cannot_run_is_refused_before_any_work(toy_step):
         plan(toy_step, ("ours",), runs=4)
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu: one step is 240 TFLOP"):
         plan(WORKLOADS["dit-2b-full"], ("ours",))
+
+
+def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
+    workload = dataclasses.replace(toy_workload, stages=("vae-decode", "vae-encode"), one_call=True)
+    rows = runner.run(plan(workload, ("diffusers", "diffusers-tiled", "ours")))
+    assert [(row.stage, row.contender) for row in rows] == [
+        (stage, name) for stage in workload.stages for name in ("diffusers", "diffusers-tiled", "ours")
+    ]
+    for row in rows:
+        assert row.n == 1 and row.p20_seconds == row.p50_seconds == row.first_call_seconds > 0
+        assert row.gate == ("lossy" if row.contender == "diffusers-tiled" else "green")
+        assert row.budget is None if row.gate == "lossy" else row.error <= row.budget
+    with pytest.raises(ValueError, match="judges by the one call of diffusers"):
+        plan(workload, ("ours", "diffusers"))
+
+
+def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
+    contender = Contender(functools.partial(wrong, scale=1.01), "wrong", lossy="1% more")
+    (row,) = runner.run(plan(toy_step, {"wrong": contender}))
+    assert (row.gate, row.gate_detail, row.budget, row.n) == ("lossy", "1% more", None, 5)
+    assert row.error == pytest.approx(0.01, rel=0.01)

@@ -1,4 +1,4 @@
-"""Our own convolution on a CPU against torch's in fp64: as exact as torch's, whatever the size, and in its place only."""
+"""Our own convolution on a CPU against torch's in fp64: as exact, whatever the size, and in its place only."""
 
 import pytest
 import torch
