@@ -150,12 +150,19 @@ class _Bench:
         clock, own = stopwatch(self.device), None
         for name, contender in self._contenders(stage).items():
             self.tell(f"{stage}: {name}, its one call")
-            prepared = contender.build(self.pipe, self.plan.workload, stage)
-            call, results = prepared.call or self._call(stage, prepared.pipeline), []
-            gc.collect()
-            peak, kind = peak_memory(lambda call=call, made=results: made.append(clock(lambda: call(0))), self.device)
-            seconds, output = results.pop()
-            errors = _errors([output.cpu()], expected[:1])
+            prepared, results = None, []
+            try:
+                prepared = contender.build(self.pipe, self.plan.workload, stage)
+                call = prepared.call or self._call(stage, prepared.pipeline)
+                gc.collect()
+                peak, kind = peak_memory(
+                    lambda call=call, made=results: made.append(clock(lambda: call(0))), self.device
+                )
+                seconds, output = results.pop()
+                errors = _errors([output.cpu()], expected[:1])
+            except Exception as error:  # its own, as in `_first_call`
+                yield self._row(stage, name, _failed(contender, error, prepared))
+                continue
             del output
             own = errors if own is None else own
             entry = _Entry(contender, _verdict(contender, errors, own), prepared, call, seconds)
@@ -210,8 +217,7 @@ class _Bench:
                     return _Entry(contender, Verdict("none", "computes no result"), prepared, call, seconds)
                 verdict = _verdict(contender, _errors(self._outputs(call), expected), own)
         except Exception as error:  # whatever a contender dies of is its own, and goes into its row
-            reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
-            return _Entry(contender, Verdict("red", f"failed with {type(error).__name__}: {reason}"), prepared)
+            return _failed(contender, error, prepared)
         return _Entry(contender, verdict, prepared, call, seconds)
 
     def _measure(self, stage: str, entries: Mapping[str, _Entry]) -> dict[str, dict[str, Any]]:
@@ -304,6 +310,11 @@ class _Bench:
 def _measures(stage: Stage, contender: Contender, prepared: Prepared | None) -> str:
     note = prepared.note if prepared is not None else ""
     return "; ".join(part for part in ("" if contender.is_bound else stage.measures, note) if part)
+
+
+def _failed(contender: Contender, error: Exception, prepared: Prepared | None) -> _Entry:
+    reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
+    return _Entry(contender, Verdict("red", f"failed with {type(error).__name__}: {reason}"), prepared)
 
 
 def _verdict(contender: Contender, errors: list[float], own: list[float]) -> Verdict:

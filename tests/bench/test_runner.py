@@ -211,17 +211,25 @@ def test_what_cannot_run_is_refused_before_any_work(toy_step):
 
 
 def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
+    def broken(pipe, workload, stage):
+        raise RuntimeError("no room")
+
     workload = dataclasses.replace(toy_workload, stages=("vae-decode", "vae-encode"), one_call=True)
-    rows = runner.run(plan(workload, ("diffusers", "diffusers-tiled", "ours")))
+    lossy = Contender(CONTENDERS["diffusers"].build, "another picture", lossy="by design")
+    both = {name: CONTENDERS[name] for name in ("diffusers", "ours")}
+    rows = runner.run(plan(workload, both | {"lossy": lossy, "broken": Contender(broken, "broken")}))
     assert [(row.stage, row.contender) for row in rows] == [
-        (stage, name) for stage in workload.stages for name in ("diffusers", "diffusers-tiled", "ours")
+        (stage, name) for stage in workload.stages for name in ("diffusers", "ours", "lossy", "broken")
     ]
     for row in rows:
+        if row.contender == "broken":
+            assert (row.gate, row.gate_detail, row.n) == ("red", "failed with RuntimeError: no room", 0)
+            continue
         assert row.n == 1 and row.p20_seconds == row.p50_seconds == row.first_call_seconds > 0
-        assert row.gate == ("lossy" if row.contender == "diffusers-tiled" else "green")
+        assert row.gate == ("lossy" if row.contender == "lossy" else "green")
         assert row.budget is None if row.gate == "lossy" else row.error <= row.budget
     with pytest.raises(ValueError, match="judges by the one call of diffusers"):
-        plan(workload, ("ours", "diffusers"))
+        plan(workload, {"ours": CONTENDERS["ours"]})
 
 
 def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
