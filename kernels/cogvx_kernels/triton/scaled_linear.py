@@ -17,23 +17,78 @@ from torch.library import triton_op, wrap_triton
 
 from ..reference import GROUP
 from .quantize import quantize
-from .targets import TARGETS, TunedKernel
+from .targets import TunedKernel
 
 
-def _config(rows: int, columns: int, depth: int, num_warps: int, num_stages: int) -> triton.Config:
-    tile = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth}
+def _config(
+    rows: int, columns: int, depth: int, num_warps: int, num_stages: int, by_bits: bool = False
+) -> triton.Config:
+    tile = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": depth, "BY_BITS": by_bits}
     return triton.Config(tile, num_warps=num_warps, num_stages=num_stages)
 
 
-E4M3_TARGETS = ("sm_89", "sm_90", "sm_100", "sm_120")
+# Warps that multiply from registers read 64 x 64 of the output from shared memory in half the time of the products (the
+# A100's tensor cores; a quarter on the others), so 4 of them have 128 x 128, at 255 registers and without a spill. Two
+# such programs fit a multiprocessor: one multiplies while the other does GELU and stores. 8 warps with a tile twice as
+# large read a quarter less from L2.
+_AMPERE = [_config(128, 128, 128, 4, 3), _config(128, 256, 128, 8, 3), _config(256, 128, 128, 8, 3)]
+# 99 KiB of shared memory a program, 100 a multiprocessor: tiles half as deep.
+_ADA = [_config(128, 128, 64, 4, 4), _config(128, 256, 64, 8, 4), _config(256, 128, 64, 8, 4)]
+_BLACKWELL_RTX = [_config(128, 128, 64, 4, 4), _config(128, 128, 64, 8, 4), _config(128, 128, 128, 8, 3)]
+# wgmma reads shared memory itself. It is L2 that has to be spared: 128 x 128 would ask of it 64 bytes a clock of every
+# multiprocessor, 128 x 256 48. The third is for GELU: two programs, one of which multiplies.
+_HOPPER = [_config(128, 256, 128, 8, 4), _config(256, 128, 128, 8, 4), _config(128, 128, 128, 4, 3)]
+# triton has no tcgen05 for int8 and multiplies as on the A100. e4m3 sums stay in tensor memory; read back, those of
+# more than 128 x 128 for 8 warps are spilled.
+_BLACKWELL_INT8 = [_config(128, 128, 128, 4, 4), _config(128, 256, 128, 8, 4)]
+_BLACKWELL_E4M3 = [_config(128, 128, 128, 8, 4), _config(128, 128, 128, 8, 3)]
+# 64 KiB of shared memory.
+_CDNA = [_config(128, 128, 128, 8, 2), _config(256, 128, 64, 8, 2), _config(128, 128, 64, 4, 2)]
+# With scales by group there are two sums for each element, the group's and the total: half the tile for each warp.
+# The A100 converts int32 to fp32 at 16 a clock, as long for a group as its products take; by bits it takes two
+# additions at four times the rate. All newer GPUs have an instruction for it at 64 a clock, in place of both.
+_GROUPED = [_config(128, 128, 128, 8, 3), _config(64, 128, 128, 4, 3)]
+_AMPERE_GROUPED = [_config(128, 128, 128, 8, 3, by_bits=True), _config(64, 128, 128, 4, 3, by_bits=True)]
+_HOPPER_GROUPED = [_config(128, 128, 128, 8, 4), _config(128, 128, 128, 8, 3)]
+_CDNA_GROUPED = [_config(128, 128, 128, 8, 2), _config(128, 128, 64, 4, 1)]
+# By dtype and whether the scales of `x` are by group. e4m3 only where the tensor cores multiply it: for sm_80 and sm_86
+# triton does not compile it, and for gfx942 it turns it into fp16 first, for products at the rate of fp16.
 CONFIGS = {
-    (torch.int8, False): dict.fromkeys(TARGETS, [_config(128, 128, 128, 8, 3)]),
-    (torch.int8, True): dict.fromkeys(TARGETS, [_config(128, 128, 128, 8, 3)]),
-    (torch.float8_e4m3fn, False): dict.fromkeys(E4M3_TARGETS, [_config(128, 128, 128, 8, 3)]),
-    (torch.float8_e4m3fn, True): dict.fromkeys(E4M3_TARGETS, [_config(128, 128, 128, 8, 3)]),
+    (torch.int8, False): {
+        "sm_80": _AMPERE,
+        "sm_86": _ADA,
+        "sm_89": _ADA,
+        "sm_90": _HOPPER,
+        "sm_100": _BLACKWELL_INT8,
+        "sm_120": _BLACKWELL_RTX,
+        "gfx942": _CDNA,
+    },
+    (torch.int8, True): {
+        "sm_80": _AMPERE_GROUPED,
+        "sm_86": _GROUPED,
+        "sm_89": _GROUPED,
+        "sm_90": _HOPPER_GROUPED,
+        "sm_100": _GROUPED,
+        "sm_120": _GROUPED,
+        "gfx942": _CDNA_GROUPED,
+    },
+    (torch.float8_e4m3fn, False): {
+        "sm_89": _BLACKWELL_RTX,
+        "sm_90": _HOPPER,
+        "sm_100": _BLACKWELL_E4M3,
+        "sm_120": _BLACKWELL_RTX,
+    },
+    (torch.float8_e4m3fn, True): {
+        "sm_89": _GROUPED,
+        "sm_90": _HOPPER_GROUPED,
+        "sm_100": _BLACKWELL_E4M3,
+        "sm_120": _GROUPED,
+    },
 }
 
 _BAND = tl.constexpr(8)  # tiles of rows
+_BITS_OF_1_5_TIMES_2_TO_23 = tl.constexpr(0x4B400000)
+_1_5_TIMES_2_TO_23 = tl.constexpr(12582912.0)
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 
@@ -55,6 +110,19 @@ def _gelu_tanh(x):
     return x / (1 + tl.exp2(u * (-2 * _LOG2_E)))
 
 
+@triton.jit
+def _float_of_sum(total, BY_BITS: tl.constexpr):
+    """The fp32 of int32 sums; BY_BITS: below 2^22, as of 128 (or 256) products of int8, and without a conversion.
+
+    Added to the bits of 1.5 * 2^23, such a number is in the mantissa of a float that is larger by 1.5 * 2^23.
+    """
+    if BY_BITS:
+        result = (total + _BITS_OF_1_5_TIMES_2_TO_23).to(tl.float32, bitcast=True) - _1_5_TIMES_2_TO_23
+    else:
+        result = total.to(tl.float32)
+    return result
+
+
 @triton.jit(do_not_specialize=["num_rows"])
 def scaled_linear_kernel(
     x_ptr,
@@ -73,6 +141,7 @@ def scaled_linear_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BY_BITS: tl.constexpr,
 ):
     row_tile, column_tile = _tile_of(num_rows, num_columns, BLOCK_M, BLOCK_N)
     rows = row_tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -99,12 +168,13 @@ def scaled_linear_kernel(
         weight = tl.load(weight_ptr + weight_offsets, mask=mask, other=0.0)
         if GROUPED:
             scale = tl.load(scale_tile + start // GROUP)[:, None]
-            total += tl.dot(x, weight.T, out_dtype=SUM).to(tl.float32) * scale
+            total += _float_of_sum(tl.dot(x, weight.T, out_dtype=SUM), BY_BITS) * scale
         else:
             total = tl.dot(x, weight.T, total, out_dtype=SUM)
         x_ptr += BLOCK_K
         weight_ptr += BLOCK_K
 
+    # By bits only sums of few products can be converted; here each has hundreds and is converted once.
     result = total.to(tl.float32)
     if not GROUPED:
         result *= tl.load(scale_tile)[:, None]
