@@ -50,7 +50,9 @@ def check(compiled):
         assert kinds and all(re.match(expected[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
         wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
-        assert set(wide) == {"load 128"}, f"{compiled}: {wide}"
+        # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
+        in_8_bits = compiled.launch.arguments.get("output_scale_ptr") is not None
+        assert set(wide) - ({"load 64"} if in_8_bits else set()) == {"load 128"}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")

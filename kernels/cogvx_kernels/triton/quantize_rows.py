@@ -20,7 +20,7 @@ CONFIGS = dict.fromkeys(TARGETS, ROWS_CONFIGS)  # bound by memory everywhere: `r
 def quantize_rows_kernel(
     x_ptr,
     output_ptr,
-    scales_ptr,
+    output_scale_ptr,
     num_rows,
     dim,
     num_groups,
@@ -35,7 +35,7 @@ def quantize_rows_kernel(
     x = tl.load(x_ptr + rows * dim + columns, mask=mask, other=0.0).to(tl.float32)
     numbers, scales = quantize(x, 2, output_ptr.dtype.element_ty)
     tl.store(output_ptr + rows * dim + columns, numbers, mask=mask)
-    tl.store(scales_ptr + rows * num_groups + groups, scales, mask=(rows < num_rows) & (groups < num_groups))
+    tl.store(output_scale_ptr + rows * num_groups + groups, scales, mask=(rows < num_rows) & (groups < num_groups))
 
 
 @triton_op("cogvx_kernels::quantize_rows_triton", mutates_args=())
