@@ -108,7 +108,8 @@ def describe(config: triton.Config) -> str:
 
 def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
     """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
-    with _pretend("sm_80"), torch.no_grad():
+    # Which GPU does not matter, as long as it has every dtype.
+    with _pretend("sm_89"), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 

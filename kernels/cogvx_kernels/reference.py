@@ -147,7 +147,8 @@ SMALLEST_MAXIMUM = 2.0**-100
 
 def quantize_rows(x: torch.Tensor, dtype: torch.dtype, grouped: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Symmetric absmax quantization, `scale = max|x| / 127` (int8) or `/ 448` (e4m3fn) and `round(x / scale)`, half to
-    even, for each row or each `GROUP` columns of one, of which the last may be narrower.
+    even, for each row or each `GROUP` columns of one, of which the last may be narrower. As a kernel computes it: one
+    division for a scale, and products with what it gives and with 1 / 127.
 
     Zeros stay zeros: a maximum below `SMALLEST_MAXIMUM` counts as that. Where the maximum is not finite the scale is
     NaN and the numbers are zeros: whatever is computed from them is NaN, whole rows of it, and can be found.
@@ -159,10 +160,10 @@ def quantize_rows(x: torch.Tensor, dtype: torch.dtype, grouped: bool = False) ->
     maximum = parts.abs().amax(-1, keepdim=True)
     finite = maximum.isfinite()
     maximum = maximum.clamp(min=SMALLEST_MAXIMUM)
-    largest = maximum.new_tensor(QUANTIZED_MAXIMUM[dtype])  # by a number, torch divides as if by its inverse
-    numbers = torch.where(finite, parts * (largest / maximum), 0.0).flatten(-2)[..., :columns]
+    largest = QUANTIZED_MAXIMUM[dtype]
+    numbers = torch.where(finite, parts * (maximum.new_tensor(largest) / maximum), 0.0).flatten(-2)[..., :columns]
     numbers = numbers.round() if dtype == torch.int8 else numbers
-    scales = torch.where(finite, maximum / largest, float("nan")).squeeze(-1)
+    scales = torch.where(finite, maximum * (1 / largest), float("nan")).squeeze(-1)
     return numbers.to(dtype).contiguous(), scales if grouped else scales.squeeze(-1)
 
 

@@ -29,7 +29,7 @@ def quantize(values, axis: tl.constexpr, dtype: tl.constexpr):
     maximum = tl.maximum(bits.to(tl.float32, bitcast=True), _SMALLEST_MAXIMUM)
     largest: tl.constexpr = _INT8_MAXIMUM if dtype == tl.int8 else _FP8_MAXIMUM
     scaled = tl.where(finite, values * tl.div_rn(largest, maximum), 0.0)
-    scales = tl.where(finite, tl.div_rn(maximum, largest), float("nan"))
+    scales = tl.where(finite, maximum * (1 / largest), float("nan"))
     if dtype == tl.int8:
         return (scaled + _ROUNDER).to(tl.int32, bitcast=True).to(tl.int8), scales
     return scaled.to(dtype), scales

@@ -10,6 +10,8 @@ and multiplied by its scale.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -45,8 +47,8 @@ _BLACKWELL_E4M3 = [_config(128, 128, 128, 8, 4), _config(128, 128, 128, 8, 3)]
 # 64 KiB of shared memory.
 _CDNA = [_config(128, 128, 128, 8, 2), _config(256, 128, 64, 8, 2), _config(128, 128, 64, 4, 2)]
 # With scales by group there are two sums for each element, the group's and the total: half the tile for each warp.
-# The A100 converts int32 to fp32 at 16 a clock, as long for a group as its products take; by bits it takes two
-# additions at four times the rate. All newer GPUs have an instruction for it at 64 a clock, in place of both.
+# The A100 converts int32 to fp32 at 16 a clock (I2F), as long for a group as its products take; by bits it is one
+# addition, at four times the rate. All newer GPUs do it at 64 a clock (I2FP). With wgmma, bits would cost a move more.
 _GROUPED = [_config(128, 128, 128, 8, 3), _config(64, 128, 128, 4, 3)]
 _AMPERE_GROUPED = [_config(128, 128, 128, 8, 3, by_bits=True), _config(64, 128, 128, 4, 3, by_bits=True)]
 _HOPPER_GROUPED = [_config(128, 128, 128, 8, 4), _config(128, 128, 128, 8, 3)]
@@ -89,8 +91,9 @@ CONFIGS = {
 _BAND = tl.constexpr(8)  # tiles of rows
 _BITS_OF_1_5_TIMES_2_TO_23 = tl.constexpr(0x4B400000)
 _1_5_TIMES_2_TO_23 = tl.constexpr(12582912.0)
-_LOG2_E = tl.constexpr(1.4426950408889634)
-_SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+# -2 * log2(e) * sqrt(2 / pi), and that times 0.044715: GELU's exponential is one of 2.
+_GELU_LINEAR = tl.constexpr(-2 * math.log2(math.e) * math.sqrt(2 / math.pi))
+_GELU_CUBIC = tl.constexpr(-2 * math.log2(math.e) * math.sqrt(2 / math.pi) * 0.044715)
 
 
 @triton.jit
@@ -106,15 +109,15 @@ def _tile_of(num_rows, num_columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 @triton.jit
 def _gelu_tanh(x):
     """`x * (1 + tanh(u)) / 2` with `u = sqrt(2 / pi) * (x + 0.044715 * x^3)`, written as `x / (1 + exp(-2 * u))`."""
-    u = (x + 0.044715 * x * x * x) * _SQRT_2_OVER_PI
-    return x / (1 + tl.exp2(u * (-2 * _LOG2_E)))
+    return x / (1 + tl.exp2(x * (x * x * _GELU_CUBIC + _GELU_LINEAR)))
 
 
 @triton.jit
 def _float_of_sum(total, BY_BITS: tl.constexpr):
     """The fp32 of int32 sums; BY_BITS: below 2^22, as of 128 (or 256) products of int8, and without a conversion.
 
-    Added to the bits of 1.5 * 2^23, such a number is in the mantissa of a float that is larger by 1.5 * 2^23.
+    Added to the bits of 1.5 * 2^23, such a number is in the mantissa of a float that is larger by 1.5 * 2^23. triton
+    starts the sum there, and adds nothing.
     """
     if BY_BITS:
         result = (total + _BITS_OF_1_5_TIMES_2_TO_23).to(tl.float32, bitcast=True) - _1_5_TIMES_2_TO_23
