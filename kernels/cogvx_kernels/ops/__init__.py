@@ -7,6 +7,7 @@ exist for an operation raises.
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
 from .frames import group_norm_modulate_silu, group_norm_statistics
+from .int8_attention import int8_attention, quantize_qk
 from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 
 __all__ = [
@@ -16,7 +17,9 @@ __all__ = [
     "gated_residual_layer_norm_modulate",
     "group_norm_modulate_silu",
     "group_norm_statistics",
+    "int8_attention",
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "quantize_qk",
 ]

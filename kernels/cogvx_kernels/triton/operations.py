@@ -11,8 +11,11 @@ from .gated_residual_layer_norm_modulate import (
     gated_residual_layer_norm_modulate,
     gated_residual_layer_norm_modulate_kernel,
 )
+from .int8_attention import int8_attention, int8_attention_kernels
 from .layer_norm_modulate import layer_norm_modulate
 from .qk_norm_rope import norm_rope, qk_norm_rope
+from .quantize_qk import quantize_qk
+from .quantize_value import quantize_value, why_no_fp8
 from .targets import INTERPRETED
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -26,7 +29,12 @@ __all__ = [
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "gated_residual_layer_norm_modulate_kernel",
+    "int8_attention",
+    "int8_attention_kernels",
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "quantize_qk",
+    "quantize_value",
+    "why_no_fp8",
 ]

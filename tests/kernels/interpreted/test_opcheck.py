@@ -30,6 +30,16 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "quantize_qk": (QUERY, KEY, 0.18),
+    "quantize_value": (VALUE, torch.float8_e4m3fn, True),
+    "int8_attention": (
+        *operations.quantize_qk(QUERY, KEY, 0.18),
+        VALUE,
+        torch.rand(2, 2, 64),
+        torch.rand(2, 2, 64),
+        torch.zeros(1, dtype=torch.int32),
+        torch.float16,
+    ),
 }
 
 
