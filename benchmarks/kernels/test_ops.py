@@ -11,6 +11,7 @@ import torch
 from cogvx_kernels import ops, triton
 from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import stream
+from cogvx_kernels.reference import LOG2_E
 
 BATCH, TOKENS, TEXT = 2, 1216, 226
 WIDTHS = {"2b": 1920, "5b": 3072}
@@ -26,7 +27,9 @@ def arguments(operation, dim):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     heads = (BATCH, TOKENS, dim // 64, 64)
-    if operation == "attention":
+    if operation == "quantize_qk":
+        return {name: randn(*heads) for name in ("query", "key")}
+    if operation.endswith("attention"):
         return {name: randn(*heads) for name in ("query", "key", "value")}
     if operation.endswith("norm_rope"):
         angles = torch.rand(TOKENS - TEXT, 64, generator=generator, dtype=torch.float64) * 6
@@ -60,16 +63,35 @@ CASES = [(operation, impl) for operation, names in ops.IMPLEMENTATIONS.items() f
 
 
 def skip_where_it_cannot_run(operation, impl, dtype):
+    if operation == "int8_attention" and dtype == "fp32":
+        pytest.skip("it takes fp16 and bf16")
     if impl == "torch":
         return
     module, device = {"cpu": (stream, "cpu"), "amx": (amx, "cpu"), "triton": (triton, "cuda")}[impl]
     reason = f"it runs on {device}" if device != DEVICE else module.why_not()
     if impl == "amx" and dtype != "bf16":
         reason = "it takes bf16"
-    if (operation, impl, dtype) == ("attention", "triton", "fp32"):
+    if operation == "attention" and impl == "triton" and dtype == "fp32":
         reason = "it takes fp16 and bf16"
     if reason is not None:
         pytest.skip(reason)
+
+
+def exact(operation, given):
+    """In float64, what the outputs of an operation stand for."""
+    given = converted(given, torch.float64)
+    if operation == "quantize_qk":
+        query, key = given["query"], given["key"]
+        return query * (LOG2_E / 8), key - key.mean(1, keepdim=True)
+    return getattr(ops, operation.removeprefix("int8_"))(**given, impl="torch")
+
+
+def meaning(operation, outputs):
+    """Integers and their scales as the numbers that they stand for."""
+    if operation != "quantize_qk":
+        return outputs
+    pairs = zip(outputs[::2], outputs[1::2], strict=True)
+    return tuple(x * s.repeat_interleave(128, 2)[:, :, : x.shape[1], None].transpose(1, 2) for x, s in pairs)
 
 
 def error(outputs, expected):
@@ -85,10 +107,9 @@ def error(outputs, expected):
 def test_operation(benchmark, operation, width, dtype, impl):
     skip_where_it_cannot_run(operation, impl, dtype)
     given = converted(arguments(operation, WIDTHS[width]), DTYPES[dtype])
-    formula = functools.partial(getattr(ops, operation), impl="torch")
-    exact, plain = (formula(**converted(given, d)) for d in (torch.float64, DTYPES[dtype]))
-    call = functools.partial(getattr(ops, operation), **given, impl=impl)
-    own, found = error(plain, exact), error(call(), exact)
+    truth = exact(operation, given)
+    call, plain = (functools.partial(getattr(ops, operation), **given, impl=name) for name in (impl, "torch"))
+    own, found = (error(meaning(operation, outputs()), truth) for outputs in (plain, call))
     assert found <= 1.1 * own, f"error {found:.3g} is above 1.1 x the reference's own, {own:.3g}: no speed is stated"
 
     def synchronized():

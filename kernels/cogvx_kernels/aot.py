@@ -105,17 +105,20 @@ def describe(config: triton.Config) -> str:
     return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
 
 
-def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
-    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
-    with _pretend("sm_80"), torch.no_grad():
+def trace(function: Callable, *arguments: Any, target: str = "sm_80") -> torch.fx.Graph:
+    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it.
+
+    `target` matters only to kernels that not every GPU has the dtypes for.
+    """
+    with _pretend(target), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 
-def launches(function: Callable, *arguments: Any) -> list[Launch]:
+def launches(function: Callable, *arguments: Any, target: str = "sm_80") -> list[Launch]:
     """Every Triton launch of `function` called with CUDA tensors of one `FakeTensorMode`, in order."""
     return [
         _launch(node.kwargs)
-        for node in trace(function, *arguments).nodes
+        for node in trace(function, *arguments, target=target).nodes
         if node.target is triton_kernel_wrapper_functional
     ]
 
@@ -189,6 +192,22 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
         *launches(norm_rope, query, key, affine, tables if rotary else []),
         *attention,
     ]
+
+
+def int8_attention_launches(
+    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None
+) -> list[Launch]:
+    """Every Triton launch of `ops.int8_attention`, with a guard, in a transformer block `dim` wide."""
+    with FakeTensorMode(), torch.device("cuda"):
+        query, key = torch.empty((2, 2, 300, dim // head_dim, head_dim), dtype=dtype).unbind(0)
+        value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)[2]
+        guard = torch.empty(1, dtype=torch.int32)
+    smooth = value_dtype is not None
+
+    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
+        return ops.int8_attention(query, key, value, None, value_dtype, smooth, guard, "triton")
+
+    return launches(attention, query, key, value, guard, target="sm_89" if smooth else "sm_80")
 
 
 def resource_table(launches: list[Launch], targets: list[str]) -> str:

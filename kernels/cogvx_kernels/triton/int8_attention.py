@@ -34,32 +34,50 @@ def _config(queries: int, keys: int, num_warps: int, num_stages: int, soft: int 
     return triton.Config(tiles, num_warps=num_warps, num_stages=num_stages)
 
 
-_AMPERE_64 = [_config(128, 64, 4, 3)]
-_HOPPER_64 = [_config(128, 64, 8, 3)]
-_CDNA_64 = [_config(128, 64, 4, 1)]
-_NVIDIA_128 = [_config(128, 64, 8, 2)]
+# As in `attention`: 32 rows of queries a warp, so that shared memory is read in half the time of the products. K takes
+# half the room, and on the targets with 99 KiB a third stage fits.
+_AMPERE_64 = [_config(128, 64, 4, 3), _config(128, 32, 4, 3)]
+_AMPERE_128 = [_config(128, 64, 8, 2), _config(128, 32, 8, 3)]
+# wgmma starts from registers that have to be set to the offset, one more instruction for each score: with that, issuing
+# takes as long as the exponentials, and both longer than the products. 128 keys spread what a tile costs besides. Which
+# of the two holds a multiprocessor back is the tuner's to find: the last trades an eighth of the exponentials for ten
+# instructions each.
+_HOPPER_64 = [_config(128, 128, 8, 2), _config(128, 64, 8, 3), _config(128, 128, 8, 2, soft=8)]
+_HOPPER_128 = [_config(128, 128, 8, 2), _config(128, 64, 8, 2)]
+# Triton has no tcgen05 for integers: Q and K are multiplied by mma.sync, P and V by tcgen05.
+_BLACKWELL_64 = [_config(128, 64, 8, 3), _config(128, 128, 8, 2)]
+_BLACKWELL_128 = [_config(128, 64, 8, 2)]
+# Three programs share a multiprocessor with one stage, two with two.
+_CDNA_64 = [_config(128, 64, 4, 1), _config(128, 64, 4, 2)]
+_CDNA_128 = [_config(128, 64, 4, 1), _config(128, 32, 4, 1)]
 CONFIGS = {
     64: {
         "sm_80": _AMPERE_64,
         "sm_86": _AMPERE_64,
         "sm_89": _AMPERE_64,
         "sm_90": _HOPPER_64,
-        "sm_100": _HOPPER_64,
+        "sm_100": _BLACKWELL_64,
         "sm_120": _AMPERE_64,
         "gfx942": _CDNA_64,
     },
     128: {
-        "sm_80": _NVIDIA_128,
-        "sm_86": _NVIDIA_128,
-        "sm_89": _NVIDIA_128,
-        "sm_90": _NVIDIA_128,
-        "sm_100": _NVIDIA_128,
-        "sm_120": _NVIDIA_128,
-        "gfx942": _NVIDIA_128,
+        "sm_80": _AMPERE_128,
+        "sm_86": _AMPERE_128,
+        "sm_89": _AMPERE_128,
+        "sm_90": _HOPPER_128,
+        "sm_100": _BLACKWELL_128,
+        "sm_120": _AMPERE_128,
+        "gfx942": _CDNA_128,
     },
 }
-
-FP8_CONFIGS = CONFIGS
+# V in 8 bits needs the sums of a tile beside those of all tiles: 32 rows a warp spill with 64 keys. 16 rows take 172
+# registers; shared memory is read twice as often, but what is read is half as long.
+_ADA_FP8_64 = [_config(128, 64, 8, 3), _config(128, 32, 4, 3), _config(64, 64, 4, 3)]
+_ADA_FP8_128 = [_config(128, 64, 8, 2), _config(128, 32, 8, 2)]
+_FP8_64 = {"sm_89": _ADA_FP8_64, "sm_90": _HOPPER_64[:2], "sm_100": _BLACKWELL_64, "sm_120": _ADA_FP8_64}
+_FP8_128 = {"sm_89": _ADA_FP8_128, "sm_90": _HOPPER_128, "sm_100": _BLACKWELL_128, "sm_120": _ADA_FP8_128}
+# sm_80 stands for any target where a kernel is traced without a GPU.
+FP8_CONFIGS = {64: {"sm_80": _ADA_FP8_64, **_FP8_64}, 128: {"sm_80": _ADA_FP8_128, **_FP8_128}}
 
 
 @triton.jit
@@ -103,7 +121,12 @@ def _attend(
         offset -= FP8_EXPONENT
     weights = exp2(scores * scale - offset[:, None], SOFT_EXP2)
     total = total * correction + tl.sum(weights, axis=1)
-    output = tl.dot(weights.to(value.dtype), value, output * correction[:, None])
+    if value.dtype == tl.float8e4nv:
+        # Where products of 8 bits are summed, sums have 13 bits or so (SageAttention2, 3.4): those of a tile, no more.
+        tile_output = tl.dot(weights.to(value.dtype), value, max_num_imprecise_acc=BLOCK_N)
+        output = output * correction[:, None] + tile_output
+    else:
+        output = tl.dot(weights.to(value.dtype), value, output * correction[:, None])
     return new_maximum, total, output
 
 

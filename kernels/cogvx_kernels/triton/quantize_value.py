@@ -18,7 +18,7 @@ from .targets import INTERPRETED, TARGETS, tuned
 
 FP8_MAX = tl.constexpr(448.0)
 # For the 16-byte loads of the next kernel: where a channel's tokens start is a multiple of this.
-ALIGNMENT = 16
+ALIGNMENT = tl.constexpr(16)
 # A tile of 64 tokens and 64 channels is 32 numbers a thread; in 8 bits a thread has to end with 16 tokens of a channel.
 _CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 128)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
@@ -114,6 +114,10 @@ def quantize_value_kernel(
         x /= scale
         if tl.program_id(0) == 0:
             tl.store(scale_ptr + vector, scale)
+    if output_ptr.dtype.element_ty == tl.float8e4nv:
+        # Up to where the memory of a channel ends: so many tokens are whole 16-byte stores.
+        x = tl.where(mask, x, 0.0)
+        mask = rows < tl.cdiv(sequence, ALIGNMENT) * ALIGNMENT
     output = output_ptr + sample * stride_ob + head * stride_oh + rows.to(tl.int64) * stride_os + channels * stride_od
     tl.store(output, x.to(output_ptr.dtype.element_ty), mask=mask)
 
@@ -126,9 +130,9 @@ def quantize_value(
     batch, sequence, heads, head_dim = value.shape
     bytes_only = dtype.itemsize == 1
     if bytes_only:
-        tokens = triton.cdiv(sequence, ALIGNMENT) * ALIGNMENT
+        tokens = triton.cdiv(sequence, ALIGNMENT.value) * ALIGNMENT.value
         values = torch.empty((batch, heads, head_dim, tokens), dtype=dtype, device=value.device)
-        values = values[..., :sequence].permute(0, 3, 1, 2)
+        values = values.narrow(3, 0, sequence).permute(0, 3, 1, 2)
     else:
         values = torch.empty((batch, heads, sequence, head_dim), dtype=dtype, device=value.device).transpose(1, 2)
 
