@@ -61,7 +61,7 @@ class JointAttnProcessor:
     ) -> torch.Tensor:
         chosen = self._attention_backend or self.backend.dispatch
         if chosen is None and mask is None and not torch.is_grad_enabled():
-            return ops.attention(query, key, value, impl=self.backend.impl)
+            return getattr(ops, self.backend.operation)(query, key, value, impl=self.backend.impl)
         # Our kernels know neither masks nor gradients.
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
 
