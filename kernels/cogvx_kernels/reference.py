@@ -136,6 +136,23 @@ def quantize_qk(
     return *quantize_blocks(query, scale * LOG2_E), *quantize_blocks(key - key.mean(1, keepdim=True), 1.0)
 
 
+def qk_norm_rope_int8(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    query_weight: torch.Tensor | None,
+    query_bias: torch.Tensor | None,
+    key_weight: torch.Tensor | None,
+    key_bias: torch.Tensor | None,
+    rotary: tuple[torch.Tensor, torch.Tensor] | None,
+    text_length: int,
+    eps: float,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`quantize_qk` of `qk_norm_rope`, which is not rounded in between."""
+    affine = (query_weight, query_bias, key_weight, key_bias)
+    return quantize_qk(*qk_norm_rope(query.float(), key.float(), *affine, rotary, text_length, eps), scale)
+
+
 def quantize_value(
     value: torch.Tensor, dtype: torch.dtype, smooth: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -153,21 +170,22 @@ def quantize_value(
     return (wide / scale[:, None]).to(dtype), scale, mean
 
 
-def int8_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
+def quantized_attention(
+    query_int8: torch.Tensor,
+    query_scale: torch.Tensor,
+    key_int8: torch.Tensor,
+    key_scale: torch.Tensor,
     value: torch.Tensor,
-    scale: float,
     value_dtype: torch.dtype,
     smooth_value: bool,
 ) -> torch.Tensor:
-    """`attention` with Q and K of `quantize_qk`, and V of `quantize_value`; probabilities are rounded to V's dtype."""
-    query_int8, query_scale, key_int8, key_scale = quantize_qk(query, key, scale)
+    """`attention` of what `quantize_qk` gives, and V of `quantize_value`; probabilities are rounded to V's dtype."""
     values, value_scale, mean = quantize_value(value, value_dtype, smooth_value)
     # Products of 8-bit integers are exact in fp32, sums of 128 as well.
     products = query_int8.float().transpose(1, 2) @ key_int8.float().permute(0, 2, 3, 1)
     scales = (
-        s.repeat_interleave(BLOCK_ROWS, 2)[..., : x.shape[1]] for s, x in ((query_scale, query), (key_scale, key))
+        s.repeat_interleave(BLOCK_ROWS, 2)[..., : x.shape[1]]
+        for s, x in ((query_scale, query_int8), (key_scale, key_int8))
     )
     exponents = products * torch.einsum("bhq,bhk->bhqk", *scales)
     weights = torch.exp2(exponents - exponents.amax(-1, keepdim=True))
@@ -179,7 +197,7 @@ def int8_attention(
         output *= value_scale[:, :, None]
     if mean is not None:
         output += mean[:, :, None]
-    return output.transpose(1, 2).to(query.dtype)
+    return output.transpose(1, 2).to(value.dtype)
 
 
 def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:

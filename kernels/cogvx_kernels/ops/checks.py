@@ -24,6 +24,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx", "triton"),
     "quantize_qk": ("torch", "triton"),
+    "qk_norm_rope_int8": ("torch", "triton"),
+    "quantized_attention": ("torch", "triton"),
     "int8_attention": ("torch", "triton"),
     "group_norm_statistics": ("torch", "cpu"),
     "group_norm_modulate_silu": ("torch", "cpu"),

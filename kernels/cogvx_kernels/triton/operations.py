@@ -14,6 +14,7 @@ from .gated_residual_layer_norm_modulate import (
 from .int8_attention import int8_attention, int8_attention_kernels
 from .layer_norm_modulate import layer_norm_modulate
 from .qk_norm_rope import norm_rope, qk_norm_rope
+from .qk_norm_rope_int8 import qk_norm_rope_int8
 from .quantize_qk import quantize_qk
 from .quantize_value import quantize_value, why_no_fp8
 from .targets import INTERPRETED
@@ -34,6 +35,7 @@ __all__ = [
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "qk_norm_rope_int8",
     "quantize_qk",
     "quantize_value",
     "why_no_fp8",

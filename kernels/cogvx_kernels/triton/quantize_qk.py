@@ -61,7 +61,7 @@ def sequence_sums_kernel(
 
 
 @triton.jit
-def _quantize_block(x, factor, output_tile, scale_ptr, mask):
+def quantize_block(x, factor, output_tile, scale_ptr, mask):
     """Write a block of fp32 rows in 8 bits, and its scale, which has 11 significant bits; masked rows are 0 in `x`."""
     # A block with NaN has a scale that is not finite, as one with an infinity has: neither is lost in 8 bits.
     magnitude = tl.where(x == x, tl.abs(x), float("inf"))
@@ -110,14 +110,14 @@ def quantize_qk_kernel(
         x = tl.where(mask, tl.load(tile, mask=mask, other=0.0).to(tl.float32) - mean, 0.0)
         output_tile = key_output_ptr + (tl.program_id(1).to(tl.int64) * key_sequence + rows) * HEAD_DIM + channels
         scale_ptr = key_scale_ptr + tl.program_id(1) * tl.cdiv(key_sequence, ROWS) + block
-        _quantize_block(x, 1.0, output_tile, scale_ptr, mask)
+        quantize_block(x, 1.0, output_tile, scale_ptr, mask)
     if block * ROWS < query_sequence:
         mask = rows < query_sequence
         tile = query_ptr + sample * stride_qb + head * stride_qh + rows.to(tl.int64) * stride_qs + channels
         x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
         output_tile = query_output_ptr + (tl.program_id(1).to(tl.int64) * query_sequence + rows) * HEAD_DIM + channels
         scale_ptr = query_scale_ptr + tl.program_id(1) * tl.cdiv(query_sequence, ROWS) + block
-        _quantize_block(x, factor, output_tile, scale_ptr, mask)
+        quantize_block(x, factor, output_tile, scale_ptr, mask)
 
 
 def sequence_sums(x: torch.Tensor) -> torch.Tensor:

@@ -224,5 +224,10 @@ def test_refusals():
         ops.int8_attention(x, x, x, value_dtype=torch.float32)
     with pytest.raises(ValueError, match=r"guard must be one torch\.int32 on cpu, got 2 of torch\.int32 on cpu"):
         ops.int8_attention(x, x, x, guard=torch.zeros(2, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"quantized_attention: Q must be .* blocks of 128 rows"):
+        quantized = ops.quantize_qk(x, x)
+        ops.quantized_attention(quantized[0], quantized[1][..., None], *quantized[2:], x)
+    with pytest.raises(ValueError, match=r"must be torch\.int8, .* got torch\.float16"):
+        ops.quantized_attention(x, *quantized[1:], x)
     with pytest.raises(ValueError, match="impl='amx' is unknown to int8_attention; allowed: 'torch', 'triton'"):
         ops.int8_attention(x, x, x, impl="amx")

@@ -30,6 +30,7 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "qk_norm_rope_int8": (QUERY, KEY, AFFINE, AFFINE, None, None, COSINES, SINES, 2, 1e-6, 0.18),
     "quantize_qk": (QUERY, KEY, 0.18),
     "quantize_value": (VALUE, torch.float8_e4m3fn, True),
     "int8_attention": (
