@@ -195,19 +195,30 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
 
 
 def int8_attention_launches(
-    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None
+    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None, rotary: bool = True
 ) -> list[Launch]:
-    """Every Triton launch of `ops.int8_attention`, with a guard, in a transformer block `dim` wide."""
+    """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
+
+    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left.
+    """
     with FakeTensorMode(), torch.device("cuda"):
-        query, key = torch.empty((2, 2, 300, dim // head_dim, head_dim), dtype=dtype).unbind(0)
-        value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)[2]
+        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        affine = [torch.empty(head_dim, dtype=dtype)] * 4
+        tables = [torch.empty(300 - 226, head_dim)] * 2 if rotary else []
         guard = torch.empty(1, dtype=torch.int32)
     smooth = value_dtype is not None
 
-    def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
-        return ops.int8_attention(query, key, value, None, value_dtype, smooth, guard, "triton")
+    def attention(query: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
+        return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
 
-    return launches(attention, query, key, value, guard, target="sm_89" if smooth else "sm_80")
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
+        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
+
+    return [
+        *launches(norm_rope, query, key, affine, tables),
+        *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
+    ]
 
 
 def resource_table(launches: list[Launch], targets: list[str]) -> str:

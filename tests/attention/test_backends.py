@@ -122,7 +122,7 @@ def test_triton_in_8_bits_is_for_gpus_and_not_for_the_exact_tier(gpu):
 
 @torch.no_grad()
 def test_attention_in_8_bits_is_what_its_processor_calls(monkeypatch):
-    """On a CPU by the formula in place of the kernel."""
+    """Norms and the rest in torch; on a CPU, attention by its formula in place of the kernel."""
     calls = []
 
     def by_formula(query, key, value, impl):

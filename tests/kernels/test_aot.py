@@ -25,14 +25,15 @@ PRODUCTS = {
 }
 
 
-def check(compiled, widths=("load 128",)):
+def check(compiled, narrow=()):
+    """`narrow`: loads that may be there beside those of 16 bytes."""
     assert not compiled.resources.problems(compiled.target), str(compiled)
     if compiled.launch.name == "attention":
         kinds = compiled.resources.matrix
         assert kinds and all(re.match(PRODUCTS[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
         wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
-        assert set(wide) == set(widths), f"{compiled}: {wide}"
+        assert {"load 128"} <= set(wide) <= {"load 128", *narrow}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +86,8 @@ def test_a_spill_is_found(launches):
 def test_all_configurations(target, width, dtype):
     for launch in aot.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
         for compiled in aot.compile_all(launch, [target]):
-            check(compiled)
+            # 16 warps have 4 numbers a thread of the 2,048 that an expert's vectors of 1,920 are padded to.
+            check(compiled, ["load 64"] if compiled.config.num_warps == 16 else [])
 
 
 @pytest.mark.kernels_all
@@ -95,4 +97,4 @@ def test_all_configurations_of_head_dim_128(target, dtype):
     for launch in aot.model_launches(WIDTHS["2b"], dtype, head_dim=128)[-2:]:
         for compiled in aot.compile_all(launch, [target]):
             # A head's weights and biases are as many numbers as a program has threads: one each.
-            check(compiled, ("load 128", "load 16"))
+            check(compiled, ["load 16"])

@@ -19,10 +19,15 @@ from .qk_norm_rope import normed_and_rotated
 from .quantize_qk import PARTS, ROWS, quantize_block
 from .targets import TARGETS, tuned
 
-# Tiles of fp32 rows, cosines and sines at a time: 96 numbers a thread for 64 rows in 4 warps, and for 128 in 8.
-_SUM_CONFIGS = [triton.Config({"BLOCK": 64}, num_warps=num_warps, num_stages=1) for num_warps in (4, 8)]
+# Tiles of K, cosines, sines and sums are 64 numbers a thread for 32 rows of 64 channels in 4 warps, in 80 registers:
+# six programs to a multiprocessor. 64 rows in 8 warps take 100 for the same.
+_SUM_CONFIGS = [
+    triton.Config({"BLOCK": rows}, num_warps=num_warps, num_stages=1) for rows, num_warps in ((32, 4), (64, 8))
+]
 SUM_CONFIGS = dict.fromkeys(TARGETS, _SUM_CONFIGS)
-_CONFIGS = [triton.Config({}, num_warps=num_warps, num_stages=1) for num_warps in (8, 16)]
+# A block is 128 rows: 32 numbers a thread each of K, cosines and sines in 8 warps, on their way together. 16 warps
+# spill on sm_90 and sm_120 where the head dim is 128.
+_CONFIGS = [triton.Config({}, num_warps=8, num_stages=1)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 

@@ -19,11 +19,13 @@ from .targets import TARGETS, tuned
 # part of 17,776 tokens is 284 KiB, long against the 256 bytes of sums it leaves.
 PARTS = 8
 # 64 rows of 64 channels in 4 warps are four 16-byte loads a thread on their way at a time. The sums of a thread stay in
-# its registers until the end: what is added up across threads once is the tile.
-_SUM_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=3) for rows in (64, 128)]
+# its registers until the end: what is added up across threads once is the tile. Twice the rows spill where the head dim
+# is 128 and the largest and smallest are kept.
+_SUM_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=3) for rows in (64, 32)]
 SUM_CONFIGS = dict.fromkeys(TARGETS, _SUM_CONFIGS)
-# A block of 128 rows and 64 channels in fp32 is 64 registers a thread in 4 warps, Q after K.
-_CONFIGS = [triton.Config({}, num_warps=num_warps, num_stages=1) for num_warps in (4, 8)]
+# A block of 128 rows and 64 channels in fp32 is 32 numbers a thread in 8 warps, Q after K: 58 registers, so that four
+# programs share a multiprocessor. 4 warps spill on sm_100 where the head dim is 128.
+_CONFIGS = [triton.Config({}, num_warps=num_warps, num_stages=1) for num_warps in (8, 16)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 SCALE_ROUND = tl.constexpr((1 << 13) - 1)  # all but 11 of the 24 significant bits of fp32

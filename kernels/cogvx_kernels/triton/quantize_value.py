@@ -20,7 +20,7 @@ FP8_MAX = tl.constexpr(448.0)
 # For the 16-byte loads of the next kernel: where a channel's tokens start is a multiple of this.
 ALIGNMENT = tl.constexpr(16)
 # A tile of 64 tokens and 64 channels is 32 numbers a thread; in 8 bits a thread has to end with 16 tokens of a channel.
-_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 128)]
+_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 32)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 
