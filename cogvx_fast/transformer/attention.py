@@ -52,7 +52,7 @@ class JointAttnProcessor:
             query, key, value = (
                 project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
             )
-        if self._quantizes_with_norms(attn, attention_mask, plan):
+        if self._quantizes_with_norms(attn, query, attention_mask, plan):
             rotation = (image_rotary_emb, text_seq_length, attn.norm_q.eps)
             quantized = ops.qk_norm_rope_int8(query, key, *_affine(attn), *rotation, impl=plan.impl)
             output = ops.quantized_attention(*quantized, value, impl=plan.impl).flatten(2)
@@ -61,7 +61,9 @@ class JointAttnProcessor:
             output = self._attend(query, key, value, attention_mask).flatten(2)
         return plan.out(output) if plan.out is not None else attn.to_out[1](attn.to_out[0](output))
 
-    def _quantizes_with_norms(self, attn: Attention, mask: torch.Tensor | None, plan: BlockPlan) -> bool:
+    def _quantizes_with_norms(
+        self, attn: Attention, query: torch.Tensor, mask: torch.Tensor | None, plan: BlockPlan
+    ) -> bool:
         """Whether Q and K go from the projection to 8 bits at once, where attention is in 8 bits."""
         return (
             self.backend.operation == "int8_attention"
@@ -69,6 +71,7 @@ class JointAttnProcessor:
             and plan.impl == self.backend.impl
             and mask is None
             and not torch.is_grad_enabled()
+            and query.shape[3] <= ops.FUSED_HEAD_DIM
             and _has_plain_norms(attn)
         )
 

@@ -215,8 +215,9 @@ def int8_attention_launches(
     def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
         return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
 
+    fused = head_dim <= ops.FUSED_HEAD_DIM
     return [
-        *launches(norm_rope, query, key, affine, tables),
+        *(launches(norm_rope, query, key, affine, tables) if fused else []),
         *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
     ]
 

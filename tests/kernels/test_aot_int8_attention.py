@@ -21,7 +21,7 @@ PRODUCTS = dict.fromkeys(["sm_80", "sm_86", "sm_89", "sm_120"], MMA) | {
     "sm_100": (MMA[0], "UTCHMMA", "UTCQMMA"),
     "gfx942": (r"v_mfma_i32_\d+x\d+x\d+_i8", r"v_mfma_f32_\d+x\d+x\d+_(bf16|f16)", None),
 }
-CONVERSION = re.compile(r"\bI2FP?\.")
+CONVERSION = re.compile(r"\bU?I2FP?\.")
 
 
 def main_loop(code):

@@ -7,10 +7,11 @@ exist for an operation raises.
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
 from .frames import group_norm_modulate_silu, group_norm_statistics
-from .int8_attention import int8_attention, qk_norm_rope_int8, quantize_qk, quantized_attention
+from .int8_attention import FUSED_HEAD_DIM, int8_attention, qk_norm_rope_int8, quantize_qk, quantized_attention
 from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 
 __all__ = [
+    "FUSED_HEAD_DIM",
     "IMPLEMENTATIONS",
     "attention",
     "gated_residual",

@@ -9,6 +9,7 @@ from .attention import check_norm_rope
 from .checks import check_head_dim, check_impl, check_triton, gpu
 
 _HALF = (torch.float16, torch.bfloat16)
+FUSED_HEAD_DIM = 64  # the largest of `qk_norm_rope_int8` by "triton"
 
 
 def quantize_qk(
@@ -57,7 +58,8 @@ def qk_norm_rope_int8(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`quantize_qk` of what `qk_norm_rope` gives, without rounding that in between; "triton" does not write it at all.
 
-    Arguments are those of `qk_norm_rope`, and the `scale` of `quantize_qk`; so is what is returned and raised.
+    Arguments are those of `qk_norm_rope`, and the `scale` of `quantize_qk`; so is what is returned and raised. "triton"
+    takes head dims up to `FUSED_HEAD_DIM`.
     """
     check_impl("qk_norm_rope_int8", impl)
     check_norm_rope("qk_norm_rope_int8", query, rotary, text_length)
@@ -71,6 +73,11 @@ def qk_norm_rope_int8(
         return reference.qk_norm_rope_int8(query, key, *affine, rotary, text_length, eps, scale)
     check_triton("qk_norm_rope_int8", query, key, *affine)
     check_head_dim("qk_norm_rope_int8", query.shape[3])
+    if query.shape[3] > FUSED_HEAD_DIM:
+        raise ValueError(
+            f'qk_norm_rope_int8: impl="triton" takes head dims up to {FUSED_HEAD_DIM}, got {query.shape[3]}; use'
+            " qk_norm_rope and quantize_qk"
+        )
     tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
     return gpu.qk_norm_rope_int8(query, key, *affine, *tables, text_length, eps, scale * reference.LOG2_E)
 

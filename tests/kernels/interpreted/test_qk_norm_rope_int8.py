@@ -9,7 +9,7 @@ from tests.kernels.budget import randn
 from .conftest import guarded
 
 # batch, sequence, heads, head_dim, text: one row, nothing but text, no text, a tail behind a whole block.
-SHAPES = [(1, 1, 1, 64, 0), (3, 5, 2, 32, 5), (1, 131, 1, 64, 0), (2, 37, 2, 64, 3), (1, 12, 1, 128, 1)]
+SHAPES = [(1, 1, 1, 64, 0), (3, 5, 2, 32, 5), (1, 131, 1, 64, 0), (2, 37, 2, 64, 3), (1, 12, 1, 16, 1)]
 
 
 def inputs(batch, sequence, heads, head_dim, text, dtype, rotates, affine):
@@ -56,3 +56,5 @@ def test_refusals():
         ops.qk_norm_rope_int8(x, x, None, None, None, None, None, 1, 1e-6, 0.0)
     with pytest.raises(ValueError, match="head dims that are powers of two, got 34"):
         ops.qk_norm_rope_int8(x[..., :34], x[..., :34], None, None, None, None, None, 1, impl="triton")
+    with pytest.raises(ValueError, match="head dims up to 64, got 128; use qk_norm_rope and quantize_qk"):
+        ops.qk_norm_rope_int8(*[torch.zeros(1, 4, 2, 128)] * 2, None, None, None, None, None, 1, impl="triton")
