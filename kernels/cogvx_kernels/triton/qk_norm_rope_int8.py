@@ -31,10 +31,6 @@ _CONFIGS = [triton.Config({}, num_warps=num_warps, num_stages=1) for num_warps i
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 
-# 128 channels spill on sm_100, in 8 warps and in 16, also if cosines and sines are read again for Q.
-MAX_HEAD_DIM = 64
-
-
 @triton.jit
 def _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM: tl.constexpr):
     """Cosines and sines of a tile of rows; text rows turn by no angle."""
@@ -158,7 +154,7 @@ def qk_norm_rope_int8(
     eps: float,
     factor: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`ops.qk_norm_rope_int8` for a power of two up to `MAX_HEAD_DIM`; `factor` is the softmax' scale times log2(e)."""
+    """`ops.qk_norm_rope_int8` for a head dim up to 64, a power of two; `factor` is the softmax' scale times log2(e)."""
     batch, sequence, heads, head_dim = query.shape
 
     def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
