@@ -98,8 +98,8 @@ def _attend(
 ):
     """One tile of keys: the new running maximum, sum and output of each query. MASKED: only `num_keys` are there.
 
-    Beside `zero`, the scaled offset of this tile's scores, a maximum has coarser steps. `new_maximum` is what is left of
-    it there: the weights of this tile and the correction of all before are relative to one number, exactly.
+    Beside `zero`, the scaled offset of this tile's scores, a maximum has coarser steps. `new_maximum` is what is left
+    of it there: the weights of this tile and the correction of all before are relative to one number, exactly.
     """
     sums = tl.full((BLOCK_M, BLOCK_N), FLOAT_OFFSET_BITS, tl.int32)
     if MASKED:
