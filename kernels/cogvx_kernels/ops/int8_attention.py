@@ -105,8 +105,8 @@ def quantized_attention(
         value: fp16 or bf16 of the shape of K, any strides with a contiguous last axis.
         value_dtype: of V and the probabilities in their product: None for V's own, or `torch.float8_e4m3fn` with a
             scale for each channel, for which "triton" needs a GPU of compute capability 8.9 or more.
-        smooth_value: take V's mean over the sequence off before it is rounded, and add it to the output. Changes next
-            to nothing in 16 bits; in 8, a large common offset would leave few bits for what differs.
+        smooth_value: take V's mean over the sequence off before it is rounded, and add it to the output. In 8 bits, a
+            large common offset would leave few bits for what differs; in 16 it only rounds V once more.
         guard: int32 of one element on the device of Q: set to 1 if a number of the output is not finite, and left as
             it is otherwise. Reading it is up to the caller: the operation does not wait for the device.
         impl: "torch", or "triton": head dim 64 or 128 on a GPU.
