@@ -23,8 +23,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx", "triton"),
-    "group_norm_statistics": ("torch", "cpu"),
-    "group_norm_modulate_silu": ("torch", "cpu"),
+    "group_norm_statistics": ("torch", "cpu", "triton"),
+    "group_norm_modulate_silu": ("torch", "cpu", "triton"),
 }
 
 

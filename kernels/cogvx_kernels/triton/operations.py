@@ -11,6 +11,8 @@ from .gated_residual_layer_norm_modulate import (
     gated_residual_layer_norm_modulate,
     gated_residual_layer_norm_modulate_kernel,
 )
+from .group_norm_modulate_silu import group_norm_modulate_silu
+from .group_norm_statistics import group_norm_statistics
 from .layer_norm_modulate import layer_norm_modulate
 from .qk_norm_rope import norm_rope, qk_norm_rope
 from .targets import INTERPRETED
@@ -26,6 +28,8 @@ __all__ = [
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "gated_residual_layer_norm_modulate_kernel",
+    "group_norm_modulate_silu",
+    "group_norm_statistics",
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",

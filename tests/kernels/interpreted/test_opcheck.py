@@ -23,6 +23,7 @@ STREAM, VECTOR, TABLE = half(2, 5, 16), half(16), half(2, 2, 3, 16)
 SHIFT, SCALE, GATE = TABLE.unbind(2)
 QUERY, KEY, VALUE = half(2, 5, 3, 2, 64).unbind(2)
 COSINES, SINES, AFFINE = torch.rand(3, 64), torch.rand(3, 64), half(64)
+FRAMES, TABLES, INDEX = half(1, 2, 2, 2, 16), torch.rand(1, 1, 1, 1, 16), torch.zeros(2, dtype=torch.int64)
 CASES = {
     "layer_norm_modulate": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5),
     "gated_residual": (STREAM, STREAM.clone(), GATE, 2),
@@ -30,6 +31,8 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "group_norm_statistics": (FRAMES, 4, 1e-6),
+    "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
 }
 
 
@@ -39,7 +42,7 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(operations, name), CASES[name], test_utils=tests)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, arguments in CASES.items() if arguments[0] is not FRAMES])
 def test_empty_tensors(name):
     arguments = [x[:0] if torch.is_tensor(x) and x.ndim > 2 and x is not COSINES else x for x in CASES[name]]
     output = getattr(operations, name)(*arguments)
