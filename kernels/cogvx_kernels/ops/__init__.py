@@ -6,12 +6,14 @@ exist for an operation raises.
 
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
+from .convolutions import causal_conv3d, upsample_conv2d
 from .frames import group_norm_modulate_silu, group_norm_statistics
 from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 
 __all__ = [
     "IMPLEMENTATIONS",
     "attention",
+    "causal_conv3d",
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "group_norm_modulate_silu",
@@ -19,4 +21,5 @@ __all__ = [
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "upsample_conv2d",
 ]

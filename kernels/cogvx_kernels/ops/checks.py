@@ -25,6 +25,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("torch", "amx", "triton"),
     "group_norm_statistics": ("torch", "cpu", "triton"),
     "group_norm_modulate_silu": ("torch", "cpu", "triton"),
+    "causal_conv3d": ("torch", "triton"),
+    "upsample_conv2d": ("torch", "triton"),
 }
 
 

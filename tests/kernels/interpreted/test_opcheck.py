@@ -33,6 +33,8 @@ CASES = {
     "attention": (QUERY, KEY, VALUE, 0.125),
     "group_norm_statistics": (FRAMES, 4, 1e-6),
     "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
+    "causal_conv3d": (FRAMES, half(3, 3, 3, 3, 16), half(3), FRAMES.clone(), None, half(1, 2, 1, 2, 3), 1),
+    "upsample_conv2d": (FRAMES, half(2, 2, 5, 2, 2, 16), half(5), True),
 }
 
 
