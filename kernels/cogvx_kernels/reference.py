@@ -161,7 +161,7 @@ def phase_weights(weight: torch.Tensor) -> torch.Tensor:
         a, b, c = weight.unbind(axis)
         return torch.stack([torch.stack([a, b + c], axis), torch.stack([a + b, c], axis)])
 
-    return pairs(pairs(_wide(weight), 2), 4).transpose(0, 1).to(weight.dtype).contiguous()
+    return pairs(pairs(_wide(weight), 2), 4).transpose(0, 1).to(weight.dtype)
 
 
 def upsample_conv2d(

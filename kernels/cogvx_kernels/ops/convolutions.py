@@ -66,7 +66,7 @@ def causal_conv3d(
     if impl == "torch":
         result = reference.causal_conv3d(x, weight, bias, past, residual, (first, last))
         return result.contiguous() if out is None else out.copy_(result)
-    weight = weight.permute(0, 2, 3, 4, 1).contiguous()
+    weight = _contiguous(weight.permute(0, 2, 3, 4, 1))
     past = None if past is None or not past.shape[1] else _whole(past)
     out = torch.empty(expected, dtype=x.dtype, device=x.device) if out is None else out
     _check_triton(operation, x, weight, bias, past, residual, out)
@@ -106,15 +106,20 @@ def upsample_conv2d(
         raise ValueError(f"{operation}: bias must be ({weight.shape[0]},), got {tuple(bias.shape)}")
     if impl == "torch":
         return reference.upsample_conv2d(x, weight, bias, doubles_time)
-    weight = reference.phase_weights(weight).permute(0, 1, 2, 4, 5, 3).contiguous()
+    weight = _contiguous(reference.phase_weights(weight).permute(0, 1, 2, 4, 5, 3))
     _check_triton(operation, x, weight, bias)
-    return gpu.upsample_conv2d(x.contiguous(), weight, bias, doubles_time)
+    return gpu.upsample_conv2d(_contiguous(x), weight, bias, doubles_time)
 
 
 def _whole(frames: torch.Tensor) -> torch.Tensor:
     """Frames as the kernels read them: each contiguous, wherever the next one is."""
     _, _, _, width, channels = frames.shape
-    return frames if frames.stride()[2:] == (width * channels, channels, 1) else frames.contiguous()
+    return frames if frames.stride()[2:] == (width * channels, channels, 1) else _contiguous(frames)
+
+
+def _contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    # contiguous() cannot be traced with fake CUDA tensors on a torch without CUDA, this can.
+    return tensor if tensor.is_contiguous() else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _check_triton(operation: str, x: torch.Tensor, weight: torch.Tensor, *others: torch.Tensor | None) -> None:
