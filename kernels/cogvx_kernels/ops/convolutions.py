@@ -28,7 +28,8 @@ def causal_conv3d(
         bias: `(out channels,)` or None.
         past: the `kernel - 1` frames before `x`, in its shape; None: the first frame stands for them.
         residual: of the output's shape, or None.
-        out: where the output is written, with contiguous channels, not an input; None: a new contiguous tensor.
+        out: where the output is written, with contiguous channels; may be `residual`, but not `x` or `past`. None: a
+            new contiguous tensor.
         rows: which rows of the output are made, first and after the last; None: all. The others of `x` are still its
             neighbours: a layer computed in slices of rows is the same layer.
         impl: "torch", or "triton": fp16, bf16 or fp32, of one dtype, and sizes 1 and 3, on a GPU. Products are summed

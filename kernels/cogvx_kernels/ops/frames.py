@@ -36,7 +36,9 @@ def group_norm_statistics(
         return cpu_frames.group_norm_statistics(x, groups, eps)
     if impl == "triton":
         check_triton(operation, x)
-        return gpu.group_norm_statistics(x.contiguous(), groups, eps)
+        _, _, height, width, channels = x.shape
+        in_rows = x.stride(3) == channels and x.stride(1) == height * x.stride(2)
+        return gpu.group_norm_statistics(x if in_rows else x.contiguous(), groups, eps)
     return reference.group_norm_statistics(x, groups, eps)
 
 

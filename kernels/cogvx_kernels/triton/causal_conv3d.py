@@ -93,7 +93,8 @@ def causal_conv3d_kernel(
     tl.store(out, output.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-causal_conv3d_kernels = tuned_kernels(causal_conv3d_kernel)
+# The output may be the residual.
+causal_conv3d_kernels = tuned_kernels(causal_conv3d_kernel, restore=("out_ptr",))
 
 
 @triton_op("cogvx_kernels::causal_conv3d_triton", mutates_args=("out",))
@@ -111,7 +112,7 @@ def causal_conv3d(
     Args:
         x, past: whose frames are contiguous.
         weight: contiguous `(out channels, kernel, kernel size, kernel size, channels)`.
-        residual, out: whose channels are contiguous.
+        residual, out: whose channels are contiguous; may be the same.
     """
     batch, time, rows, width, out_channels = out.shape
     past, past_strides = (x, (x.stride(0), 0)) if past is None else (past, past.stride()[:2])

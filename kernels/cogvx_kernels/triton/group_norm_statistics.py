@@ -32,8 +32,16 @@ def _update(x, mean, squares, share):
     return mean, squares + delta * (x - mean)
 
 
+@triton.jit
+def _place_of(pixel, width, stride_h, CHANNELS: tl.constexpr, HAS_GAPS: tl.constexpr):
+    """Where a pixel is among its sample's; a row of pixels may have a gap behind it."""
+    if HAS_GAPS:
+        return pixel // width * stride_h + pixel % width * CHANNELS
+    return pixel * CHANNELS
+
+
 @tuned(SPAN_CONFIGS, key=("CHANNELS",))
-@triton.jit(do_not_specialize=["pixels", "span", "spans"])
+@triton.jit(do_not_specialize=["pixels", "span", "spans", "width"])
 def group_norm_spans_kernel(
     x_ptr,
     means_ptr,
@@ -41,10 +49,14 @@ def group_norm_spans_kernel(
     pixels,
     span,
     spans,
+    width,
+    stride_b,
+    stride_h,
     CHANNELS: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCK_GROUPS: tl.constexpr,
     BLOCK_EACH: tl.constexpr,
+    HAS_GAPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     EACH: tl.constexpr = CHANNELS // GROUPS
@@ -59,18 +71,19 @@ def group_norm_spans_kernel(
     channels = places if EACH == BLOCK_EACH else group * EACH + place
     is_channel = places < CHANNELS if EACH == BLOCK_EACH else (group < GROUPS) & (place < EACH)
     rows = tl.arange(0, ROWS)[:, None]
-    x_ptr += (sample * pixels + first) * CHANNELS
-    offsets = rows * CHANNELS + channels
+    x_ptr += sample * stride_b
+    pixel = first + rows.to(tl.int64)
     mean = tl.zeros((ROWS, BLOCK), tl.float32)
     squares = tl.zeros((ROWS, BLOCK), tl.float32)
     for step in range(0, count // ROWS):
-        x = tl.load(x_ptr + offsets, mask=is_channel, other=0.0).to(tl.float32)
+        offsets = _place_of(pixel + step * ROWS, width, stride_h, CHANNELS, HAS_GAPS)
+        x = tl.load(x_ptr + offsets + channels, mask=is_channel, other=0.0).to(tl.float32)
         mean, squares = _update(x, mean, squares, 1 / (step + 1.0))
-        x_ptr += ROWS * CHANNELS
     number = count // ROWS + (rows < count % ROWS).to(tl.int32)
     if count % ROWS > 0:
         in_rows = rows < count % ROWS
-        x = tl.load(x_ptr + offsets, mask=is_channel & in_rows, other=0.0).to(tl.float32)
+        offsets = _place_of(pixel + count // ROWS * ROWS, width, stride_h, CHANNELS, HAS_GAPS)
+        x = tl.load(x_ptr + offsets + channels, mask=is_channel & in_rows, other=0.0).to(tl.float32)
         new_mean, new_squares = _update(x, mean, squares, 1 / (count // ROWS + 1.0))
         mean, squares = tl.where(in_rows, new_mean, mean), tl.where(in_rows, new_squares, squares)
     number = number.to(tl.float32)
@@ -106,7 +119,7 @@ def group_norm_join_kernel(
 
 @triton_op("cogvx_kernels::group_norm_statistics_triton", mutates_args=())
 def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """`ops.group_norm_statistics` for contiguous frames."""
+    """`ops.group_norm_statistics` for frames whose rows of pixels are contiguous and all the same distance apart."""
     batch, time, height, width, channels = x.shape
     pixels = time * height * width
     span = max(triton.cdiv(pixels, MOST_SPANS), SMALLEST_SPAN)
@@ -119,10 +132,14 @@ def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[tor
         pixels,
         span,
         spans,
+        width,
+        x.stride(0),
+        x.stride(2),
         CHANNELS=channels,
         GROUPS=groups,
         BLOCK_GROUPS=triton.next_power_of_2(groups),
         BLOCK_EACH=triton.next_power_of_2(channels // groups),
+        HAS_GAPS=x.stride(2) != width * channels,
     )
     mean, inverse = (torch.empty((batch, groups), dtype=torch.float32, device=x.device) for _ in range(2))
     wrap_triton(group_norm_join_kernel(x.device))[(batch * groups,)](

@@ -53,9 +53,9 @@ CONFIGS: dict[str, Configs] = {
 NARROW = 16  # output channels of the narrow tiles
 
 
-def tuned_kernels(fn: triton.JITFunction) -> dict[str, TunedKernel]:
+def tuned_kernels(fn: triton.JITFunction, restore: tuple[str, ...] = ()) -> dict[str, TunedKernel]:
     """A convolution with each of the tables of `CONFIGS`."""
-    return {kind: TunedKernel(fn, configs, key=("CHANNELS", "OUT")) for kind, configs in CONFIGS.items()}
+    return {kind: TunedKernel(fn, configs, ("CHANNELS", "OUT"), restore) for kind, configs in CONFIGS.items()}
 
 
 def kind_of(dtype: torch.dtype, out_channels: int) -> str:

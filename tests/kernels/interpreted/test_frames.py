@@ -51,6 +51,15 @@ def test_every_division_into_spans_gives_the_same(config, most, monkeypatch):
         torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("rows", [slice(None), slice(1, 4)])
+def test_statistics_of_frames_with_gaps(rows):
+    pairs = guarded(randn(2, 3, 6, 2, 5, 24, dtype=torch.float16, seed=0))
+    for x in pairs[:, :, rows].unbind(3):
+        got = ops.group_norm_statistics(x, 3, 1e-6, "triton")
+        for value, truth in zip(got, ops.group_norm_statistics(x.double(), 3, 1e-6), strict=True):
+            torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e-6)
+
+
 def modulated(x, scale, shift, frames, rows, columns, impl):
     """The operation as a function: its result, written into frames with padding around them that must stay."""
     batch, time, height, width, channels = x.shape
