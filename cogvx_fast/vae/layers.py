@@ -2,7 +2,8 @@
 
 Frames are `(batch, time, height, width, channels)` and contiguous. A convolution reads them from a buffer that
 has its causal frames in front and a row of zeros above and below; what comes before the convolution writes there,
-a number of rows at a time.
+a number of rows at a time. The GPU's kernels need no such buffer: they take the causal frames where they are, zeros for
+granted, and write (or add) where the result is to be.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Clip:
     caches: dict[nn.Module, KeptFrames] = field(default_factory=dict)
     is_last: bool = False
 
+    @property
+    def fuses(self) -> bool:
+        """Whether the convolutions are kernels, too."""
+        return self.impl == "triton"
+
     def slices(self, layer: CogVideoXCausalConv3d, height: int) -> bool:
         """Whether a convolution of frames of `height` is computed some rows at a time."""
         return self.rows.get(layer, height) < height
@@ -56,7 +62,11 @@ def causal_conv(
     Args:
         like: frames of the shape that `fill` writes.
     """
-    for first, last, rows in causal_conv_rows(layer, fill, like, clip):
+    if out is None and clip.fuses:
+        out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
+    for first, last, rows in causal_conv_rows(layer, fill, like, clip, out):
+        if clip.fuses:
+            continue
         if out is None and rows.shape[2] == like.shape[2]:
             return rows
         if out is None:
@@ -70,18 +80,28 @@ def add_causal_conv(
     layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
 ) -> None:
     """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    for first, last, rows in causal_conv_rows(layer, fill, like, clip):
-        residual[:, :, first:last] += rows
+    for first, last, rows in causal_conv_rows(layer, fill, like, clip, residual, adds=True):
+        if not clip.fuses:
+            residual[:, :, first:last] += rows
         del rows
 
 
 def causal_conv_rows(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip
+    layer: CogVideoXCausalConv3d,
+    fill: Fill,
+    like: torch.Tensor,
+    clip: Clip,
+    out: torch.Tensor | None = None,
+    adds: bool = False,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
     """The causal convolution some rows at a time: the first row, the one after the last, and the result between.
 
     When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
     one below those of a slice.
+
+    Args:
+        out: where the result lies already when it comes out, if `clip` fuses; it is not looked at otherwise.
+        adds: whether it is added to what is there.
     """
     batch, time, height, width, channels = like.shape
     history, conv = layer.time_kernel_size - 1, layer.conv
@@ -95,6 +115,20 @@ def causal_conv_rows(
 
     def rows(first: int, last: int) -> torch.Tensor:
         above, below = max(first - 1, 0), min(last + 1, height)
+        # One row behind: the next rows still read the old frames of the one above them.
+        done = height if last == height else last - 1
+        if clip.fuses:
+            frames = like.new_empty(batch, time, below - above, width, channels)
+            fill(frames, above, below)
+            past = None if old is None else old.read(above, below).to(frames.device)
+            target = None if out is None else out[:, :, first:last]
+            inside = (first - above, last - above)
+            result = ops.causal_conv3d(
+                frames, conv.weight, conv.bias, past, target if adds else None, target, inside, impl=clip.impl
+            )
+            if new is not None:
+                new.write(above, _last_frames(past, frames, history)[:, :, : done - above])
+            return result
         buffer = like.new_empty(batch, history + time, last - first + 2, width, channels)
         inner = buffer[:, :, above - (first - 1) : below - (first - 1)]
         if first == 0:
@@ -104,14 +138,21 @@ def causal_conv_rows(
         fill(inner[:, history:], above, below)
         inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
         if new is not None:
-            # One row behind: the next rows still read the old frames of the one above them.
-            done = height if last == height else last - 1
             new.write(above, inner[:, time : time + history, : done - above])
         return _conv3d(buffer, conv)
 
     for first in range(0, height, step):
         last = min(first + step, height)
         yield first, last, rows(first, last)
+
+
+def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:
+    """The last `number` of `past` and `frames`; the first frame stands for a past that is not there."""
+    missing = number - frames.shape[1]
+    if missing <= 0:
+        return frames[:, frames.shape[1] - number :]
+    before = frames[:, :1].expand(-1, missing, -1, -1, -1) if past is None else past[:, number - missing :]
+    return torch.cat([before, frames], dim=1)
 
 
 def _conv3d(buffer: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:

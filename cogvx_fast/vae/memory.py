@@ -19,7 +19,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
 from .history import place_of
-from .resampling import copies, pooled_frames
+from .resampling import copies, pooled_frames, upsamples_at_once
 from .resnet import halves
 
 # A convolution's input and output beyond this are computed some rows at a time even without a budget: it costs no time.
@@ -158,10 +158,12 @@ class _Ledger:
         # in fp32; of half precision also the number in fp32 and the result.
         self.filling = 0 if impl != "torch" else 16 if itemsize == 4 else 20 + itemsize
         self.wide = 0 if impl != "torch" or itemsize == 4 else 4  # a frame in fp32, for its statistics
+        self.impl, self.fuses = impl, impl == "triton"  # then a convolution's input has no padding, its output a place
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
         self.caches: dict[nn.Module, int] = {}
+        self.groups = 1
         self.live = self.peak = 0
         self.carried = 0  # bytes of the memory that the frames between two layers lie in
         self.elsewhere = elsewhere
@@ -177,6 +179,7 @@ class _Ledger:
         self, vae: AutoencoderKLCogVideoX, shape: tuple[int, ...], spans: list[tuple[int, int]], keeps_output: bool
     ) -> None:
         batch, channels, _, height, width = shape
+        self.groups = vae.config.norm_num_groups
         outputs = 0
         for number, (first, last) in enumerate(spans):
             self.is_last = number == len(spans) - 1
@@ -215,6 +218,7 @@ class _Ledger:
         whole: int | None = None,
         in_slices: int | None = None,
         beside: int = 0,
+        apart: bool = False,
     ) -> tuple[int, ...]:
         """A causal convolution of `frames`, which stay alive; so do those that it makes.
 
@@ -224,6 +228,7 @@ class _Ledger:
             whole: bytes of memory that the result needs of its own, where that is not its size.
             in_slices: the same if it is computed in slices.
             beside: bytes that slices need beside them.
+            apart: whether the result of a slice is not written where it is to be, even by a kernel that could.
         """
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
@@ -232,14 +237,20 @@ class _Ledger:
         in_slices = whole if in_slices is None else in_slices
         if norm is not None:
             self.reach(layer, batch * height * width * channels * self.wide)
+            if self.fuses:  # what the kernel joins: a mean and a sum for each group and 64 pixels, or more pixels
+                self.reach(layer, 8 * batch * self.groups * min(-(-time * height * width // 64), 4096))
         old = self.caches.pop(layer, 0)
         if not self.is_last:
             self.caches[layer] = old or self.size((batch, history, height, width, channels))
             self.put(layer, self.caches[layer] - old)
 
         def workspace(rows: int) -> int:
-            buffer = self.size((batch, history + time, rows + 2, width, channels))
             read = min(rows + 2, height)
+            buffer = self.size((batch, history + time, rows + 2, width, channels))
+            result = self.size((batch, time, rows, width, out[4]))
+            if self.fuses:
+                buffer = self.size((batch, time, read, width, channels))
+                result = self.size(layer.conv.weight.shape) + (result if apart and (rows < height or not whole) else 0)
             filled, taken = batch * read * channels * width * self.filling, 0
             if norm is not None:
                 # The tables in fp32; while they are made, also in half precision. And of one time the rows and then
@@ -251,11 +262,12 @@ class _Ledger:
             cached = 0
             if layer in self.elsewhere and old:
                 cached = self.size((batch, history, read, width, channels))
-            return buffer + max(filled, cached, self.size((batch, time, rows, width, out[4])))
+            return buffer + max(filled, cached + result if self.fuses else max(cached, result))
 
         rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside)
-        # In slices the result is there beside the slice; in one, the slice is the result.
-        self.reach(layer, workspace(rows) + (in_slices + beside if rows < height else 0))
+        # In slices the result is there beside the slice; in one, the slice is the result, unless it has a place.
+        placed = whole if self.fuses else 0
+        self.reach(layer, workspace(rows) + (in_slices + beside if rows < height else placed))
         if self.is_last:
             self.put(layer, -old)
         self.live += in_slices if rows < height else whole
@@ -270,7 +282,7 @@ class _Ledger:
             number = min(number, most)
         elif self.budget is None:
             number = _largest(most, workspace, WORKSPACE)
-        elif self.live + max(workspace(most), whole) <= self.budget:
+        elif self.live + (workspace(most) + whole if self.fuses else max(workspace(most), whole)) <= self.budget:
             number = most
         else:
             number = _largest(most - 1, workspace, max(self.budget - self.live - in_slices, self.least))
@@ -284,7 +296,8 @@ class _Ledger:
             before = self.carried
             hidden_size = self.size((*frames[:4], block.conv1.conv.out_channels))
             in_slices, waiting = (0, self.size((*frames[:2], 1, *frames[3:]))) if halves(block) else (None, 0)
-            hidden = self.causal_conv(block.conv1, frames, norm, 0 if shares else None, in_slices, waiting)
+            whole = 0 if shares else None
+            hidden = self.causal_conv(block.conv1, frames, norm, whole, in_slices, waiting, apart=halves(block))
             if halves(block) and self.rows_of(block.conv1) < frames[2]:
                 shares = True
                 # A slice of the result, and one frame of it of the shortcut.
@@ -331,7 +344,7 @@ class _Decoder(_Ledger):
                 frames = self.upsample(layer, frames)
         pixels = self.size((*frames[:4], decoder.conv_out.conv.out_channels))
         aside = decoder.conv_out in self.elsewhere
-        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None)
+        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None, apart=aside)
         self.live += (pixels if aside else 0) - self.carried
         self.reach(decoder.conv_out, pixels)  # turned to channels first
         self.live -= latents
@@ -345,6 +358,15 @@ class _Decoder(_Ledger):
         waits = batch * time * self.size((height, width, channels))
         is_strided = self.carried != waits
         aside = layer in self.elsewhere
+        if upsamples_at_once(layer, self.impl, self.elsewhere):
+            self.waiting[layer] = max(self.waiting.get(layer, 0), waits)
+            # In fp32 on their way 53 numbers for each pair of channels, then the phases'.
+            self.reach(layer, channels * out_channels * 53 * 4)
+            weights = channels * out_channels * 16 * self.itemsize
+            self.reach(layer, weights + self.size(out) + (waits if is_strided else 0))
+            self.live += self.size(out) - self.carried
+            self.carried = self.size(out)
+            return out
 
         def read(frames: int, rows: int) -> int:
             return self.size((frames, min(rows + 2, height), width, channels))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 from cogvx_kernels.cpu import frames as cpu_frames
+from cogvx_kernels.triton import why_not as why_not_triton
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -219,7 +220,9 @@ def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
 
 
 def choose_impl(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes between the convolutions there."""
+    """What computes there: between the convolutions, and, where it is "triton", also them."""
+    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and why_not_triton(device) is None:
+        return "triton"
     native = device.type == "cpu" and dtype in cpu_frames.DTYPES and cpu_frames.why_not() is None
     return "cpu" if native else "torch"
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 import torch.nn.functional as F
+from cogvx_kernels import ops
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
+from torch import nn
 
 from .history import keep
 from .layers import Clip
@@ -22,6 +26,8 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
     back some rows at a time.
     """
     frames = holder.pop()
+    if upsamples_at_once(layer, clip.impl, clip.elsewhere):
+        return ops.upsample_conv2d(frames, layer.conv.weight, layer.conv.bias, layer.compress_time, clip.impl)
     like = frames.new_empty(0)
     batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
@@ -60,6 +66,11 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
             del some
         target += sum(numbers[first:last])
     return out
+
+
+def upsamples_at_once(layer: CogVideoXUpsample3D, impl: str, elsewhere: Container[nn.Module]) -> bool:
+    """Whether it is one kernel, which has no memory but its output's. Frames that wait elsewhere come back in rows."""
+    return impl == "triton" and layer not in elsewhere
 
 
 def _phase(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, p: int, q: int) -> torch.Tensor:

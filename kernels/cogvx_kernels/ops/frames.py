@@ -36,8 +36,7 @@ def group_norm_statistics(
         return cpu_frames.group_norm_statistics(x, groups, eps)
     if impl == "triton":
         check_triton(operation, x)
-        _, _, height, width, channels = x.shape
-        in_rows = x.stride(3) == channels and x.stride(1) == height * x.stride(2)
+        in_rows = x.stride(3) == x.shape[4] and x.stride(1) == x.shape[2] * x.stride(2)
         return gpu.group_norm_statistics(x if in_rows else x.contiguous(), groups, eps)
     return reference.group_norm_statistics(x, groups, eps)
 
