@@ -1,7 +1,8 @@
 """The causal convolutions on channels-last frames, each made of a reference layer's own weights.
 
-A convolution reads its frames from a buffer that has the causal frames in front and zeros around; a buffer holds as
-many rows of the frames as the plan of the memory wants.
+On a CPU, and in torch, a convolution reads its frames from a buffer that has the causal frames in front and zeros
+around; a buffer holds as many rows of the frames as the plan of the memory wants. The GPU's kernel needs none: it takes
+the causal frames where they are, and zeros for granted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from cogvx_kernels import ops
 from cogvx_kernels.cpu import convolution as native
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
@@ -66,9 +68,9 @@ class NativeProduct:
         return out
 
 
-def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
-    """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
-    return NativeProduct(layer.conv) if clip.product == "cpu" else TorchProduct(layer.conv)
+def _product_of(conv: nn.Conv3d, clip: Clip) -> Product:
+    """Made once for all slices of a chunk, as it may reorder the weights."""
+    return NativeProduct(conv) if clip.product == "cpu" else TorchProduct(conv)
 
 
 def causal_conv(
@@ -79,12 +81,10 @@ def causal_conv(
     Args:
         like: frames of the shape that `fill` writes.
     """
-    product = product_of(layer, clip)
     if out is None and clip.slices(layer, like.shape[2]):
         out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
-    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
-        result = product(buffer, None if out is None else out[:, :, first:last])
-        del buffer
+    for _, _, rows in causal_conv_rows(layer, fill, like, clip, out):
+        result = rows
     return result if out is None else out
 
 
@@ -92,22 +92,28 @@ def add_causal_conv(
     layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
 ) -> None:
     """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    product = product_of(layer, clip)
-    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
-        product(buffer, residual[:, :, first:last], adds=True)
-        del buffer
+    for _ in causal_conv_rows(layer, fill, like, clip, residual, adds=True):
+        pass
 
 
-def padded_rows(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, border: int
+def causal_conv_rows(
+    layer: CogVideoXCausalConv3d,
+    fill: Fill,
+    like: torch.Tensor,
+    clip: Clip,
+    out: torch.Tensor | None = None,
+    adds: bool = False,
 ) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """What a causal convolution reads, some rows at a time: the first row, the one after the last, and the buffer.
+    """The causal convolution some rows at a time: the first row, the one after the last, and the result between.
 
     When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
     one below those of a slice.
+
+    Args:
+        out: frames that the results are written to, or added to with `adds`; None: each is a tensor of its own.
     """
     batch, time, height, width, channels = like.shape
-    history = layer.time_kernel_size - 1
+    history, conv = layer.time_kernel_size - 1, layer.conv
     step = min(clip.rows.get(layer, height), height)
     old = clip.caches.pop(layer, None)
     new = None
@@ -115,9 +121,11 @@ def padded_rows(
         # Each old frame is read before its place is written.
         new = old or keep((batch, history, height, width, channels), like, layer in clip.elsewhere)
         clip.caches[layer] = new
+    product = None if clip.product == "triton" else _product_of(conv, clip)
 
-    def padded(first: int, last: int) -> torch.Tensor:
-        above, below = max(first - 1, 0), min(last + 1, height)
+    def padded(first: int, last: int, above: int, below: int, done: int) -> torch.Tensor:
+        """From a buffer with the causal frames in front and zeros around."""
+        border = product.border
         buffer = like.new_empty(batch, history + time, last - first + 2, width + 2 * border, channels)
         inner = buffer[:, :, above - (first - 1) : below - (first - 1), border : border + width]
         if first == 0:
@@ -129,11 +137,33 @@ def padded_rows(
         fill(inner[:, history:], above, below)
         inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
         if new is not None:
-            # One row behind: the next rows still read the old frames of the one above them.
-            done = height if last == height else last - 1
             new.write(above, inner[:, time : time + history, : done - above])
-        return buffer
+        return product(buffer, None if out is None else out[:, :, first:last], adds)
 
+    def fused(first: int, last: int, above: int, below: int, done: int) -> torch.Tensor:
+        """By a kernel that takes the causal frames where they are, and zeros for granted."""
+        frames = like.new_empty(batch, time, below - above, width, channels)
+        fill(frames, above, below)
+        past = None if old is None else old.read(above, below).to(frames.device)
+        place, inside = None if out is None else out[:, :, first:last], (first - above, last - above)
+        addend = place if adds else None
+        result = ops.causal_conv3d(frames, conv.weight, conv.bias, past, addend, place, inside, impl=clip.product)
+        if new is not None:
+            new.write(above, _last_frames(past, frames, history)[:, :, : done - above])
+        return result
+
+    compute = fused if product is None else padded
     for first in range(0, height, step):
         last = min(first + step, height)
-        yield first, last, padded(first, last)
+        # The past is written one row behind: the next rows still read the old frames of the one above them.
+        done = height if last == height else last - 1
+        yield first, last, compute(first, last, max(first - 1, 0), min(last + 1, height), done)
+
+
+def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:
+    """The last `number` of `past` and `frames`; the first frame stands for a past that is not there."""
+    missing = number - frames.shape[1]
+    if missing <= 0:
+        return frames[:, frames.shape[1] - number :]
+    before = frames[:, :1].expand(-1, missing, -1, -1, -1) if past is None else past[:, number - missing :]
+    return torch.cat([before, frames], dim=1)

@@ -27,7 +27,7 @@ class Clip:
 
     Attributes:
         impl: of the operations between the convolutions, as `cogvx_kernels.ops` names it.
-        product: of the convolutions themselves: "torch", or "cpu" for our own, see `convolution`.
+        product: of the convolutions themselves: "torch", or our own, "cpu" and "triton", see `convolution`.
         rows: how many rows of a convolution are computed at a time, all of them where it is not named.
         frames_at_once: how many frames are resampled at a time, likewise.
         elsewhere: layers whose waiting frames (a convolution's last ones, an upsampling's input, the pixels) lie

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -261,6 +262,77 @@ def int8_attention_launches(
         *(launches(norm_rope, query, key, affine, tables) if fused else []),
         *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
     ]
+
+
+def vae_launches(
+    dtype: torch.dtype,
+    channels: tuple[int, ...] = (128, 256, 256, 512),
+    latents: tuple[int, int, int, int] = (16, 2, 60, 90),
+) -> list[Launch]:
+    """Every Triton launch of the autoencoder, each once: the decoder's in its order, then what only the encoder has.
+
+    Args:
+        channels: of the levels, from the pixels to the latents; multiples of 32.
+        latents: `(channels, time, height, width)`; the kernels are the same for any of the last three.
+    """
+    latent_channels, time, height, width = latents
+    mode, found = FakeTensorMode(), {}
+
+    def add(operation: Callable, *given: Any) -> None:
+        for launch in launches(lambda *given: operation(*given, impl="triton"), *given):
+            chosen = {name: value for name, value in launch.arguments.items() if name.isupper() or value is None}
+            found.setdefault((launch.name, *chosen.items()), launch)
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        with mode, torch.device("cuda"):
+            return torch.empty(shape, dtype=dtype)
+
+    def norm(frames: tuple[int, ...], channels: int) -> None:
+        x, table = empty(*frames, channels), empty(1, *latents[1:], channels, dtype=torch.float32)
+        indices = [empty(length, dtype=torch.int64) for length in frames[1:]]
+        add(lambda x, impl: ops.group_norm_statistics(x, 32, impl=impl), x)
+        add(ops.group_norm_modulate_silu, x, table, table, *indices, x)
+
+    def conv(frames: tuple[int, ...], before: int, after: int, adds: bool = False) -> None:
+        # As channels-last weights lie.
+        weight = empty(after, 3, 3, 3, before).permute(0, 4, 1, 2, 3)
+        past = empty(1, 2, *frames[2:], before)
+        add(
+            ops.causal_conv3d,
+            empty(*frames, before),
+            weight,
+            empty(after),
+            past,
+            empty(*frames, after) if adds else None,
+        )
+
+    def upsample(frames: tuple[int, ...], channels: int, doubles_time: bool) -> tuple[int, ...]:
+        weight = empty(channels, channels, 3, 3)
+        add(
+            lambda *a, impl: ops.upsample_conv2d(*a, doubles_time, impl),
+            empty(*frames, channels),
+            weight,
+            empty(channels),
+        )
+        return 1, frames[1] * (1 + doubles_time), 2 * frames[2], 2 * frames[3]
+
+    frames, before = (1, time, height, width), channels[-1]
+    conv(frames, latent_channels, before)
+    for level, after in enumerate(reversed(channels)):
+        for first in (before, after):
+            norm(frames, first)
+            conv(frames, first, after)
+        conv(frames, after, after, adds=True)
+        if level < len(channels) - 1:
+            frames = upsample(frames, after, doubles_time=level < 2)
+        before = after
+    norm(frames, before)
+    conv(frames, before, 3)
+    conv(frames, 3, before)
+    for before, after in pairwise(channels):
+        conv(frames, before, after)
+    conv(frames, channels[-1], 2 * latent_channels)
+    return list(found.values())
 
 
 def resource_table(launches: list[Launch], targets: list[str]) -> str:

@@ -30,8 +30,10 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "qk_norm_rope_int8": ("torch", "triton"),
     "quantized_attention": ("torch", "triton"),
     "int8_attention": ("torch", "triton"),
-    "group_norm_statistics": ("torch", "cpu"),
-    "group_norm_modulate_silu": ("torch", "cpu"),
+    "group_norm_statistics": ("torch", "cpu", "triton"),
+    "group_norm_modulate_silu": ("torch", "cpu", "triton"),
+    "causal_conv3d": ("torch", "triton"),
+    "upsample_conv2d": ("torch", "triton"),
 }
 
 
