@@ -51,7 +51,7 @@ def small(dtype):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("dtype", "time", "size"), [(torch.float16, 4, 2), (torch.bfloat16, 3, 1)], ids=str)
+@pytest.mark.parametrize(("dtype", "time", "size"), [(torch.float16, 4, 2), (torch.bfloat16, 2, 1)], ids=str)
 def test_decodes_what_diffusers_decodes(dtype, time, size, calls):
     """In chunks, the later ones with the past of those before them; of one frame each, also with its past's past."""
     truth, reference, fast = vaes = small(dtype)
@@ -98,12 +98,12 @@ def test_the_peak_is_the_bytes_allocated(monkeypatch, time):
     monkeypatch.setattr(memory, "WORKSPACE", 2**21)
     fast = FastAutoencoderKLCogVideoX.adopt(family().half())
     shape = (2, 16, time, 6, 8)
-    least = smallest(fast, shape)
+    latents, least = randn(*shape).half(), smallest(fast, shape)
     fast.memory_budget = None
     most = fast.plan_decode(shape).peak
     for budget in (None, (most + least) // 2, least):
         fast.memory_budget = budget
         plan = fast.plan_decode(shape)
         with Allocations() as allocations:
-            fast.decode(randn(*shape).half())
+            fast.decode(latents)
         assert 0.93 * plan.peak <= allocations.peak <= 1.002 * plan.peak, (plan, allocations.peak)
