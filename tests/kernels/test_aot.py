@@ -23,29 +23,52 @@ PRODUCTS = {
     "sm_120": r"HMMA\.16816\.F32",
     "gfx942": r"v_mfma_f32_\d+x\d+x\d+_(bf16|f16)",
 }
+# The same of 8-bit numbers. For int8 triton does not use tcgen05.
+PRODUCTS_INT8 = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), r"IMMA\.16832\.S8\.S8"),
+    "sm_90": r"IGMMA\.64x128x32\.S8\.S8",
+    "gfx942": r"v_mfma_i32_32x32x16_i8",
+}
+PRODUCTS_E4M3 = {
+    **dict.fromkeys(("sm_89", "sm_120"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
+    "sm_90": r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3",
+    "sm_100": r"UTCQMMA",
+}
 
 
 # What is not 16 bytes a thread: indices of 64 bits, a few hundred KiB of partial results.
 NARROWER = {"group_norm_modulate_silu": {"load 64"}, "group_norm_join": {"load 32"}}
 
 
-def check(compiled):
+def products(launch):
+    """What multiplies matrices in a launch, by target; None if nothing should."""
+    if launch.name == "scaled_linear":
+        return PRODUCTS_INT8 if launch.arguments["x_ptr"] == torch.int8 else PRODUCTS_E4M3
+    return PRODUCTS if launch.name in ("attention", "causal_conv3d", "upsample_conv2d") else None
+
+
+def check(compiled, narrow=()):
+    """`narrow`: loads that may be there beside those of 16 bytes."""
     assert not compiled.resources.problems(compiled.target), str(compiled)
-    arguments = compiled.launch.arguments
-    if compiled.launch.name in ("causal_conv3d", "upsample_conv2d"):
+    launch = compiled.launch
+    if launch.name in ("causal_conv3d", "upsample_conv2d"):
         copies = {access for access in compiled.resources.widths if access.startswith("copy")}
         # Three channels are no 4 bytes, the least that is copied without registers.
-        copied = arguments["CHANNELS"] >= 16 and compiled.target != "gfx942"
+        copied = launch.arguments["CHANNELS"] >= 16 and compiled.target != "gfx942"
         assert not copied or copies == {"copy 128"}, f"{compiled}: {copies}"
-    if compiled.launch.name in ("attention", "causal_conv3d", "upsample_conv2d"):
-        if arguments.get("x_ptr") == torch.float32:
+        if launch.arguments["x_ptr"] == torch.float32:
             return
+    if expected := products(launch):
         kinds = compiled.resources.matrix
-        assert kinds and all(re.match(PRODUCTS[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
+        assert kinds and all(re.match(expected[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
         wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
-        assert set(wide) - NARROWER.get(compiled.launch.name, set()) <= {"load 128"}, f"{compiled}: {wide}"
-        assert "load 128" in wide or compiled.launch.name == "group_norm_join", f"{compiled}: {wide}"
+        if compiled.launch.arguments.get("output_scale_ptr") is not None:
+            # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
+            narrow = (*narrow, "load 64")
+        narrow = (*narrow, *NARROWER.get(launch.name, ()))
+        least = set() if launch.name == "group_norm_join" else {"load 128"}
+        assert least <= set(wide) <= {"load 128", *narrow}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +156,48 @@ def test_a_spill_is_found(launches):
 def test_all_configurations(target, width, dtype):
     for launch in aot.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
         for compiled in aot.compile_all(launch, [target]):
-            check(compiled)
+            # 16 warps have 4 numbers a thread of the 2,048 that an expert's vectors of 1,920 are padded to.
+            check(compiled, ["load 64"] if compiled.config.num_warps == 16 else [])
+
+
+def test_what_a_block_in_8_bits_launches():
+    for quantized in (torch.int8, torch.float8_e4m3fn):
+        found = aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized)
+        assert [launch.name for launch in found] == [
+            "layer_norm_modulate",
+            "scaled_linear",
+            "quantize_rows",
+            "scaled_linear",
+            "gated_residual_layer_norm_modulate",
+            "scaled_linear",
+            "scaled_linear",
+        ]
+        assert [launch.arguments.get("GROUPED", False) for launch in found] == [False] * 6 + [True]
+        # The norms write 8 bits, and what is between the two layers of the feed-forward is 8 bits, too.
+        assert [found[i].arguments["output_ptr"] for i in (0, 4, 5)] == [quantized] * 3
+        assert found[6].arguments["x_ptr"] == quantized
+
+
+@pytest.mark.parametrize(("target", "quantized"), [("sm_80", torch.int8), ("sm_90", torch.float8_e4m3fn)], ids=str)
+def test_first_configuration_in_8_bits(target, quantized):
+    for launch in aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized):
+        (compiled,) = aot.compile_all(launch, [target], first_only=True)
+        check(compiled)
+
+
+@pytest.mark.kernels_all
+@pytest.mark.parametrize("quantized", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_configurations_in_8_bits(target, width, dtype, quantized):
+    if quantized.is_floating_point and target not in PRODUCTS_E4M3:
+        pytest.skip(f"{target} does not multiply e4m3")
+    for launch in aot.quantized_launches(WIDTHS[width], dtype, quantized):
+        compiled = aot.compile_all(launch, [target])
+        assert compiled
+        for one in compiled:
+            check(one)
 
 
 @pytest.mark.kernels_all
@@ -142,7 +206,8 @@ def test_all_configurations(target, width, dtype):
 def test_all_configurations_of_head_dim_128(target, dtype):
     for launch in aot.model_launches(WIDTHS["2b"], dtype, head_dim=128)[-2:]:
         for compiled in aot.compile_all(launch, [target]):
-            check(compiled)
+            # A head's weights and biases are as many numbers as a program has threads: one each.
+            check(compiled, ["load 16"])
 
 
 @pytest.mark.kernels_all

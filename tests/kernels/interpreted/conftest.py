@@ -1,4 +1,4 @@
-"""Buffers with guard bands for what kernels read and write, and bf16 rounded as hardware rounds it."""
+"""Buffers with guard bands for what kernels read and write, and bf16 and e4m3 rounded as hardware rounds them."""
 
 import numpy as np
 import pytest
@@ -12,11 +12,18 @@ _drop_bits = interpreter._convert_float
 
 
 def _round_to_nearest(data, from_dtype, to_dtype, rounding_mode):
-    """The interpreter cuts fp32 off to make bf16; GPUs round to nearest even, and so does torch."""
-    if from_dtype != tl.float32 or to_dtype != tl.bfloat16:
+    """The interpreter cuts fp32 off to make bf16 or e4m3; GPUs round to nearest even, and so does torch."""
+    if from_dtype != tl.float32 or to_dtype not in _NARROW:
         return _drop_bits(data, from_dtype, to_dtype, rounding_mode)
+    narrow, bits, integers = _NARROW[to_dtype]
     values = torch.from_numpy(np.ascontiguousarray(data).view(np.float32).copy())
-    return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
+    return values.to(narrow).view(bits).numpy().view(integers).reshape(data.shape)
+
+
+_NARROW = {
+    tl.bfloat16: (torch.bfloat16, torch.int16, np.uint16),
+    tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8, np.uint8),
+}
 
 
 interpreter._convert_float = _round_to_nearest
@@ -42,9 +49,18 @@ _run = interpreter.InterpretedFunction.run
 interpreter.InterpretedFunction.run = _launch
 
 
+def poison(dtype: torch.dtype) -> float:
+    """What fresh memory is filled with: NaN, and in integers their lowest number, which no operation here writes."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
+
+
+def is_poison(values: torch.Tensor) -> torch.Tensor:
+    return values.float().isnan() if values.is_floating_point() else values == poison(values.dtype)
+
+
 def guarded(values: torch.Tensor) -> torch.Tensor:
     """A contiguous copy with NaN before and behind it: who reads past it gets NaN into the result."""
-    around = values.new_full((values.numel() + 2 * GUARD,), float("nan"))
+    around = values.new_full((values.numel() + 2 * GUARD,), poison(values.dtype))
     inside = around[GUARD : GUARD + values.numel()]
     inside.copy_(values.reshape(-1))
     return inside.view(values.shape)
@@ -57,11 +73,12 @@ def outputs(monkeypatch):
 
     def guarded_empty(*shape, dtype=None, device=None, **_):
         shape = torch.Size(shape[0] if shape and not isinstance(shape[0], int) else shape)
-        around = empty(shape.numel() + 2 * GUARD, dtype=dtype).fill_(float("nan"))
+        dtype = dtype or torch.get_default_dtype()
+        around = empty(shape.numel() + 2 * GUARD, dtype=dtype).fill_(poison(dtype))
         made.append(around)
         return around[GUARD : GUARD + shape.numel()].view(shape)
 
     monkeypatch.setattr(torch, "empty", guarded_empty)
     monkeypatch.setattr(torch, "empty_like", lambda x, **_: guarded_empty(x.shape, dtype=x.dtype))
     yield made
-    assert all(around[:GUARD].isnan().all() and around[-GUARD:].isnan().all() for around in made)
+    assert all(is_poison(around[:GUARD]).all() and is_poison(around[-GUARD:]).all() for around in made)

@@ -22,6 +22,8 @@ def half(*shape, seed=0):
 STREAM, VECTOR, TABLE = half(2, 5, 16), half(16), half(2, 2, 3, 16)
 SHIFT, SCALE, GATE = TABLE.unbind(2)
 QUERY, KEY, VALUE = half(2, 5, 3, 2, 64).unbind(2)
+NUMBERS, CHANNELS = torch.ones(2, 5, 16, dtype=torch.int8), torch.ones(16)
+LINEAR = (NUMBERS, torch.ones(2, 5), torch.ones(16, 16, dtype=torch.int8), CHANNELS, VECTOR, "gelu_tanh")
 COSINES, SINES, AFFINE = torch.rand(3, 64), torch.rand(3, 64), half(64)
 FRAMES, TABLES, INDEX = half(1, 2, 2, 2, 16), torch.rand(1, 1, 1, 1, 16), torch.zeros(2, dtype=torch.int64)
 CASES = {
@@ -35,6 +37,25 @@ CASES = {
     "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
     "causal_conv3d": (FRAMES, half(3, 3, 3, 3, 16), half(3), FRAMES.clone(), None, half(1, 2, 1, 2, 3), 1),
     "upsample_conv2d": (FRAMES, half(2, 2, 5, 2, 2, 16), half(5), True),
+    "layer_norm_modulate_quantized": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5, torch.int8),
+    "gated_residual_layer_norm_modulate_quantized": (
+        *(STREAM, STREAM.clone(), GATE, None, None, SHIFT, SCALE, 2, 1e-5),
+        torch.float8_e4m3fn,
+    ),
+    "quantize_rows": (STREAM, torch.int8, False),
+    "scaled_linear": (*LINEAR, torch.float16),
+    "scaled_linear_quantized": (*LINEAR, torch.int8),
+    "qk_norm_rope_int8": (QUERY, KEY, AFFINE, AFFINE, None, None, COSINES, SINES, 2, 1e-6, 0.18),
+    "quantize_qk": (QUERY, KEY, 0.18),
+    "quantize_value": (VALUE, torch.float8_e4m3fn, True),
+    "int8_attention": (
+        *operations.quantize_qk(QUERY, KEY, 0.18),
+        VALUE,
+        torch.rand(2, 2, 64),
+        torch.rand(2, 2, 64),
+        torch.zeros(1, dtype=torch.int32),
+        torch.float16,
+    ),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 from cogvx_kernels.triton import operations
 from triton.runtime import interpreter
 
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model, place
 from tests.vae.conftest import distance, family, randn
 from tests.vae.test_memory import Allocations, Everywhere, smallest
 
@@ -17,7 +17,8 @@ KERNELS = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d",
 @pytest.fixture(autouse=True)
 def outputs(monkeypatch):
     """The plain allocator: diffusers' own code is among what runs here."""
-    monkeypatch.setattr(model, "choose_impl", lambda *_: "triton")
+    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
+    monkeypatch.setattr(place.Place, "of", on_gpu)
     with torch.no_grad():
         yield
 
@@ -88,7 +89,7 @@ def test_slices_of_rows_are_the_same_numbers(monkeypatch):
     latents = randn(1, 16, 2, 1, 1).half()
     expected = fast.decode(latents).sample
     clip, sliced = layers.Clip, []
-    monkeypatch.setattr(model, "Clip", lambda impl, *_: clip(impl, Everywhere(all=5)))
+    monkeypatch.setattr(model, "Clip", lambda impl, product, *_: clip(impl, product, Everywhere(all=5)))
     conv = operations.causal_conv3d
     monkeypatch.setattr(operations, "causal_conv3d", lambda *a: sliced.append(a[5].shape[2]) or conv(*a))
     assert torch.equal(fast.decode(latents).sample, expected)
