@@ -59,13 +59,14 @@ def converted(values, dtype):
     return {name: convert(value) for name, value in values.items()}
 
 
+FRAMES = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d", "upsample_conv2d")  # in test_frames.py
 IN_8_BITS = ("quantize_rows", "scaled_linear")  # test_linear.py
 # What takes 8 bits is timed together with what makes them.
 CASES = [
     (operation, impl)
     for operation, names in ops.IMPLEMENTATIONS.items()
     for impl in names
-    if operation not in (*IN_8_BITS, "quantized_attention")
+    if operation not in (*FRAMES, *IN_8_BITS, "quantized_attention")
 ]
 
 

@@ -1,13 +1,14 @@
 """The causal convolutions on channels-last frames, each made of a reference layer's own weights.
 
-On a CPU, and in torch, a convolution reads its frames from a buffer that has the causal frames in front and zeros
-around; a buffer holds as many rows of the frames as the plan of the memory wants. The GPU's kernel needs none: it takes
-the causal frames where they are, and zeros for granted.
+A convolution reads its frames from a buffer that has the causal frames in front and zeros around; a buffer holds as
+many rows of the frames as the plan of the memory wants. The GPU's kernel needs neither: it takes the causal frames
+where they are, and zeros for granted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,6 +33,21 @@ class Product(Protocol):
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         """The convolution of `buffer`; with `out`, written or added there, which is returned."""
+
+
+@dataclass
+class Unpadded:
+    """What the kernel reads in the place of a buffer.
+
+    Attributes:
+        frames: the rows of a slice and those above and below that there are.
+        past: those of the causal frames, or None where there are none.
+        rows: which of them are the slice.
+    """
+
+    frames: torch.Tensor
+    past: torch.Tensor | None
+    rows: tuple[int, int]
 
 
 class TorchProduct:
@@ -68,9 +84,27 @@ class NativeProduct:
         return out
 
 
-def _product_of(conv: nn.Conv3d, clip: Clip) -> Product:
-    """Made once for all slices of a chunk, as it may reorder the weights."""
-    return NativeProduct(conv) if clip.product == "cpu" else TorchProduct(conv)
+class TritonProduct:
+    """The kernel of a GPU, which writes and adds in place."""
+
+    border = 0
+
+    def __init__(self, conv: nn.Conv3d):
+        self._conv = conv
+        # The order that the kernel reads, once for all slices.
+        self._weight = conv.weight.contiguous(memory_format=torch.channels_last_3d)
+
+    def __call__(self, buffer: Unpadded, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        residual = out if adds else None
+        given = (buffer.frames, self._weight, self._conv.bias, buffer.past, residual, out, buffer.rows)
+        return ops.causal_conv3d(*given, impl="triton")
+
+
+def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
+    """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
+    if clip.product == "triton":
+        return TritonProduct(layer.conv)
+    return NativeProduct(layer.conv) if clip.product == "cpu" else TorchProduct(layer.conv)
 
 
 def causal_conv(
@@ -81,10 +115,12 @@ def causal_conv(
     Args:
         like: frames of the shape that `fill` writes.
     """
+    product = product_of(layer, clip)
     if out is None and clip.slices(layer, like.shape[2]):
         out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
-    for _, _, rows in causal_conv_rows(layer, fill, like, clip, out):
-        result = rows
+    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
+        result = product(buffer, None if out is None else out[:, :, first:last])
+        del buffer
     return result if out is None else out
 
 
@@ -92,28 +128,22 @@ def add_causal_conv(
     layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
 ) -> None:
     """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    for _ in causal_conv_rows(layer, fill, like, clip, residual, adds=True):
-        pass
+    product = product_of(layer, clip)
+    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
+        product(buffer, residual[:, :, first:last], adds=True)
+        del buffer
 
 
-def causal_conv_rows(
-    layer: CogVideoXCausalConv3d,
-    fill: Fill,
-    like: torch.Tensor,
-    clip: Clip,
-    out: torch.Tensor | None = None,
-    adds: bool = False,
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """The causal convolution some rows at a time: the first row, the one after the last, and the result between.
+def padded_rows(
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, border: int
+) -> Iterator[tuple[int, int, torch.Tensor | Unpadded]]:
+    """What a causal convolution reads, some rows at a time: the first row, the one after the last, and the buffer.
 
     When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
     one below those of a slice.
-
-    Args:
-        out: frames that the results are written to, or added to with `adds`; None: each is a tensor of its own.
     """
     batch, time, height, width, channels = like.shape
-    history, conv = layer.time_kernel_size - 1, layer.conv
+    history = layer.time_kernel_size - 1
     step = min(clip.rows.get(layer, height), height)
     old = clip.caches.pop(layer, None)
     new = None
@@ -121,11 +151,9 @@ def causal_conv_rows(
         # Each old frame is read before its place is written.
         new = old or keep((batch, history, height, width, channels), like, layer in clip.elsewhere)
         clip.caches[layer] = new
-    product = None if clip.product == "triton" else _product_of(conv, clip)
 
-    def padded(first: int, last: int, above: int, below: int, done: int) -> torch.Tensor:
-        """From a buffer with the causal frames in front and zeros around."""
-        border = product.border
+    def padded(first: int, last: int) -> torch.Tensor:
+        above, below = max(first - 1, 0), min(last + 1, height)
         buffer = like.new_empty(batch, history + time, last - first + 2, width + 2 * border, channels)
         inner = buffer[:, :, above - (first - 1) : below - (first - 1), border : border + width]
         if first == 0:
@@ -137,27 +165,26 @@ def causal_conv_rows(
         fill(inner[:, history:], above, below)
         inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
         if new is not None:
+            # One row behind: the next rows still read the old frames of the one above them.
+            done = height if last == height else last - 1
             new.write(above, inner[:, time : time + history, : done - above])
-        return product(buffer, None if out is None else out[:, :, first:last], adds)
+        return buffer
 
-    def fused(first: int, last: int, above: int, below: int, done: int) -> torch.Tensor:
-        """By a kernel that takes the causal frames where they are, and zeros for granted."""
-        frames = like.new_empty(batch, time, below - above, width, channels)
-        fill(frames, above, below)
-        past = None if old is None else old.read(above, below).to(frames.device)
-        place, inside = None if out is None else out[:, :, first:last], (first - above, last - above)
-        addend = place if adds else None
-        result = ops.causal_conv3d(frames, conv.weight, conv.bias, past, addend, place, inside, impl=clip.product)
-        if new is not None:
-            new.write(above, _last_frames(past, frames, history)[:, :, : done - above])
-        return result
-
-    compute = fused if product is None else padded
     for first in range(0, height, step):
         last = min(first + step, height)
-        # The past is written one row behind: the next rows still read the old frames of the one above them.
-        done = height if last == height else last - 1
-        yield first, last, compute(first, last, max(first - 1, 0), min(last + 1, height), done)
+        if clip.product != "triton":
+            yield first, last, padded(first, last)
+            continue
+        above, below = max(first - 1, 0), min(last + 1, height)
+        frames = like.new_empty(batch, time, below - above, width, channels)
+        fill(frames, above, below)
+        past = None if old is None else old.read(above, below).to(like.device)
+        yield first, last, Unpadded(frames, past, (first - above, last - above))
+        # Not before they are convolved: the past may lie where its successor is written.
+        if new is not None:
+            done = height if last == height else last - 1
+            new.write(above, _last_frames(past, frames, history)[:, :, : done - above])
+        del frames, past
 
 
 def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:

@@ -152,10 +152,10 @@ class _Ledger:
         itemsize, in_torch = place.dtype.itemsize, place.impl == "torch"
         self.filling = 0 if not in_torch else 16 if itemsize == 4 else 20 + itemsize
         self.wide = 0 if not in_torch or itemsize == 4 else 4  # a frame in fp32, for its statistics
-        # Our own convolution for CPUs writes its result in place, from columns that are padded, too, and weights in its
-        # order; that for GPUs in place as well, from frames without padding, and weights in another order.
-        self.impl, self.product = place.impl, place.product
+        # Our own convolution writes its result in place, from columns that are padded, too, and weights in its order.
         self.border = 1 if place.product == "cpu" else 0
+        # A GPU's kernel does too, from frames that are not padded and beside the past.
+        self.product, self.fuses = place.product, place.product == "triton"
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
@@ -219,7 +219,7 @@ class _Ledger:
         whole: int | None = None,
         in_slices: int | None = None,
         beside: int = 0,
-        apart: bool = False,
+        has_place: bool = True,
     ) -> tuple[int, ...]:
         """A causal convolution of `frames`, which stay alive; so do those that it makes.
 
@@ -229,7 +229,7 @@ class _Ledger:
             whole: bytes of memory that the result needs of its own, where that is not its size.
             in_slices: the same if it is computed in slices.
             beside: bytes that slices need beside them.
-            apart: whether the result of a slice is not written where it is to be, even where it could.
+            has_place: whether there is memory for the results when they are computed in slices.
         """
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
@@ -238,9 +238,7 @@ class _Ledger:
         in_slices = whole if in_slices is None else in_slices
         if norm is not None:
             self.reach(layer, batch * height * width * channels * self.wide)
-            if (
-                self.impl == "triton"
-            ):  # what the kernel joins: a mean and a sum for each group and 64 pixels, or more pixels
+            if self.fuses:  # what the kernel joins: a mean and a sum for each group and 64 pixels, or more pixels
                 self.reach(layer, 8 * batch * self.groups * min(-(-time * height * width // 64), 4096))
         old = self.caches.pop(layer, 0)
         if not self.is_last:
@@ -249,15 +247,15 @@ class _Ledger:
 
         conv = layer.conv
         packed = self.packed(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size)) if self.border else 0
-        fuses = self.product == "triton"
-        in_place = self.product != "torch" and not apart
+        if self.fuses:
+            packed = self.size(conv.weight.shape)
+        in_place = (self.border or self.fuses) and has_place
 
         def workspace(rows: int) -> int:
-            read = min(rows + 2, height)
             buffer = packed + self.size((batch, history + time, rows + 2, width + 2 * self.border, channels))
-            result = self.size((batch, time, rows, width, out[4]))
-            if fuses:
-                buffer = self.size((batch, time, read, width, channels))
+            read = min(rows + 2, height)
+            if self.fuses:
+                buffer = packed + self.size((batch, time, read, width, channels))
             filled, taken = batch * read * channels * width * self.filling, 0
             if norm is not None:
                 # The tables in fp32; while they are made, also in half precision. And of one time the rows and then
@@ -270,10 +268,9 @@ class _Ledger:
             if layer in self.elsewhere:  # what is read of it, or a frame on its way there
                 cached = self.size((*((batch, history) if old else (1, 1)), read, width, channels))
             if in_place and (rows < height or whole == 0):
-                result = 0
-            if fuses:
-                return buffer + max(filled, cached + self.size(layer.conv.weight.shape) + result)
-            return buffer + max(filled, cached, result)
+                return buffer + max(filled, cached)
+            result = self.size((batch, time, rows, width, out[4]))
+            return buffer + max(filled, cached + result if self.fuses else max(cached, result))
 
         rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside)
         # In slices the result is there beside the slice; in one, the slice is the result.
@@ -306,9 +303,7 @@ class _Ledger:
             before = self.carried
             hidden_size = self.size((*frames[:4], block.conv1.conv.out_channels))
             in_slices, waiting = (0, self.size((*frames[:2], 1, *frames[3:]))) if halves(block) else (None, 0)
-            hidden = self.causal_conv(
-                block.conv1, frames, norm, 0 if shares else None, in_slices, waiting, apart=halves(block)
-            )
+            hidden = self.causal_conv(block.conv1, frames, norm, 0 if shares else None, in_slices, waiting, not waiting)
             if halves(block) and self.rows_of(block.conv1) < frames[2]:
                 shares = True
                 # A slice of the result, and one frame of it of the shortcut.
@@ -355,7 +350,7 @@ class _Decoder(_Ledger):
                 frames = self.upsample(layer, frames)
         pixels = self.size((*frames[:4], decoder.conv_out.conv.out_channels))
         aside = decoder.conv_out in self.elsewhere
-        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None, apart=aside)
+        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None, has_place=not aside)
         self.live += (pixels if aside else 0) - self.carried
         self.reach(decoder.conv_out, pixels)  # turned to channels first
         self.live -= latents

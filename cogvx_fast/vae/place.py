@@ -15,7 +15,7 @@ class Place:
 
     Attributes:
         impl: of the operations between the convolutions, as `cogvx_kernels.ops` names it.
-        product: of the convolutions: "torch", or our own, "cpu" and "triton".
+        product: of the convolutions: "torch", or "cpu" or "triton" for our own.
     """
 
     device: torch.device

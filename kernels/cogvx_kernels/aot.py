@@ -197,73 +197,6 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
     ]
 
 
-def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> list[Launch]:
-    """The Triton launches that take the place of a block's linears and norms where its products are in 8 bits.
-
-    In order: the norm before QKV, QKV, the rows that attention gives, the projection of them, the second norm, and the
-    feed-forward's two layers, between which there are 8 bits only.
-
-    Args:
-        dtype: of the stream, fp16 or bf16.
-        quantized: `torch.int8`, or `torch.float8_e4m3fn` for targets that multiply it.
-    """
-    with FakeTensorMode(), torch.device("cuda"):
-        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
-        numbers, scales = torch.empty((2, 300, dim), dtype=quantized), torch.empty((2, 300))
-        hidden, hidden_scales = torch.empty((2, 300, 4 * dim), dtype=quantized), torch.empty((2, 300, 4 * dim // GROUP))
-
-        def weights(out_features: int, in_features: int) -> tuple[torch.Tensor, ...]:
-            weight = torch.empty((out_features, in_features), dtype=quantized)
-            return weight, torch.empty(out_features), torch.empty(out_features, dtype=dtype)
-
-        qkv, projection, up, down = (
-            weights(*shape) for shape in ((3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim))
-        )
-    norm = (vector, vector, vectors, vectors)
-    ends = (226, 1e-5, "triton", quantized)
-
-    def linear(activation: str | None, out_dtype: torch.dtype) -> Callable:
-        return lambda *a: ops.scaled_linear(*a, activation, out_dtype, "triton")
-
-    return [
-        *launches(lambda *a: ops.layer_norm_modulate(*a, *ends), x, *norm),
-        *launches(linear(None, dtype), numbers, scales, *qkv),
-        *launches(lambda x: ops.quantize_rows(x, quantized, impl="triton"), x),
-        *launches(linear(None, dtype), numbers, scales, *projection),
-        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *ends), x, x, vectors, *norm),
-        *launches(linear("gelu_tanh", quantized), numbers, scales, *up),
-        *launches(linear(None, dtype), hidden, hidden_scales, *down),
-    ]
-
-
-def int8_attention_launches(
-    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None, rotary: bool = True
-) -> list[Launch]:
-    """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
-
-    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left.
-    """
-    with FakeTensorMode(), torch.device("cuda"):
-        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
-        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
-        affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(300 - 226, head_dim)] * 2 if rotary else []
-        guard = torch.empty(1, dtype=torch.int32)
-    smooth = value_dtype is not None
-
-    def attention(query: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
-        return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
-
-    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
-        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
-
-    fused = head_dim <= ops.FUSED_HEAD_DIM
-    return [
-        *(launches(norm_rope, query, key, affine, tables) if fused else []),
-        *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
-    ]
-
-
 def vae_launches(
     dtype: torch.dtype,
     channels: tuple[int, ...] = (128, 256, 256, 512),
@@ -333,6 +266,73 @@ def vae_launches(
         conv(frames, before, after)
     conv(frames, channels[-1], 2 * latent_channels)
     return list(found.values())
+
+
+def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> list[Launch]:
+    """The Triton launches that take the place of a block's linears and norms where its products are in 8 bits.
+
+    In order: the norm before QKV, QKV, the rows that attention gives, the projection of them, the second norm, and the
+    feed-forward's two layers, between which there are 8 bits only.
+
+    Args:
+        dtype: of the stream, fp16 or bf16.
+        quantized: `torch.int8`, or `torch.float8_e4m3fn` for targets that multiply it.
+    """
+    with FakeTensorMode(), torch.device("cuda"):
+        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
+        numbers, scales = torch.empty((2, 300, dim), dtype=quantized), torch.empty((2, 300))
+        hidden, hidden_scales = torch.empty((2, 300, 4 * dim), dtype=quantized), torch.empty((2, 300, 4 * dim // GROUP))
+
+        def weights(out_features: int, in_features: int) -> tuple[torch.Tensor, ...]:
+            weight = torch.empty((out_features, in_features), dtype=quantized)
+            return weight, torch.empty(out_features), torch.empty(out_features, dtype=dtype)
+
+        qkv, projection, up, down = (
+            weights(*shape) for shape in ((3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim))
+        )
+    norm = (vector, vector, vectors, vectors)
+    ends = (226, 1e-5, "triton", quantized)
+
+    def linear(activation: str | None, out_dtype: torch.dtype) -> Callable:
+        return lambda *a: ops.scaled_linear(*a, activation, out_dtype, "triton")
+
+    return [
+        *launches(lambda *a: ops.layer_norm_modulate(*a, *ends), x, *norm),
+        *launches(linear(None, dtype), numbers, scales, *qkv),
+        *launches(lambda x: ops.quantize_rows(x, quantized, impl="triton"), x),
+        *launches(linear(None, dtype), numbers, scales, *projection),
+        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *ends), x, x, vectors, *norm),
+        *launches(linear("gelu_tanh", quantized), numbers, scales, *up),
+        *launches(linear(None, dtype), hidden, hidden_scales, *down),
+    ]
+
+
+def int8_attention_launches(
+    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None, rotary: bool = True
+) -> list[Launch]:
+    """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
+
+    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left.
+    """
+    with FakeTensorMode(), torch.device("cuda"):
+        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        affine = [torch.empty(head_dim, dtype=dtype)] * 4
+        tables = [torch.empty(300 - 226, head_dim)] * 2 if rotary else []
+        guard = torch.empty(1, dtype=torch.int32)
+    smooth = value_dtype is not None
+
+    def attention(query: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
+        return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
+
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
+        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
+
+    fused = head_dim <= ops.FUSED_HEAD_DIM
+    return [
+        *(launches(norm_rope, query, key, affine, tables) if fused else []),
+        *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
+    ]
 
 
 def resource_table(launches: list[Launch], targets: list[str]) -> str:

@@ -36,40 +36,39 @@ PRODUCTS_E4M3 = {
 }
 
 
+# What is not 16 bytes a thread: indices of 64 bits, a few hundred KiB of partial results.
+NARROWER = {"group_norm_modulate_silu": {"load 64"}, "group_norm_join": {"load 32"}}
+
+
 def products(launch):
     """What multiplies matrices in a launch, by target; None if nothing should."""
     if launch.name == "scaled_linear":
         return PRODUCTS_INT8 if launch.arguments["x_ptr"] == torch.int8 else PRODUCTS_E4M3
-    return PRODUCTS if launch.name in ("attention", *CONVOLUTIONS) else None
-
-
-CONVOLUTIONS = ("causal_conv3d", "upsample_conv2d")
-# What is not 16 bytes a thread: indices of 64 bits, a few hundred KiB of partial results.
-NARROWER = {"group_norm_modulate_silu": ["load 64"], "group_norm_join": ["load 32"]}
+    return PRODUCTS if launch.name in ("attention", "causal_conv3d", "upsample_conv2d") else None
 
 
 def check(compiled, narrow=()):
     """`narrow`: loads that may be there beside those of 16 bytes."""
     assert not compiled.resources.problems(compiled.target), str(compiled)
-    arguments, name = compiled.launch.arguments, compiled.launch.name
-    if name in CONVOLUTIONS:
+    launch = compiled.launch
+    if launch.name in ("causal_conv3d", "upsample_conv2d"):
         copies = {access for access in compiled.resources.widths if access.startswith("copy")}
         # Three channels are no 4 bytes, the least that is copied without registers.
-        copied = arguments["CHANNELS"] >= 16 and compiled.target != "gfx942"
+        copied = launch.arguments["CHANNELS"] >= 16 and compiled.target != "gfx942"
         assert not copied or copies == {"copy 128"}, f"{compiled}: {copies}"
-        if arguments["x_ptr"] == torch.float32:
+        if launch.arguments["x_ptr"] == torch.float32:
             return
-    if expected := products(compiled.launch):
+    if expected := products(launch):
         kinds = compiled.resources.matrix
         assert kinds and all(re.match(expected[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
-        wide = {access for access in compiled.resources.widths if access.startswith("load")}
-        narrow = {*narrow, *NARROWER.get(name, ())}
-        if arguments.get("output_scale_ptr") is not None:
+        wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
+        if compiled.launch.arguments.get("output_scale_ptr") is not None:
             # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
-            narrow.add("load 64")
-        assert wide <= {"load 128"} | narrow, f"{compiled}: {wide}"
-        assert "load 128" in wide or name == "group_norm_join", f"{compiled}: {wide}"
+            narrow = (*narrow, "load 64")
+        narrow = (*narrow, *NARROWER.get(launch.name, ()))
+        least = set() if launch.name == "group_norm_join" else {"load 128"}
+        assert least <= set(wide) <= {"load 128", *narrow}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")

@@ -21,13 +21,14 @@ def _config(pixels: int, outs: int, channels: int, num_warps: int, num_stages: i
 
 # mma.sync: a warp's 64x64 part of the output reads 8 KiB of shared memory for every 32 channels, half as long as the
 # products take. 255 registers without a spill, two programs to a multiprocessor: one has its products while the other
-# waits. Few stages leave more of the common memory to L1, where the taps of one row meet again.
+# waits.
 _AMPERE = [_config(128, 128, 64, 4, 3), _config(128, 128, 32, 4, 4), _config(256, 128, 32, 8, 4)]
-# 99 KiB of shared memory a program, 128 with L1: 32 channels.
+# 99 KiB of shared memory a program, 100 for two: 32 channels.
 _ADA = [_config(128, 128, 32, 4, 3), _config(256, 128, 32, 8, 3)]
 # wgmma reads shared memory itself: 64x128 of the output in 64 cycles with 6 KiB, which take 48. 64 channels are the 128
-# bytes of its widest swizzle. Two programs, or one with half the reads of the weights.
-_HOPPER = [_config(128, 128, 64, 4, 3), _config(256, 128, 64, 8, 3)]
+# bytes of its widest swizzle. For 256 pixels L2 has to give 48 bytes a cycle, for 128 it would have to give 64, more
+# than it has. 256 output channels spill.
+_HOPPER = [_config(256, 128, 64, 8, 3), _config(128, 128, 64, 4, 3)]
 # The accumulator is in tensor memory, but comes through registers for the epilogue: 4 warps would spill there. What 8
 # warps issue for 64 channels takes longer than tcgen05 does; for 128 it takes as long.
 _BLACKWELL = [_config(128, 128, 128, 8, 3), _config(128, 128, 64, 8, 4)]
@@ -128,12 +129,12 @@ def product_of_taps(
     is_out = outs[None, :] < OUT
     output = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     BLOCKS: tl.constexpr = (CHANNELS + BLOCK_K - 1) // BLOCK_K
-    # Taps of one row follow each other: what the second and third read is in L1 but for a column.
-    for step in range(KT * KH * BLOCKS * KW):
-        j = step % KW
-        first = step // KW % BLOCKS * BLOCK_K
-        i = step // (KW * BLOCKS) % KH
-        k = step // (KW * BLOCKS * KH)
+    for step in range(KT * KH * KW * BLOCKS):
+        first = step % BLOCKS * BLOCK_K
+        tap = step // BLOCKS
+        j = tap % KW
+        i = tap // KW % KH
+        k = tap // (KW * KH)
         source = time + k - (KT - 1)
         frame = tl.where(
             source < 0,
@@ -143,15 +144,13 @@ def product_of_taps(
         in_frame = ((inside >> (i * KW + j)) & 1)[:, None] != 0
         if CHANNELS % BLOCK_K != 0:
             in_frame = in_frame & (channels[None, :] < CHANNELS - first)
-        x = tl.load(
-            frame + ((i * width + j) * CHANNELS + first) + pixels, mask=in_frame, other=0.0, cache_modifier=".ca"
-        )
-        tap = weight_ptr + (((k * KH + i) * KW + j) * CHANNELS + first)
+        x = tl.load(frame + ((i * width + j) * CHANNELS + first) + pixels, mask=in_frame, other=0.0)
+        part = weight_ptr + (tap * CHANNELS + first)
         if CHANNELS % BLOCK_K != 0:
-            weight = tl.load(tap + weights, mask=is_out & (channels[:, None] < CHANNELS - first), other=0.0)
+            weight = tl.load(part + weights, mask=is_out & (channels[:, None] < CHANNELS - first), other=0.0)
         elif OUT % BLOCK_N != 0:
-            weight = tl.load(tap + weights, mask=is_out, other=0.0)
+            weight = tl.load(part + weights, mask=is_out, other=0.0)
         else:
-            weight = tl.load(tap + weights)
+            weight = tl.load(part + weights)
         output = tl.dot(x, weight, output, input_precision="ieee")
     return output

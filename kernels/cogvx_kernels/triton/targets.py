@@ -63,7 +63,8 @@ class TunedKernel:
 
     On a GPU the list is timed once for each value of the arguments in `key`; the tensors in `restore` are read as well
     as written, and get their contents back each time. What cannot be timed, because it is traced or interpreted
-    without a GPU, takes the first. A kernel that a target cannot run has no list for it.
+    without a GPU, takes the first. A kernel that a target cannot run has
+    no list for it.
     """
 
     _made: ClassVar[list[TunedKernel]] = []

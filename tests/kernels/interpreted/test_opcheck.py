@@ -33,6 +33,10 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "group_norm_statistics": (FRAMES, 4, 1e-6),
+    "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
+    "causal_conv3d": (FRAMES, half(3, 3, 3, 3, 16), half(3), FRAMES.clone(), None, half(1, 2, 1, 2, 3), 1),
+    "upsample_conv2d": (FRAMES, half(2, 2, 5, 2, 2, 16), half(5), True),
     "layer_norm_modulate_quantized": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5, torch.int8),
     "gated_residual_layer_norm_modulate_quantized": (
         *(STREAM, STREAM.clone(), GATE, None, None, SHIFT, SCALE, 2, 1e-5),
@@ -52,10 +56,6 @@ CASES = {
         torch.zeros(1, dtype=torch.int32),
         torch.float16,
     ),
-    "group_norm_statistics": (FRAMES, 4, 1e-6),
-    "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
-    "causal_conv3d": (FRAMES, half(3, 3, 3, 3, 16), half(3), FRAMES.clone(), None, half(1, 2, 1, 2, 3), 1),
-    "upsample_conv2d": (FRAMES, half(2, 2, 5, 2, 2, 16), half(5), True),
 }
 
 

@@ -7,8 +7,8 @@ import torch
 from cogvx_kernels.triton import operations
 from triton.runtime import interpreter
 
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model
-from tests.vae.conftest import distance, family, randn, run_with
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model, place
+from tests.vae.conftest import distance, family, randn
 from tests.vae.test_memory import Allocations, Everywhere, smallest
 
 KERNELS = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d", "upsample_conv2d")
@@ -17,7 +17,8 @@ KERNELS = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d",
 @pytest.fixture(autouse=True)
 def outputs(monkeypatch):
     """The plain allocator: diffusers' own code is among what runs here."""
-    run_with("triton", monkeypatch)
+    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
+    monkeypatch.setattr(place.Place, "of", on_gpu)
     with torch.no_grad():
         yield
 
@@ -51,7 +52,11 @@ def small(dtype):
 
 
 @pytest.mark.usefixtures("poisoned")
-@pytest.mark.parametrize(("dtype", "time", "size"), [(torch.float16, 4, 2), (torch.bfloat16, 3, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "time", "size"),
+    [pytest.param(torch.float16, 4, 2, marks=pytest.mark.kernels_all), (torch.bfloat16, 2, 1)],
+    ids=str,
+)
 def test_decodes_what_diffusers_decodes(dtype, time, size, calls):
     """In chunks, the later ones with the past of those before them; of one frame each, also with its past's past."""
     truth, reference, fast = vaes = small(dtype)
@@ -84,11 +89,11 @@ def test_slices_of_rows_are_the_same_numbers(monkeypatch):
     latents = randn(1, 16, 2, 1, 1).half()
     expected = fast.decode(latents).sample
     clip, sliced = layers.Clip, []
-    monkeypatch.setattr(model, "Clip", lambda impl, product, *_: clip(impl, product, Everywhere(all=3)))
+    monkeypatch.setattr(model, "Clip", lambda impl, product, *_: clip(impl, product, Everywhere(all=5)))
     conv = operations.causal_conv3d
     monkeypatch.setattr(operations, "causal_conv3d", lambda *a: sliced.append(a[5].shape[2]) or conv(*a))
     assert torch.equal(fast.decode(latents).sample, expected)
-    assert set(sliced) == {1, 2, 3}
+    assert set(sliced) == {1, 2, 4, 5, 3}
 
 
 @pytest.mark.parametrize("time", [2, 7])
@@ -98,12 +103,12 @@ def test_the_peak_is_the_bytes_allocated(monkeypatch, time):
     monkeypatch.setattr(memory, "WORKSPACE", 2**21)
     fast = FastAutoencoderKLCogVideoX.adopt(family().half())
     shape = (2, 16, time, 6, 8)
-    least = smallest(fast, shape)
+    latents, least = randn(*shape).half(), smallest(fast, shape)
     fast.memory_budget = None
     most = fast.plan_decode(shape).peak
     for budget in (None, (most + least) // 2, least):
         fast.memory_budget = budget
         plan = fast.plan_decode(shape)
         with Allocations() as allocations:
-            fast.decode(randn(*shape).half())
+            fast.decode(latents)
         assert 0.93 * plan.peak <= allocations.peak <= 1.002 * plan.peak, (plan, allocations.peak)
