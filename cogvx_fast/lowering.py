@@ -13,6 +13,7 @@ from .attention import check_available, resolve
 from .config import TIERS, CompileMode, EngineConfig
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
+from .vae.place import Place
 
 PROJECTIONS, COMPILE, PRECISION, VAE = "projections", "compile", "precision", "vae"
 
@@ -188,12 +189,12 @@ def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
 def _why_not_fast_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> str | None:
     if config.fast_vae is False:
         return "EngineConfig.fast_vae=False"
-    vae = pipeline.vae
-    fp32_on_cpu = getattr(vae, "dtype", None) == torch.float32 and pipeline._execution_device.type == "cpu"
-    if config.fast_vae is None and fp32_on_cpu:
+    dtype, device = getattr(pipeline.vae, "dtype", None), pipeline._execution_device
+    fp32_on_cpu = dtype == torch.float32 and device.type == "cpu"
+    if config.fast_vae is None and fp32_on_cpu and Place.of(device, dtype).product == "torch":
         return (
-            "fp32 on a CPU: channels-last convolutions round 2 to 3 times as much as diffusers' order, more than the"
-            " tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
+            "fp32 on a CPU without a C++ compiler: torch's channels-last convolutions round 2 to 3 times as much as"
+            " diffusers' order, more than the tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
         )
     return None
 

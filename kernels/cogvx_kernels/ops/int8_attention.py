@@ -143,7 +143,7 @@ def quantized_attention(
             f'quantized_attention: impl="triton" takes head dims {", ".join(map(str, gpu.HEAD_DIMS))}, got'
             f" {query_int8.shape[3]}"
         )
-    if value_dtype is torch.float8_e4m3fn and (reason := gpu.why_no_fp8(device)) is not None:
+    if value_dtype is torch.float8_e4m3fn and (reason := gpu.why_not_e4m3(device)) is not None:
         raise ValueError(f"quantized_attention: value_dtype={value_dtype} cannot work here: {reason}")
     dtype, value_scale, value_mean = value.dtype, None, None
     if smooth_value or value_dtype != dtype:

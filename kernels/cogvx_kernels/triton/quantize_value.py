@@ -14,7 +14,7 @@ import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
 from .quantize_qk import PARTS, SMALLEST, SUM_CONFIGS, sequence_sums
-from .targets import INTERPRETED, TARGETS, tuned
+from .targets import TARGETS, tuned
 
 FP8_MAX = tl.constexpr(448.0)
 # For the 16-byte loads of the next kernel: where a channel's tokens start is a multiple of this.
@@ -22,16 +22,6 @@ ALIGNMENT = tl.constexpr(16)
 # A tile of 64 tokens and 64 channels is 32 numbers a thread; in 8 bits a thread has to end with 16 tokens of a channel.
 _CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 32)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
-
-
-def why_no_fp8(device: torch.device) -> str | None:
-    """Why the matrix instructions of a device do not take e4m3, or None."""
-    if INTERPRETED or not torch.cuda.is_available():
-        return None
-    if torch.version.hip:
-        return "AMD's CDNA 3 has another kind of e4m3"
-    capability = torch.cuda.get_device_capability(device)
-    return None if capability >= (8, 9) else f"it needs compute capability 8.9, {device} has {capability}"
 
 
 @tuned(SUM_CONFIGS, key=("HEAD_DIM",))
