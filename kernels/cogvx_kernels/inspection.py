@@ -1,0 +1,79 @@
+"""What a kernel takes and what its inner loops cost, all from its compiled code: `cogvx-fast kernels inspect`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from . import machine_code, pipes, sass
+from .aot import Compiled, describe
+from .traffic import Traffic, traffic
+
+TENSOR_GOAL = 0.70  # of the time the tensor cores can be busy in a matrix kernel, at least
+TRAFFIC_GOAL = 1.1  # times the least bytes that a kernel bound by memory moves, at most
+NO_PIPES = "the pipes of AMD's multiprocessors are not modelled: resources only"
+
+
+@dataclass(frozen=True)
+class LoopCost:
+    """The cost of one trip of an inner loop; `address` is where it starts in the code, None for code without loops."""
+
+    address: int | None
+    cost: pipes.Cost
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """One kernel in one configuration on one target.
+
+    Attributes:
+        dtype: of the first tensor.
+        loops: inner loops by address; for a kernel without, its whole code once.
+        traffic: of a kernel that multiplies no matrices, where its code tells.
+        note: what could not be found out, and why.
+    """
+
+    kernel: str
+    target: str
+    configuration: str
+    dtype: str
+    num_warps: int
+    resources: machine_code.Resources
+    loops: tuple[LoopCost, ...]
+    traffic: Traffic | None
+    note: str | None = None
+
+    @property
+    def main_loop(self) -> LoopCost | None:
+        """The loop with the most products of matrices, else the longest."""
+        return max(self.loops, key=lambda loop: (loop.cost.macs, loop.cost.instructions), default=None)
+
+    @property
+    def tensor_ceiling(self) -> float | None:
+        """The share of the main loop's time that the tensor cores can be busy at most; None without products."""
+        return self.main_loop.cost.tensor_ceiling if self.main_loop else None
+
+    @property
+    def meets_goal(self) -> bool | None:
+        """Whether the ceiling or the traffic is what a kernel should have; None where neither is known."""
+        if self.tensor_ceiling is not None:
+            return self.tensor_ceiling >= TENSOR_GOAL
+        return None if self.traffic is None else self.traffic.over_least <= TRAFFIC_GOAL
+
+
+def inspect(compiled: Compiled) -> Inspection:
+    """Everything that the code of one compiled configuration tells."""
+    launch, target = compiled.launch, compiled.target
+    dtype = next(str(v).removeprefix("torch.") for name, v in launch.arguments.items() if name in launch.tensors)
+    num_warps = machine_code.warps(compiled.kernel)
+    moved = None if compiled.resources.matrix else traffic(compiled.kernel.asm["ttir"], launch.tensors)
+    head = (launch.name, target, describe(compiled.config), dtype, num_warps, compiled.resources)
+    if target not in pipes.RATES:
+        return Inspection(*head, (), moved, NO_PIPES)
+    program = sass.parse(machine_code.disassemble(compiled.kernel))
+
+    def priced(address: int | None, instructions: Sequence[sass.Instruction]) -> LoopCost:
+        return LoopCost(address, pipes.cost(instructions, program, target, num_warps))
+
+    loops = [priced(loop.address, loop.instructions) for loop in sass.inner_loops(program)]
+    return Inspection(*head, tuple(loops or [priced(None, program.instructions)]), moved)
