@@ -55,7 +55,7 @@ class Manifest:
     """What a cache was built from, and what is in it.
 
     Attributes:
-        versions: of torch, triton, cogvx_fast and Python, for people; the hashes decide.
+        versions: of torch, triton, cogvx_fast and Python, for people. What decides is in the hashes; torch is not.
         triton: hash of triton's own files, the compiled library of this Python's wheel among them.
         backends: by target, the hash of triton's backend: ptxas' version and the architecture.
         environment: variables that triton makes part of the key, with their values.
@@ -128,15 +128,12 @@ def entry(compiled: Compiled) -> Entry:
 def problems(cache: Path, manifest: Manifest, version: str) -> list[str]:
     """Why Triton, in this process, would not find what the manifest lists; empty if it would find all."""
     now = Manifest.here(version, manifest.backends, [], [])
-    found = [
-        f"{name} {manifest.versions.get(name)} built it, {now.versions[name]} is installed"
-        for name in now.versions
-        if manifest.versions.get(name) != now.versions[name]
-    ]
-    if manifest.triton != now.triton and not found:
-        found.append("triton's files are not those that built it, though the version is the same")
+    found = []
+    if manifest.triton != now.triton:
+        both = (f"triton {m.versions['triton']} for Python {m.versions['python']}" for m in (manifest, now))
+        found.append("built by {}, here is {}: every kernel will be compiled again".format(*both))
     found += [
-        f"{target}: ptxas or the backend is another than the one that built it"
+        f"{target}: built by another ptxas or backend than there is here"
         for target, backend in manifest.backends.items()
         if backend != now.backends[target]
     ]
@@ -144,7 +141,8 @@ def problems(cache: Path, manifest: Manifest, version: str) -> list[str]:
         found.append(f"built with the environment {manifest.environment}, it is {now.environment} now")
     sources = {kernel.fn.__name__.removesuffix("_kernel"): kernel.fn.cache_key for kernel in TunedKernel.all()}
     changed = {e.kernel for e in manifest.entries if sources.get(e.kernel) != e.source}
-    found += [f"{name}: the kernel's source has changed since" for name in sorted(changed)]
+    versions = f"cogvx_fast {manifest.versions['cogvx_fast']} built it, here is {version}"
+    found += [f"{name}: the kernel's source has changed since ({versions})" for name in sorted(changed)]
     for one in manifest.entries:
         if reason := _broken(cache / one.folder, one.files):
             found.append(f"{one.kernel} {one.target} {one.configuration}: {reason}")
