@@ -77,12 +77,12 @@ def _pretend(target: str) -> Iterator[None]:
 class Launch:
     """A kernel and what it is called with, dtypes in the place of tensors; the configuration is not among them.
 
-    `tensors`: elements, and bytes of an element, of each tensor that it was traced with.
+    `tensors`: shape, and bytes of an element, of each tensor that it was traced with.
     """
 
     kernel: TunedKernel
     arguments: dict[str, Any]
-    tensors: dict[str, tuple[int, int]]
+    tensors: dict[str, tuple[tuple[int, ...], int]]
 
     @property
     def name(self) -> str:
@@ -141,7 +141,7 @@ def _launch(call: dict[str, Any]) -> Launch:
     fakes = {name: value.meta["val"] for name, value in given.items() if hasattr(value, "meta")}
     values = given | {name: fake.dtype for name, fake in fakes.items()}
     values = {name: values.get(name) for name in kernel.fn.arg_names if name not in kernel.parameters}
-    return Launch(kernel, values, {name: (fake.numel(), fake.element_size()) for name, fake in fakes.items()})
+    return Launch(kernel, values, {name: (tuple(fake.shape), fake.element_size()) for name, fake in fakes.items()})
 
 
 def compile_for(launch: Launch, target: str, config: triton.Config) -> Compiled:

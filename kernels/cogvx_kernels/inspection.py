@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from . import machine_code, pipes, sass
+from . import boards, machine_code, pipes, sass
 from .aot import Compiled, describe
 from .traffic import Traffic, traffic
 
@@ -16,7 +17,10 @@ NO_PIPES = "the pipes of AMD's multiprocessors are not modelled: resources only"
 
 @dataclass(frozen=True)
 class LoopCost:
-    """The cost of one trip of an inner loop; `address` is where it starts in the code, None for code without loops."""
+    """The cost of one trip of an inner loop; `address` is where it starts in the code, None for code without loops.
+
+    Where the traffic is known, the cycles of code without loops are those of device memory, too, as "memory".
+    """
 
     address: int | None
     cost: pipes.Cost
@@ -76,4 +80,13 @@ def inspect(compiled: Compiled) -> Inspection:
         return LoopCost(address, pipes.cost(instructions, program, target, num_warps))
 
     loops = [priced(loop.address, loop.instructions) for loop in sass.inner_loops(program)]
-    return Inspection(*head, tuple(loops or [priced(None, program.instructions)]), moved)
+    if not loops:
+        whole = priced(None, program.instructions)
+        loops = [whole if moved is None else _with_memory(whole, moved, target)]
+    return Inspection(*head, tuple(loops), moved)
+
+
+def _with_memory(whole: LoopCost, moved: Traffic, target: str) -> LoopCost:
+    rate = boards.board(boards.REFERENCE[target]).bytes_per_clock
+    cycles = whole.cost.cycles | {"memory": moved.moved * moved.program / rate}
+    return LoopCost(None, dataclasses.replace(whole.cost, cycles=cycles))

@@ -15,7 +15,8 @@ from . import farm, pipes
 from .inspection import TENSOR_GOAL, TRAFFIC_GOAL, Inspection
 
 BEGIN, END = "<!-- kernels:begin", "<!-- kernels:end -->"
-_PIPES = [pipe for pipe in pipes.PIPES if pipe != "fma heavy"]  # a part of "fma", and nowhere the limit so far
+# The heavy half of the FMA pipe is a part of it, and nowhere the limit so far.
+_PIPES = [*(pipe for pipe in pipes.PIPES if pipe != "fma heavy"), "memory"]
 _HEAD = ["kernel", "GPU", "dtype", "configuration"]
 _LEGEND = (
     "*Programs*: how many fit a multiprocessor, and what keeps more from it. *In its code*: products of matrices, "
@@ -23,7 +24,8 @@ _LEGEND = (
     "*Bytes*: moved for each element of the result, and as a multiple of every tensor once; what is small against "
     "the result is taken to stay in L2.",
     "Cycles of a multiprocessor for one trip of an inner loop of one program (of the whole code where there is no "
-    "loop), by pipe; *special* are exp2 and the like, and slow conversions. Rates and their sources are in "
+    "loop), by pipe; *special* are exp2 and the like, and slow conversions; *memory* is the time that device memory "
+    "takes for the bytes, on the board of `cogvx_kernels/boards.py` for that GPU. Rates and their sources are in "
     "`cogvx_kernels/pipes.py`. Waiting, bank conflicts and what the copy engine moves are not in it; *unknown* opcodes "
     "are in the issue cycles alone.",
 )
@@ -61,7 +63,7 @@ def loop_rows(inspections: Sequence[Inspection]) -> tuple[list[str], list[list[s
     for one in inspections:
         for loop in one.loops:
             cost, whole = loop.cost, ", no loop" if loop.address is None else ""
-            cycles = [f"{cost.cycles[pipe]:,.0f}" for pipe in _PIPES]
+            cycles = [f"{cost.cycles[pipe]:,.0f}" if cost.cycles.get(pipe) else "" for pipe in _PIPES]
             unknown = ", ".join(f"{count} {name}" for name, count in cost.unknown.items())
             ceiling = "" if cost.tensor_ceiling is None else f"{cost.tensor_ceiling:.0%}"
             rows.append([*_head(one), f"{cost.instructions}{whole}", *cycles, cost.limit, ceiling, unknown])
@@ -84,7 +86,7 @@ def fingerprint(jobs: Sequence[farm.Job]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-_READ_BY = ("inspection", "inspection_report", "machine_code", "pipes", "sass", "traffic")
+_READ_BY = ("boards", "inspection", "inspection_report", "machine_code", "pipes", "sass", "traffic")
 
 
 def _source(module: str) -> Path:
@@ -117,13 +119,13 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
 
     shown = [one for one in inspections if one.main_loop is not None]
     costs = [one.main_loop.cost for one in shown]
-    shares = [[cost.cycles[pipe] / cost.cycles[cost.limit] for pipe in _PIPES] for cost in costs]
+    shares = [[cost.cycles.get(pipe, 0) / cost.cycles[cost.limit] for pipe in _PIPES] for cost in costs]
     figure = Figure(figsize=(11, 1.2 + 0.26 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1.2)
     for row, (one, cost) in enumerate(zip(shown, costs, strict=True)):
         for column, pipe in enumerate(_PIPES):
-            if cost.cycles[pipe]:
+            if cost.cycles.get(pipe):
                 color = "white" if shares[row][column] > 0.6 else "black"
                 label = f"{cost.cycles[pipe]:,.0f}"
                 axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)

@@ -33,45 +33,50 @@ class Traffic:
         requested: by loads and stores, from and to whatever level.
         moved: to and from device memory if what is small against the result stays in L2.
         least: every tensor once.
+        program: elements of the largest result that one program makes.
     """
 
     requested: float
     moved: float
     least: float
+    program: float
 
     @property
     def over_least(self) -> float:
         return self.moved / self.least
 
 
-def traffic(ttir: str, tensors: Mapping[str, tuple[int, int]]) -> Traffic | None:
+def traffic(ttir: str, tensors: Mapping[str, tuple[tuple[int, ...], int]]) -> Traffic | None:
     """The traffic of a kernel in Triton IR.
 
     Args:
-        tensors: elements, and bytes of an element, of what each pointer argument points to.
+        tensors: shape, and bytes of an element, of what each pointer argument points to.
 
     Returns:
         None where loads stand in a loop (how often it runs is not in the code), or nothing is stored to a tensor.
     """
-    loaded, stored, in_loop = _accesses(ttir)
-    results = {name: tensors[name] for name in stored if name in tensors}
+    loaded, stored, widths, in_loop = _accesses(ttir)
+    sizes = {name: (math.prod(shape), itemsize) for name, (shape, itemsize) in tensors.items()}
+    results = [name for name in stored if name in sizes]
     if in_loop or not results:
         return None
-    largest = max(results, key=lambda name: math.prod(results[name]))
-    programs = tensors[largest][0] / (stored[largest])
+    largest = max(results, key=lambda name: math.prod(sizes[name]))
+    elements, itemsize = sizes[largest]
+    programs = elements / stored[largest]
     requested = moved = least = 0.0
-    for name in {*loaded, *stored} & set(tensors):
-        elements, width = tensors[name]
-        once, asked = elements * width, (loaded[name] + stored[name]) * programs * width
-        cached = name not in stored and once <= CACHED_SHARE * math.prod(tensors[largest])
+    for name in {*loaded, *stored} & set(sizes):
+        once, asked = math.prod(sizes[name]), (loaded[name] + stored[name]) * programs * sizes[name][1]
+        cached = name not in stored and once <= CACHED_SHARE * elements * itemsize
         requested, moved, least = requested + asked, moved + (once if cached else asked), least + once
-    elements = tensors[largest][0]
-    return Traffic(requested / elements, moved / elements, least / elements)
+    # A tile is as wide as the power of two above the last axis.
+    there = min(1.0, tensors[largest][0][-1] / widths[largest])
+    return Traffic(requested / elements, moved / elements, least / elements, stored[largest] * there)
 
 
-def _accesses(ttir: str) -> tuple[Counter[str], Counter[str], bool]:
-    """Elements one program loads and stores of each argument, and whether any load stands in a loop."""
+def _accesses(ttir: str) -> tuple[Counter[str], Counter[str], dict[str, int], bool]:
+    """Elements one program loads and stores of each argument, its tiles' last axis, and whether any is in a loop."""
     source: dict[str, str] = {}
+    widths: dict[str, int] = {}
     loaded, stored = Counter(), Counter()
     depth, loops, in_loop = 0, [], False
     for line in ttir.splitlines():
@@ -86,17 +91,19 @@ def _accesses(ttir: str) -> tuple[Counter[str], Counter[str], bool]:
                 source[assigned[1]] = source.get(assigned[3], assigned[3])
             if access := _LOAD.search(line):
                 in_loop |= bool(loops)
-                loaded[_argument(access[1], source)] += _elements(access[2])
+                loaded[_argument(access[1], source)] += math.prod(_tile(access[2]))
         elif access := _STORE.match(line):
             in_loop |= bool(loops)
-            stored[_argument(access[1], source)] += _elements(access[2])
-    return loaded, stored, in_loop
+            name, tile = _argument(access[1], source), _tile(access[2])
+            stored[name] += math.prod(tile)
+            widths[name] = tile[-1]
+    return loaded, stored, widths, in_loop
 
 
 def _argument(pointer: str, source: Mapping[str, str]) -> str:
     return source.get(pointer, pointer).removeprefix("%")
 
 
-def _elements(types: str) -> int:
+def _tile(types: str) -> list[int]:
     found = _TENSOR.search(types)
-    return math.prod(map(int, _BITS.findall(found[1]))) if found else 1
+    return list(map(int, _BITS.findall(found[1]))) if found else [1]

@@ -4,7 +4,7 @@ import pytest
 from cogvx_kernels.traffic import traffic
 
 ROWS, DIM = 1000, 60
-TENSORS = {"x_ptr": (ROWS * DIM, 2), "weight_ptr": (DIM, 2), "output_ptr": (ROWS * DIM, 2)}
+TENSORS = {"x_ptr": ((ROWS, DIM), 2), "weight_ptr": ((DIM,), 2), "output_ptr": ((ROWS, DIM), 2)}
 
 
 def ir(*body):
@@ -28,7 +28,7 @@ def test_one_read_and_one_write():
     found = traffic(ir(LOAD_X, LOAD_W, STORE), TENSORS)
     assert found.moved == found.least == pytest.approx(4 + 2 / ROWS)
     assert found.requested == pytest.approx(2 + 1 + 2)  # the weights once for every two rows
-    assert found.over_least == 1
+    assert found.over_least == 1 and found.program == 2 * DIM
 
 
 def test_a_second_read_of_the_stream_is_seen():
