@@ -69,8 +69,8 @@ def jobs(model: Model, targets: Sequence[str], kernels: Sequence[str] | None = N
             continue
         seen.add(same)
         for target in targets:
-            choices = launch.kernel.configs[target]
-            found += [Job(model, index, target, choice) for choice in range(1 if first else len(choices))]
+            choices = launch.kernel.configs.get(target, ())  # not every GPU has the dtypes of every kernel
+            found += [Job(model, index, target, choice) for choice in range(len(choices[:1] if first else choices))]
     return found
 
 

@@ -31,6 +31,7 @@ class Inspection:
     """One kernel in one configuration on one target.
 
     Attributes:
+        constants: arguments that the kernel was compiled for, such as a number of channels.
         dtype: of the first tensor.
         loops: inner loops by address; for a kernel without, its whole code once.
         traffic: of a kernel that multiplies no matrices, where its code tells.
@@ -40,6 +41,7 @@ class Inspection:
     kernel: str
     target: str
     configuration: str
+    constants: dict[str, int]
     dtype: str
     num_warps: int
     resources: machine_code.Resources
@@ -71,7 +73,8 @@ def inspect(compiled: Compiled) -> Inspection:
     dtype = next(str(v).removeprefix("torch.") for name, v in launch.arguments.items() if name in launch.tensors)
     num_warps = machine_code.warps(compiled.kernel)
     moved = None if compiled.resources.matrix else traffic(compiled.kernel.asm["ttir"], launch.tensors)
-    head = (launch.name, target, describe(compiled.config), dtype, num_warps, compiled.resources)
+    constants = {name: value for name, value in launch.arguments.items() if name.isupper() and isinstance(value, int)}
+    head = (launch.name, target, describe(compiled.config), constants, dtype, num_warps, compiled.resources)
     if target not in pipes.RATES:
         return Inspection(*head, (), moved, NO_PIPES)
     program = sass.parse(machine_code.disassemble(compiled.kernel))

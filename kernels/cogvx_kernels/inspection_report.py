@@ -53,7 +53,7 @@ def resource_rows(inspections: Sequence[Inspection]) -> tuple[list[str], list[li
         code = ", ".join(f"{count} {kind}" for kind, count in (took.matrix or took.widths).items())
         spills = f"{took.spills}, {took.stack} B stack" if took.spills or took.stack else "0"
         shared, fit = f"{took.shared / 1024:.1f}", f"{took.programs}: {took.limited_by}"
-        rows.append([*_head(one), str(took.registers), spills, shared, fit, code, _found(one)])
+        rows.append([*_head(one, inspections), str(took.registers), spills, shared, fit, code, _found(one)])
     return [*_HEAD, "registers", "spills", "shared, KiB", "programs", "in its code", "ceiling or bytes"], rows
 
 
@@ -66,7 +66,9 @@ def loop_rows(inspections: Sequence[Inspection]) -> tuple[list[str], list[list[s
             cycles = [f"{cost.cycles[pipe]:,.0f}" if cost.cycles.get(pipe) else "" for pipe in _PIPES]
             unknown = ", ".join(f"{count} {name}" for name, count in cost.unknown.items())
             ceiling = "" if cost.tensor_ceiling is None else f"{cost.tensor_ceiling:.0%}"
-            rows.append([*_head(one), f"{cost.instructions}{whole}", *cycles, cost.limit, ceiling, unknown])
+            rows.append(
+                [*_head(one, inspections), f"{cost.instructions}{whole}", *cycles, cost.limit, ceiling, unknown]
+            )
     return [*_HEAD, "instructions", *_PIPES, "limit", "ceiling", "unknown"], rows
 
 
@@ -133,7 +135,8 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
         axes.text(len(_PIPES) - 0.4, row, _found(one), va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(_PIPES)), _PIPES, fontsize=8)
     axes.xaxis.tick_top()
-    axes.set_yticks(range(len(shown)), [f"{one.kernel} {one.target} {one.configuration}" for one in shown], fontsize=7)
+    names = [f"{label(one, shown)} {one.target} {one.configuration}" for one in shown]
+    axes.set_yticks(range(len(shown)), names, fontsize=7)
     axes.spines[:].set_visible(False)
     goals = f"goals: tensor cores busy {TENSOR_GOAL:.0%} or more, {TRAFFIC_GOAL:g} times the least bytes or less"
     axes.set_title(f"Cycles of a multiprocessor for one trip, by pipe; {goals}", fontsize=9, loc="left")
@@ -142,8 +145,15 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
     return buffer.getvalue()
 
 
-def _head(one: Inspection) -> list[str]:
-    return [one.kernel, one.target, one.dtype, one.configuration]
+def label(one: Inspection, inspections: Sequence[Inspection]) -> str:
+    """The kernel's name, and those of its constants that tell it from others of the name."""
+    others = [other.constants for other in inspections if other.kernel == one.kernel]
+    telling = [name for name, value in one.constants.items() if any(other.get(name) != value for other in others)]
+    return " ".join([one.kernel, ", ".join(f"{name} {one.constants[name]}" for name in telling)]).strip()
+
+
+def _head(one: Inspection, inspections: Sequence[Inspection]) -> list[str]:
+    return [label(one, inspections), one.target, one.dtype, one.configuration]
 
 
 def _found(one: Inspection) -> str:
