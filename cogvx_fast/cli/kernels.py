@@ -83,10 +83,10 @@ def inspect(
     Everything is read from the machine code that Triton makes; nothing is timed.
     """
     with exit_codes(), _said_when_interrupted():
-        _check_plot(plot)
         page = write or check
         text = _read_page(page) if page else ""
         targets = _targets(arch)
+        _check_plot(plot, targets)
         model = _inspected_model(checkpoint, dim, dtype)
         _check_tools(targets)
         from cogvx_kernels import farm, inspection, inspection_report
@@ -99,18 +99,20 @@ def inspect(
             say(results, f"{check} is up to date")
             return
         found = _run(wanted, inspection.inspect, jobs, "inspecting")
+        block = _block_kernels(model)
         if plot is not None:
             _write(plot, inspection_report.plot(found))
         if write is not None:
-            section = inspection_report.markdown(found)
+            section = f"{inspection_report.markdown(found)}\n\n{block}"
             _write(write, inspection_report.with_section(text, section, stamp).encode())
             say(results, f"wrote {write}: {len(found)} configurations")
         elif as_json:
             print(json.dumps(inspection_report.as_json(found), indent=1))
         elif as_markdown:
-            print(inspection_report.markdown(found))
+            print(f"{inspection_report.markdown(found)}\n\n{block}")
         else:
             _show(found)
+            say(results, block)
 
 
 @app.command("build")
@@ -234,6 +236,18 @@ def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision |
     return Model((dim or DIM) // 64, 64, name, rotary=dim not in (None, DIM), tokens=VIDEO_TOKENS)
 
 
+def _block_kernels(model: Model) -> str:
+    """What a block launches, in a sentence."""
+    import torch
+
+    from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
+
+    if model.dtype == "float32":
+        return "In float32 attention is torch's own."
+    names = block_kernels(model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
+    return f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}."
+
+
 def _checkpoint(name: str | None) -> tuple[Checkpoint, str]:
     """The checkpoint, and the name of its argument."""
     from . import validate
@@ -340,9 +354,11 @@ def _read_page(page: Path) -> str:
     return text
 
 
-def _check_plot(path: Path | None) -> None:
+def _check_plot(path: Path | None, targets: list[str]) -> None:
     if path is None:
         return
+    if not any(target.startswith("sm_") for target in targets):
+        raise UsageError("--plot", repr(str(path)), f"has nothing to show for {', '.join(targets)}: no pipes are known")
     if path.suffix != ".png":
         raise UsageError("--plot", repr(str(path)), "must end in .png")
     try:

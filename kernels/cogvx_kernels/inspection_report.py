@@ -129,8 +129,8 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
         for column, pipe in enumerate(_PIPES):
             if cost.cycles.get(pipe):
                 color = "white" if shares[row][column] > 0.6 else "black"
-                label = f"{cost.cycles[pipe]:,.0f}"
-                axes.text(column, row, label, ha="center", va="center", fontsize=7, color=color)
+                cycles = f"{cost.cycles[pipe]:,.0f}"
+                axes.text(column, row, cycles, ha="center", va="center", fontsize=7, color=color)
         color = {True: "#2a7a3b", False: "#b03030", None: "#606060"}[one.meets_goal]
         axes.text(len(_PIPES) - 0.4, row, _found(one), va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(_PIPES)), _PIPES, fontsize=8)

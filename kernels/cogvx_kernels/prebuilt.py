@@ -21,7 +21,7 @@ import torch
 import triton
 from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.compiler import make_backend
-from triton.runtime.cache import _base32, triton_key
+from triton.runtime.cache import triton_key
 
 from .aot import Compiled, describe
 from .triton.targets import TARGETS, TunedKernel
@@ -122,7 +122,7 @@ def entry(compiled: Compiled) -> Entry:
     folder = Path(next(iter(kernel.metadata_group.values()))).parent
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir()) if not path.name.startswith(_GROUP)}
     source = launch.kernel.fn.cache_key
-    return Entry(launch.name, compiled.target, describe(compiled.config), source, _base32(kernel.hash), files)
+    return Entry(launch.name, compiled.target, describe(compiled.config), source, folder.name, files)
 
 
 def problems(cache: Path, manifest: Manifest, version: str) -> list[str]:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from cogvx_kernels.triton import why_not
@@ -17,6 +18,7 @@ def test_inspect_prints_tables(run):
     assert result.exit_code == 0, result.stderr
     assert "Resources of gated_residual" in result.stdout and "Inner loops of gated_residual" in result.stdout
     assert "5 load 128, 2 store 128" in result.stdout and "6.00 B, 1.00 x" in result.stdout
+    assert "A transformer block launches 9 kernels (9 at most): layer_norm_modulate, addmm, " in result.stdout
     assert "gfx942: the pipes of AMD's multiprocessors are not modelled: resources only" in result.stdout
     assert not result.files
 
@@ -46,9 +48,16 @@ def test_inspect_a_page_its_check_and_a_plot(run, tmp_path):
     text = page.read_text()
     assert text.startswith("# Kernels\n") and text.endswith(f"{inspection_report.END}\nrest\n")
     assert "| gated_residual | sm_80 | float16 | ROWS 2, 8 warps | 36 | 0 | 0.0 | 6: registers |" in text
+    assert "\n\nA transformer block launches 9 kernels" in text
     assert (tmp_path / "here" / "p.png").read_bytes().startswith(b"\x89PNG")
     assert run("kernels", "inspect", "--arch", "sm_80", *ONE, "--check", page).exit_code == 0
     assert run("kernels", "inspect", "--arch", "sm_86", *ONE, "--check", page).exit_code == 1
+
+
+def test_the_page_is_up_to_date(run):
+    """Compiles nothing: the stamp is of the kernels' sources, their configurations and what reads their code."""
+    result = run("kernels", "inspect", "--check", Path(__file__).parents[2] / "docs" / "kernels.md")
+    assert result.exit_code == 0, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -60,6 +69,7 @@ def test_inspect_a_page_its_check_and_a_plot(run, tmp_path):
         (["--dim", 64, "--checkpoint", "x"], "--dim 64: cannot be combined with --checkpoint"),
         (["--checkpoint", "nowhere"], "--checkpoint 'nowhere': no such folder"),
         (["--plot", "p.svg"], "--plot 'p.svg': must end in .png"),
+        (["--plot", "p.png", "--arch", "gfx942"], "--plot 'p.png': has nothing to show for gfx942"),
         (["--write", "none.md"], "--write 'none.md': No such file"),
         (["--jobs", 0], "--jobs 0: must be at least 1"),
     ],

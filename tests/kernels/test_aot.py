@@ -1,5 +1,7 @@
 """The kernels compile for every GPU without one, fit it, spill nothing and use its tensor cores."""
 
+import contextlib
+import os
 import re
 
 import pytest
@@ -9,7 +11,7 @@ from cogvx_kernels.triton import why_not
 if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
-from cogvx_kernels import aot
+from cogvx_kernels import aot, farm
 from cogvx_kernels.triton.targets import TARGETS
 
 WIDTHS = {"2b": 1920, "5b": 3072}
@@ -78,7 +80,24 @@ def test_a_spill_is_found(launches):
     assert "spills" in compiled.resources.problems("sm_80")[0]
 
 
+@pytest.fixture(scope="module")
+def compiled_in_parallel(request):
+    """Compiles what the selected tests will look at, on all cores; triton's cache keeps it for them."""
+    wanted = {}
+    for item in request.session.items:
+        if item.module is request.module and item.get_closest_marker("kernels_all"):
+            given = item.callspec.params
+            width, name = given.get("width", "2b"), str(given["dtype"]).removeprefix("torch.")
+            head_dim = 64 if "width" in given else 128
+            model = aot.Model(WIDTHS[width] // head_dim, head_dim, name, width != "2b", tokens=74)
+            wanted |= dict.fromkeys(farm.jobs(model, [given["target"]]))
+    with contextlib.suppress(farm.CompileError):  # the test that looks at it says so
+        for _ in farm.run(list(wanted), str, len(os.sched_getaffinity(0))):
+            pass
+
+
 @pytest.mark.kernels_all
+@pytest.mark.usefixtures("compiled_in_parallel")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("target", TARGETS)
@@ -89,6 +108,7 @@ def test_all_configurations(target, width, dtype):
 
 
 @pytest.mark.kernels_all
+@pytest.mark.usefixtures("compiled_in_parallel")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_configurations_of_head_dim_128(target, dtype):
