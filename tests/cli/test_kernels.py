@@ -9,6 +9,7 @@ if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
 from cogvx_kernels import aot, farm, inspection_report, machine_code, prebuilt
+from cogvx_kernels.triton.targets import TunedKernel
 
 ONE = ("--kernel", "gated_residual", "--first", "--jobs", 1)  # a kernel that compiles in a second
 
@@ -103,9 +104,16 @@ def few(monkeypatch, tmp_path):
     launches = aot.Model.launches.fget
     monkeypatch.setattr(aot.Model, "launches", property(lambda self: [launches(self)[1]]))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
-    farm._launches.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
+    """What this process compiled, which lies in another cache."""
     farm._launches.cache_clear()
+    for kernel in TunedKernel.all():
+        kernel.fn.device_caches.clear()
 
 
 def test_build_and_check(run, few, configuration, tmp_path):
