@@ -6,6 +6,7 @@ Blackwell for the GeForce boards. Where a sheet states rates with sparsity only,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -14,7 +15,7 @@ class Board:
     """One board.
 
     Attributes:
-        matches: what its name, as the driver gives it, has in it.
+        matches: words that its name, as the driver gives it, has in it.
         clock: of the multiprocessors, GHz, at which the rates hold.
         bandwidth: of device memory, GB/s.
         half, int8: TFLOP/s and TOP/s of the tensor cores.
@@ -62,4 +63,4 @@ REFERENCE = {
 
 def board(name: str) -> Board | None:
     """The board with that name, as the driver gives it; None for one that is not in the table."""
-    return next((one for one in BOARDS if one.matches in name), None)
+    return next((one for one in BOARDS if re.search(rf"\b{one.matches}\b", name)), None)

@@ -6,8 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from . import boards, machine_code, pipes, sass
-from .aot import Compiled, describe
+from .aot import Compiled, Launch, describe
 from .traffic import Traffic, traffic
 
 TENSOR_GOAL = 0.70  # of the time the tensor cores can be busy in a matrix kernel, at least
@@ -31,7 +33,8 @@ class Inspection:
     """One kernel in one configuration on one target.
 
     Attributes:
-        constants: arguments that the kernel was compiled for, such as a number of channels.
+        constants: what the kernel was compiled for: numbers such as that of channels, dtypes of its tensors, and
+            arguments that are not there.
         dtype: of the first tensor.
         loops: inner loops by address; for a kernel without, its whole code once.
         traffic: of a kernel that multiplies no matrices, where its code tells.
@@ -41,7 +44,7 @@ class Inspection:
     kernel: str
     target: str
     configuration: str
-    constants: dict[str, int]
+    constants: dict[str, int | str | None]
     dtype: str
     num_warps: int
     resources: machine_code.Resources
@@ -73,8 +76,7 @@ def inspect(compiled: Compiled) -> Inspection:
     dtype = next(str(v).removeprefix("torch.") for name, v in launch.arguments.items() if name in launch.tensors)
     num_warps = machine_code.warps(compiled.kernel)
     moved = None if compiled.resources.matrix else traffic(compiled.kernel.asm["ttir"], launch.tensors)
-    constants = {name: value for name, value in launch.arguments.items() if name.isupper() and isinstance(value, int)}
-    head = (launch.name, target, describe(compiled.config), constants, dtype, num_warps, compiled.resources)
+    head = (launch.name, target, describe(compiled.config), _constants(launch), dtype, num_warps, compiled.resources)
     if target not in pipes.RATES:
         return Inspection(*head, (), moved, NO_PIPES)
     program = sass.parse(machine_code.disassemble(compiled.kernel))
@@ -87,6 +89,14 @@ def inspect(compiled: Compiled) -> Inspection:
         whole = priced(None, program.instructions)
         loops = [whole if moved is None else _with_memory(whole, moved, target)]
     return Inspection(*head, tuple(loops), moved)
+
+
+def _constants(launch: Launch) -> dict[str, int | str | None]:
+    kept = {n: v for n, v in launch.arguments.items() if n.isupper() or v is None or isinstance(v, torch.dtype)}
+    return {
+        name.removesuffix("_ptr"): str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
+        for name, value in kept.items()
+    }
 
 
 def _with_memory(whole: LoopCost, moved: Traffic, target: str) -> LoopCost:

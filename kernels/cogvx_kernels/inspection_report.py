@@ -146,10 +146,14 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
 
 
 def label(one: Inspection, inspections: Sequence[Inspection]) -> str:
-    """The kernel's name, and those of its constants that tell it from others of the name."""
+    """The kernel's name, and what it was compiled for as far as that tells it from others of the name."""
     others = [other.constants for other in inspections if other.kernel == one.kernel]
-    telling = [name for name, value in one.constants.items() if any(other.get(name) != value for other in others)]
-    return " ".join([one.kernel, ", ".join(f"{name} {one.constants[name]}" for name in telling)]).strip()
+    telling = [
+        f"no {name}" if value is None else f"{name} {value}"
+        for name, value in one.constants.items()
+        if any(other.get(name) != value for other in others)
+    ]
+    return f"{one.kernel} {', '.join(telling)}".strip()
 
 
 def _head(one: Inspection, inspections: Sequence[Inspection]) -> list[str]:
