@@ -240,6 +240,7 @@ def _block_kernels(model: Model) -> str:
     """What a block launches, in a sentence."""
     import torch
 
+    from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
     from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
 
     if model.dtype == "float32":
