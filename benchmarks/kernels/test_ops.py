@@ -13,6 +13,8 @@ from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import stream
 from cogvx_kernels.reference import LOG2_E
 
+from benchmarks.kernels.roofline import roofline, tensor_bytes
+
 BATCH, TOKENS, TEXT = 2, 1216, 226
 WIDTHS = {"2b": 1920, "5b": 3072}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -132,3 +134,6 @@ def test_operation(benchmark, operation, width, dtype, impl):
     benchmark.extra_info.update(device=DEVICE, shape=[BATCH, TOKENS, WIDTHS[width]], error=found, own_error=own)
     with torch.no_grad():
         benchmark.pedantic(synchronized, rounds=10, iterations=3, warmup_rounds=3)
+    flop = 4 * BATCH * TOKENS**2 * WIDTHS[width] if operation == "attention" and dtype != "fp32" else 0
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info.update(roofline(seconds, tensor_bytes((*given.values(), plain)), flop))

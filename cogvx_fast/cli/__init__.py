@@ -8,7 +8,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, doctor, generate
+from . import bench, doctor, generate, kernels
 from .console import results, say
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.add_typer(bench.app, name="bench")
+app.add_typer(kernels.app, name="kernels")
 
 
 def _show_version(wanted: bool) -> None:

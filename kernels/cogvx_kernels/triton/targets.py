@@ -79,6 +79,11 @@ class TunedKernel:
         """The one that gave `tuner`."""
         return next(kernel for kernel in cls._made if tuner in kernel._tuners.values())
 
+    @classmethod
+    def all(cls) -> tuple[TunedKernel, ...]:
+        """Every kernel that has been defined."""
+        return tuple(cls._made)
+
     @property
     def parameters(self) -> frozenset[str]:
         """The names of the kernel's arguments that a configuration sets."""
