@@ -7,7 +7,7 @@ where they are, and zeros for granted.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,11 +43,13 @@ class Unpadded:
         frames: the rows of a slice and those above and below that there are.
         past: those of the causal frames, or None where there are none.
         rows: which of them are the slice.
+        remember: what to call, when they are convolved, with the last frames of both: they may lie where the past does.
     """
 
     frames: torch.Tensor
     past: torch.Tensor | None
     rows: tuple[int, int]
+    remember: Callable[[torch.Tensor], None] | None
 
 
 class TorchProduct:
@@ -97,7 +99,10 @@ class TritonProduct:
     def __call__(self, buffer: Unpadded, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         residual = out if adds else None
         given = (buffer.frames, self._weight, self._conv.bias, buffer.past, residual, out, buffer.rows)
-        return ops.causal_conv3d(*given, impl="triton")
+        result = ops.causal_conv3d(*given, impl="triton")
+        if buffer.remember is not None:
+            buffer.remember(_last_frames(buffer.past, buffer.frames, self._conv.kernel_size[0] - 1))
+        return result
 
 
 def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
@@ -170,21 +175,21 @@ def padded_rows(
             new.write(above, inner[:, time : time + history, : done - above])
         return buffer
 
-    for first in range(0, height, step):
-        last = min(first + step, height)
-        if clip.product != "triton":
-            yield first, last, padded(first, last)
-            continue
+    def unpadded(first: int, last: int) -> Unpadded:
         above, below = max(first - 1, 0), min(last + 1, height)
         frames = like.new_empty(batch, time, below - above, width, channels)
         fill(frames, above, below)
         past = None if old is None else old.read(above, below).to(like.device)
-        yield first, last, Unpadded(frames, past, (first - above, last - above))
-        # Not before they are convolved: the past may lie where its successor is written.
-        if new is not None:
-            done = height if last == height else last - 1
-            new.write(above, _last_frames(past, frames, history)[:, :, : done - above])
-        del frames, past
+        done = height if last == height else last - 1  # one row behind, as above
+
+        def remember(frames: torch.Tensor) -> None:
+            new.write(above, frames[:, :, : done - above])
+
+        return Unpadded(frames, past, (first - above, last - above), None if new is None else remember)
+
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        yield first, last, unpadded(first, last) if clip.product == "triton" else padded(first, last)
 
 
 def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:
