@@ -11,10 +11,12 @@ from diffusers import DiffusionPipeline
 from . import machine
 from .attention import check_available, resolve
 from .config import TIERS, CompileMode, EngineConfig
+from .quantization.pipeline import quantize_pipeline
+from .quantization.recipes import RECIPES, Target, refusal, why_not
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 
-PROJECTIONS, COMPILE, PRECISION, VAE = "projections", "compile", "precision", "vae"
+PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,24 @@ def report_projections(session: EngineSession) -> ReportLine:
     return ReportLine(PROJECTIONS, bool(merged or packed or native or on_gpu), "; ".join(parts))
 
 
+def quantize(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Put a copy of the transformer, and of the text encoder, whose linears are quantized in their place.
+
+    Raises:
+        ValueError: for a recipe that cannot run where the pipeline will, or a model that is quantized in another way.
+    """
+    detail = quantize_pipeline(pipeline, config)
+    return ReportLine(QUANTIZE, detail is not None, detail or f"tier {config.tier!r} changes no precision")
+
+
+def check_quantization(pipeline: DiffusionPipeline) -> None:
+    """Raise a ValueError if what was quantized cannot run where the pipeline is now; called for each generation."""
+    if pipeline.transformer.recipe is not None:
+        recipe, target = RECIPES[pipeline.transformer.recipe], Target.of(pipeline._execution_device)
+        if why_not(recipe, target, pipeline.transformer.dtype) is not None:
+            raise ValueError(refusal(recipe, target, pipeline.transformer.dtype))
+
+
 def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
     return ReportLine(COMPILE, config.compile is not CompileMode.OFF, f"{config.compile}, decided by the device")
 
@@ -217,6 +237,7 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     plan_modulation_table,
     plan_text_projection,
     plan_projections,
+    quantize,
     check_compile,
     check_precision,
     adopt_vae,

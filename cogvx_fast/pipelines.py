@@ -31,6 +31,7 @@ from .lowering import (
     EngineReport,
     adopt_vae,
     check_precision,
+    check_quantization,
     choose_attention,
     choose_compile,
     lower,
@@ -66,7 +67,7 @@ class FastPipelineMixin:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded."""
-        EngineConfig.from_name(kwargs.get("engine", "exact"))
+        EngineConfig.from_name(kwargs.get("engine", "exact")).check_machine()
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
@@ -131,6 +132,7 @@ class FastPipelineMixin:
             self._report = lower(self, self._engine_config)
             transformer = self.transformer
         config = self._engine_config
+        check_quantization(self)
         compiles, line = choose_compile(self, config)
         lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
         for line in lines:

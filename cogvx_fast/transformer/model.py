@@ -30,6 +30,7 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
 
     _no_split_modules: ClassVar = ["FastCogVideoXBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks: ClassVar = ["FastCogVideoXBlock"]
+    recipe: str | None = None  # by which its linears were quantized
 
     @classmethod
     def adopt(cls, reference: CogVideoXTransformer3DModel) -> FastCogVideoXTransformer3DModel:
