@@ -10,10 +10,11 @@ from diffusers import DiffusionPipeline
 
 from . import machine
 from .attention import check_available, resolve
-from .config import TIERS, CompileMode, EngineConfig
+from .config import TIERS, CompileMode, EngineConfig, QuantizedGemm
 from .quantization.pipeline import quantize_pipeline
-from .quantization.recipes import RECIPES, Target, refusal, why_not
+from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+from .transformer.quantized import Int8Linear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
@@ -124,10 +125,13 @@ def report_projections(session: EngineSession) -> ReportLine:
     """What the session did, in words: how many blocks run on which kind of product, and the bytes that it holds."""
     plans = session.block_plans
     merged = sum(plan.qkv is not None for plan in plans)
+    in_int8 = sum(isinstance(plan.qkv, Int8Linear) for plan in plans)
     packed = sum(plan.packed_bytes for plan in plans)
     parts = [f"Q, K and V in one product in {merged} of {len(plans)} blocks"]
     if merged < len(plans):
         parts.append("the others have adapters, hooks or quantized weights: their own modules are called")
+    if in_int8:
+        parts.append(f"int8 products of our own in {in_int8}")
     if packed:
         parts.append(f"weights packed for oneDNN, {packed / 1e6:.1f} MB more while a generation runs")
     native = sum(plan.impl == "cpu" for plan in plans)
@@ -149,12 +153,18 @@ def quantize(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
     return ReportLine(QUANTIZE, detail is not None, detail or f"tier {config.tier!r} changes no precision")
 
 
-def check_quantization(pipeline: DiffusionPipeline) -> None:
+def check_quantization(pipeline: DiffusionPipeline, config: EngineConfig) -> None:
     """Raise a ValueError if what was quantized cannot run where the pipeline is now; called for each generation."""
-    if pipeline.transformer.recipe is not None:
-        recipe, target = RECIPES[pipeline.transformer.recipe], Target.of(pipeline._execution_device)
-        if why_not(recipe, target, pipeline.transformer.dtype) is not None:
-            raise ValueError(refusal(recipe, target, pipeline.transformer.dtype))
+    name = pipeline.transformer.recipe
+    if name is None:
+        return
+    recipe, target = RECIPES[name], Target.of(pipeline._execution_device)
+    if why_not(recipe, target, pipeline.transformer.dtype) is not None:
+        raise ValueError(refusal(recipe, target, pipeline.transformer.dtype))
+    if config.gemm is QuantizedGemm.NATIVE:
+        reason = why_not_native(recipe, target)
+        if reason is not None:
+            raise ValueError(f"EngineConfig.gemm='native' cannot work here: {reason}; what can: 'auto', 'torchao'")
 
 
 def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:

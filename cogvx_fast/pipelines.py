@@ -132,7 +132,7 @@ class FastPipelineMixin:
             self._report = lower(self, self._engine_config)
             transformer = self.transformer
         config = self._engine_config
-        check_quantization(self)
+        check_quantization(self, config)
         compiles, line = choose_compile(self, config)
         lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
         for line in lines:

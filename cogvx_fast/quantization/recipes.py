@@ -171,6 +171,17 @@ def why_not(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) ->
     return None
 
 
+def why_not_native(recipe: Recipe, target: Target) -> str | None:
+    """What keeps products of our own from running `recipe` on `target`, or None."""
+    from cogvx_kernels.cpu import int8
+
+    if target.device != "cpu":
+        return f"there are none for {target.device}"
+    if Scheme.INT8 not in recipe.schemes:
+        return f"on a CPU there are some for recipe 'int8' alone, not for {recipe.name!r}"
+    return int8.why_not()
+
+
 def check_possible(name: str, among: list[Target] | None = None) -> None:
     """Raise a ValueError for a recipe that no device of `among` (None: of this machine) can run; says what can."""
     among = targets() if among is None else among
