@@ -88,14 +88,17 @@ class FastPipelineMixin:
         self._note_decoding(latents)
         return frames
 
-    def decode_stream(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+    def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:
         """What `decode_latents` gives, a few frames at a time as they are ready.
 
         Args:
             latents: `(batch, time, channels, height, width)`, as a pipeline with `output_type="latent"` returns them.
+            num_frames: of the video. CogVideoX 1.5 denoises frames of padding in front, which a pipeline leaves on
+                latents that it returns: those beyond `num_frames` are dropped. None: all are decoded.
 
         Returns:
-            An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`: 9 frames or fewer, then 8 at a time.
+            An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`, without gradients: 9 frames or fewer,
+            then 8 at a time.
             All at once where the autoencoder goes by other pieces: with tiling, with slicing of a batch, and with
             `EngineConfig(fast_vae=False)`.
 
@@ -103,10 +106,21 @@ class FastPipelineMixin:
             ValueError: at the call, for latents that do not fit, and for NaN or infinite ones.
         """
         _check_latents(latents)
+        if num_frames is not None:
+            needed = (num_frames - 1) // self.vae_scale_factor_temporal + 1
+            if not 1 <= needed <= latents.shape[1]:
+                most = (latents.shape[1] - 1) * self.vae_scale_factor_temporal + 1
+                raise ValueError(f"num_frames={num_frames} must lie in 1..{most}, what these latents hold")
+            latents = latents[:, latents.shape[1] - needed :]
         if not isinstance(self.vae, FastAutoencoderKLCogVideoX):
-            return iter([self.decode_latents(latents)])
+            return self._decoded_at_once(latents)
         self._note_decoding(latents)
         return self.vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+
+    def _decoded_at_once(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        with torch.no_grad():
+            frames = self.decode_latents(latents)
+        yield frames
 
     def _note_decoding(self, latents: torch.Tensor) -> None:
         if isinstance(self.vae, FastAutoencoderKLCogVideoX):

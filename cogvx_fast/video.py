@@ -3,7 +3,8 @@
 A *video* here is any of
   - a sequence of PIL images of one size,
   - an array `[num_frames, height, width, 3]`, uint8 or floats in [0, 1] (diffusers' `output_type="np"`),
-  - a torch tensor `[num_frames, 3, height, width]`, uint8 or floats in [0, 1] (diffusers' `output_type="pt"`).
+  - a torch tensor `[num_frames, 3, height, width]`, uint8 or floats in [0, 1] (diffusers' `output_type="pt"`),
+  - an iterator of PIL images of one size, which are taken when they are to be written.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 Video: TypeAlias = "Sequence[Image.Image] | np.ndarray | torch.Tensor"
+_Frames: TypeAlias = Iterable[Image.Image]
 
 # Browsers slow these down to 10 frames a second when a frame is to be shown for less than 20 ms.
 _ANIMATIONS = (".gif", ".webp")
@@ -73,8 +75,11 @@ def check_sheet(path: str | Path) -> None:
     _check_place(path, is_folder=False)
 
 
-def write_video(video: Video, path: str | Path, fps: int = 8) -> Path:
+def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int = 8) -> Path:
     """Write `video` to `path` in the format of its suffix and return the path; missing parent folders are made.
+
+    Frames of an iterator are written as they come to `.mp4` and to a folder; the writers of `.gif` and `.webp` need
+    all of them first.
 
     - `.mp4`: H.264, 4:2:0, BT.709, index in front, for browsers and phones; odd sizes gain a row or column.
     - `.gif`, `.webp`: endless loops. Their writers merge equal consecutive frames into one that is shown longer.
@@ -91,7 +96,7 @@ def write_video(video: Video, path: str | Path, fps: int = 8) -> Path:
         OSError: if the file cannot be written.
     """
     path = Path(path)
-    images = as_images(video)
+    images = _of_one_size(video) if isinstance(video, Iterator) else as_images(video)
     check_output(path, fps)
     with _complete_or_absent(path) as temporary:
         _WRITERS[path.suffix.lower()](images, temporary, fps)
@@ -156,6 +161,18 @@ def as_images(video: Video) -> list[Image.Image]:
     if len({image.size for image in images}) > 1:
         raise ValueError(f"the frames differ in size: {sorted({image.size for image in images})}")
     return images
+
+
+def _of_one_size(frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
+    """The frames as RGB images; raises as `as_images` does, when it comes to it."""
+    size = None
+    for frame in frames:
+        if size is not None and frame.size != size:
+            raise ValueError(f"the frames differ in size: {sorted({size, frame.size})}")
+        size = frame.size
+        yield frame.convert("RGB")
+    if size is None:
+        raise ValueError("the video has no frames")
 
 
 def _as_uint8(array: np.ndarray) -> np.ndarray:
@@ -228,22 +245,24 @@ def _complete_or_absent(path: Path) -> Iterator[Path]:
         raise
 
 
-def _write_mp4(images: list[Image.Image], path: Path, fps: int) -> None:
+def _write_mp4(images: _Frames, path: Path, fps: int) -> None:
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
+    images = iter(images)
+    first = next(images)
     # 4:2:0 shares one chroma sample among 2 x 2 pixels, so both sides must be even.
-    pad = ((0, images[0].height % 2), (0, images[0].width % 2), (0, 0))
+    pad = ((0, first.height % 2), (0, first.width % 2), (0, 0))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "16", "preset": "medium"})
-        stream.width, stream.height = images[0].width + pad[1][1], images[0].height + pad[0][1]
+        stream.width, stream.height = first.width + pad[1][1], first.height + pad[0][1]
         stream.pix_fmt = "yuv420p"
         # Untagged streams are read as BT.601 or BT.709 depending on their size and the player.
         stream.codec_context.colorspace = Colorspace.ITU709
         stream.codec_context.color_primaries = ColorPrimaries.BT709
         stream.codec_context.color_trc = ColorTrc.BT709
         stream.codec_context.color_range = ColorRange.MPEG
-        for index, image in enumerate(images):
+        for index, image in enumerate(itertools.chain([first], images)):
             frame = av.VideoFrame.from_ndarray(np.pad(np.asarray(image), pad, mode="edge"), format="rgb24")
             frame = frame.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
             frame.pts, frame.time_base = index, Fraction(1, fps)
@@ -251,11 +270,13 @@ def _write_mp4(images: list[Image.Image], path: Path, fps: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_gif(images: list[Image.Image], path: Path, fps: int) -> None:
+def _write_gif(images: _Frames, path: Path, fps: int) -> None:
+    images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=10), format="GIF")
 
 
-def _write_webp(images: list[Image.Image], path: Path, fps: int) -> None:
+def _write_webp(images: _Frames, path: Path, fps: int) -> None:
+    images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=1), format="WEBP", quality=90)
 
 
@@ -264,7 +285,7 @@ def _write_animation(images: list[Image.Image], path: Path, durations: list[int]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
-def _write_frames(images: list[Image.Image], path: Path, fps: int) -> None:
+def _write_frames(images: _Frames, path: Path, fps: int) -> None:
     path.mkdir()
     for number, image in enumerate(images, start=1):
         image.save(path / f"frame-{number:04d}.png")

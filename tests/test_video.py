@@ -124,6 +124,25 @@ def test_folder_holds_the_frames_without_loss(tmp_path):
     assert np.array_equal(np.stack([np.asarray(Image.open(path / name)) for name in names]), frames)
 
 
+@pytest.mark.parametrize("name", ["out.mp4", "out.gif", "out.webp", "frames"])
+def test_an_iterator_is_written_like_a_list(tmp_path, name):
+    images = video.as_images(moving_square())
+    paths = [video.write_video(frames, tmp_path / kind / name) for kind, frames in (("a", images), ("b", iter(images)))]
+    files = [sorted(path.iterdir()) if path.is_dir() else [path] for path in paths]
+    assert [file.read_bytes() for file in files[0]] == [file.read_bytes() for file in files[1]]
+
+
+@pytest.mark.parametrize(
+    ("frames", "message"),
+    [([], "no frames"), ([Image.new("RGB", (8, 8)), Image.new("RGB", (8, 9))], r"differ in size: .*\(8, 9\)")],
+)
+def test_an_iterator_that_is_no_video_leaves_nothing(tmp_path, frames, message):
+    for name in ("out.mp4", "out.gif", "frames"):
+        with pytest.raises(ValueError, match=message):
+            video.write_video(iter(frames), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["images", "float array", "uint8 tensor", "bf16 tensor"])
 def test_all_kinds_of_videos_give_the_same_images(kind):
     frames = moving_square(num_frames=2)

@@ -86,6 +86,15 @@ def read_checkpoint(model: str) -> Checkpoint:
         return _parse(model, lambda name: _read_from_hub(model, name), stored_dtype=None)
 
 
+def read_config(model: str, name: str) -> dict[str, Any]:
+    """A JSON file of a checkpoint that `read_checkpoint` has taken, such as "vae/config.json"."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _read_local(folder, name)
+    with _asking_the_hub(model):
+        return _read_from_hub(model, name)
+
+
 def _parse(source: str, read: Callable[[str], dict[str, Any]], stored_dtype: str | None) -> Checkpoint:
     index = read("model_index.json")
     pipeline_class = str(index.get("_class_name"))

@@ -12,6 +12,9 @@ import typer
 
 from cogvx_fast import machine
 
+from .console import exit_codes
+from .generate import Precision
+
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao")
 
 
@@ -45,13 +48,53 @@ BACKENDS = {
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For machines: print one JSON object.")] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Plan the memory of this checkpoint: a folder or Hub id.", show_default=False),
+    ] = None,
+    height: Annotated[int | None, typer.Option(help="Plan the memory of videos of this size, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Likewise.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Likewise: number of frames.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Precision of the plan.", show_default="the model's")] = None,
+    device: Annotated[str | None, typer.Option(help="Device of the plan.", show_default="the best there is")] = None,
+    vae_memory: Annotated[
+        str | None, typer.Option(help="What the autoencoder's frames may take, such as 4GiB.", show_default=False)
+    ] = None,
 ) -> None:
-    """Show versions, devices with their capabilities, and optional backends."""
-    report = examine()
-    if as_json:
-        print(json.dumps(report, indent=2))
-    else:
-        _show(report)
+    """Show versions, devices with their capabilities, optional backends, and what a video of some size will take."""
+    with exit_codes():
+        memory = None
+        if any(value is not None for value in (model, height, width, frames, dtype, device, vae_memory)):
+            memory = _plan_memory(model, height, width, frames, dtype and dtype.value, device, vae_memory)
+        report = examine()
+        if memory is not None:
+            report["memory"] = memory
+        if as_json:
+            print(json.dumps(report, indent=2))
+        else:
+            _show(report)
+
+
+def _plan_memory(
+    model: str | None,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    dtype: str | None,
+    device: str | None,
+    budget: str | None,
+) -> dict[str, Any]:
+    from . import loading, validate
+    from .checkpoint import Checkpoint, read_checkpoint
+    from .memory import vae_memory
+
+    found = None if model is None else read_checkpoint(model)
+    size_of = found or Checkpoint("the family")
+    pixels = validate.video_size(height, width, size_of)
+    num_frames = validate.num_frames(frames, size_of)
+    chosen = loading.choose_device(device)
+    chosen_dtype = loading.choose_dtype(dtype, chosen, size_of)
+    return vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
 
 
 def examine() -> dict[str, Any]:
@@ -153,6 +196,21 @@ def _show(report: dict[str, Any]) -> None:
         install = "" if backend["found"] else escape(backend["install"])
         backends.add_row(name, found, backend["gives"], install)
     results.print(backends)
+    if "memory" in report:
+        _show_memory(report["memory"])
+
+
+def _show_memory(memory: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from .console import results
+
+    size = f"{memory['num_frames']} frames of {memory['width']}x{memory['height']}"
+    title = f"Memory of the autoencoder's layers, predicted: {size}, {memory['dtype']}, {memory['device']}"
+    table = Table("use", "peak", "plan", title=title, title_justify="left")
+    for use, plan in memory["plans"].items():
+        table.add_row(use, f"{plan['peak'] / 2**30:.2f} GiB", plan["plan"])
+    results.print(table)
 
 
 def _gib(size: int | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -16,6 +16,7 @@ from rich.text import Text
 from .console import OutputError, exit_codes, messages, results, say
 
 if TYPE_CHECKING:
+    import torch
     from PIL import Image
     from rich.progress import Progress, TaskID
 
@@ -80,8 +81,8 @@ class Stages:
         return result
 
     def add(self, seconds: dict[str, float]) -> None:
-        """Count what a pipeline says of its own stages."""
-        for stage in ("text", "denoise", "decode"):
+        """Count what a pipeline says of the stages up to its latents."""
+        for stage in ("text", "denoise"):
             self.seconds[stage] += seconds[stage]
 
 
@@ -236,15 +237,22 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
             for number, (prompt, path) in enumerate(zip(job.prompts, job.outputs, strict=True), start=1):
                 label = f"{number}/{len(job.prompts)} " if len(job.prompts) > 1 else ""
                 task = progress.add_task(f"{label}text", total=job.steps)
-                video = _make_video(job, pipe, prompt, progress, task, label)
+                latents = _denoise(job, pipe, prompt, progress, task, label)
                 stages.add(pipe.stage_seconds)
-                stages.timed("write", lambda p=path, v=video: _written(p, lambda: write_video(v, p, job.fps)))
+                progress.update(task, description=f"{label}decode", completed=0, total=job.num_frames)
+                shown = Shown(keeps=job.sheet is not None)
+                frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
+                before = stages.seconds["decode"]
+                start = time.perf_counter()
+                _written(path, lambda p=path, f=frames: write_video(f, p, job.fps))
+                decoding = stages.seconds["decode"] - before
+                stages.seconds["write"] += time.perf_counter() - start - decoding
                 progress.update(task, description=f"{label}done")
                 rate = f" at {job.fps} fps" if path.suffix else ""
-                what = f"{len(video)} frames of {video[0].width}x{video[0].height}{rate}"
+                what = f"{shown.number} frames of {shown.size[0]}x{shown.size[1]}{rate}"
                 made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {prompt!r}")
                 if job.sheet is not None:
-                    videos.append(video)
+                    videos.append(shown.frames)
     finally:
         # Said when the bar is gone, and also when a later video failed.
         for line in made:
@@ -252,38 +260,68 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
     return videos
 
 
-def _make_video(
+@dataclass
+class Shown:
+    """What went by on its way to the file: how many frames, of which size, and, if they are wanted later, they."""
+
+    keeps: bool
+    number: int = 0
+    size: tuple[int, int] = (0, 0)
+    frames: list[Image.Image] = field(default_factory=list)
+
+    def of(self, frames: Iterator[Image.Image]) -> Iterator[Image.Image]:
+        for frame in frames:
+            self.number, self.size = self.number + 1, frame.size
+            if self.keeps:
+                self.frames.append(frame)
+            yield frame
+
+
+def _denoise(
     job: Job, pipe: FastCogVideoXPipeline, prompt: str, progress: Progress, task: TaskID, label: str
-) -> list[Image.Image]:
+) -> torch.Tensor:
     import torch
-    from PIL import Image
 
     def on_step_end(_pipe: Any, step: int, _timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
-        done = step + 1
-        progress.update(task, completed=done, description=f"{label}{'denoise' if done < job.steps else 'decode'}")
+        progress.update(task, completed=step + 1, description=f"{label}denoise")
         return callback_kwargs
 
-    video = _in_memory(
+    return _in_memory(
         job,
-        lambda: pipe(
-            prompt=prompt,
-            negative_prompt=job.negative,
-            height=job.height,
-            width=job.width,
-            num_frames=job.num_frames,
-            num_inference_steps=job.steps,
-            guidance_scale=job.guidance,
-            # Noise is drawn on the CPU: the same seed is the same video on every device.
-            generator=torch.Generator("cpu").manual_seed(job.seed),
-            callback_on_step_end=on_step_end,
-            max_sequence_length=job.checkpoint.max_text_seq_length,
-        ).frames[0],
+        lambda: (
+            pipe(
+                prompt=prompt,
+                negative_prompt=job.negative,
+                height=job.height,
+                width=job.width,
+                num_frames=job.num_frames,
+                num_inference_steps=job.steps,
+                guidance_scale=job.guidance,
+                # Noise is drawn on the CPU: the same seed is the same video on every device.
+                generator=torch.Generator("cpu").manual_seed(job.seed),
+                callback_on_step_end=on_step_end,
+                max_sequence_length=job.checkpoint.max_text_seq_length,
+                output_type="latent",
+            ).frames
+        ),
     )
-    if job.zoom == 1:
-        return video
-    return [
-        frame.resize((frame.width * job.zoom, frame.height * job.zoom), Image.Resampling.BICUBIC) for frame in video
-    ]
+
+
+def _frames(
+    job: Job, pipe: FastCogVideoXPipeline, latents: torch.Tensor, stages: Stages, tick: Callable[[], None]
+) -> Iterator[Image.Image]:
+    """The frames as they are decoded; `tick` is called for each."""
+    from PIL import Image
+
+    chunks = _in_memory(job, lambda: pipe.decode_stream(latents, job.num_frames))
+    while True:
+        pixels = stages.timed("decode", lambda: _in_memory(job, lambda: next(chunks, None)))
+        if pixels is None:
+            return
+        for frame in pipe.video_processor.postprocess_video(pixels, output_type="pil")[0]:
+            tick()
+            size = (frame.width * job.zoom, frame.height * job.zoom)
+            yield frame if job.zoom == 1 else frame.resize(size, Image.Resampling.BICUBIC)
 
 
 def _in_memory(job: Job, work: Callable[[], T]) -> T:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXDecoder3D
 
-from .layers import Clip, causal_conv, copied, normed
+from .history import keep
+from .layers import Clip, causal_conv, causal_conv_rows, copied, normed
 from .resampling import upsample
 from .resnet import resnets
 
@@ -18,7 +19,7 @@ def decode_chunk(decoder: CogVideoXDecoder3D, latents: torch.Tensor, clip: Clip)
         clip: of the whole video; its caches go from chunk to chunk.
 
     Returns:
-        Pixels `(batch, frames, 8 * height, 8 * width, out_channels)`.
+        Pixels `(batch, out_channels, frames, 8 * height, 8 * width)`.
     """
     zq = latents.permute(0, 2, 3, 4, 1).contiguous()
     holder = [causal_conv(decoder.conv_in, copied(zq), zq, clip)]
@@ -26,6 +27,20 @@ def decode_chunk(decoder: CogVideoXDecoder3D, latents: torch.Tensor, clip: Clip)
     for block in decoder.up_blocks:
         holder.append(resnets(block.resnets, holder, zq, clip))
         for layer in block.upsamplers or ():
-            holder.append(upsample(layer, holder.pop(), clip))
+            holder.append(upsample(layer, holder, clip))
+    return _pixels(decoder, holder, zq, clip).permute(0, 4, 1, 2, 3).contiguous()
+
+
+def _pixels(decoder: CogVideoXDecoder3D, holder: list[torch.Tensor], zq: torch.Tensor, clip: Clip) -> torch.Tensor:
     frames = holder.pop()
-    return causal_conv(decoder.conv_out, normed(frames, decoder.norm_out, zq, clip.impl), frames, clip)
+    layer, fill = decoder.conv_out, normed(frames, decoder.norm_out, zq, clip.impl)
+    if layer not in clip.elsewhere:
+        return causal_conv(layer, fill, frames, clip)
+    # The frames leave no room for pixels beside them.
+    kept = keep((*frames.shape[:4], layer.conv.out_channels), frames, elsewhere=True)
+    for first, _, rows in causal_conv_rows(layer, fill, frames, clip):
+        kept.write(first, rows)
+        del rows
+    height, device = frames.shape[2], frames.device
+    del frames, fill
+    return kept.read(0, height).to(device)

@@ -8,17 +8,24 @@ not in it.
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import torch
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
+from .history import place_of
 from .resampling import copies, pooled_frames
+from .resnet import halves
 
 # A convolution's input and output beyond this are computed some rows at a time even without a budget: it costs no time.
-WORKSPACE = 512 * 2**20
+WORKSPACE = 128 * 2**20
+# Slices of less cost time, for the rows that two slices share: first other things than that are tried.
+SMALL_WORKSPACE = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -30,16 +37,22 @@ class MemoryPlan:
         layer: which layer that moment is in.
         rows: of a convolution computed at a time, where that is not all of them.
         frames_at_once: frames upsampled at a time, likewise.
+        elsewhere: layers whose waiting frames lie outside of the device's memory, see `history`.
+        put_away: the most bytes that are there, in `place` (in words).
     """
 
     peak: int
     layer: str
     rows: dict[nn.Module, int] = field(repr=False)
     frames_at_once: dict[nn.Module, int] = field(repr=False)
+    elsewhere: frozenset[nn.Module] = field(default=frozenset(), repr=False)
+    put_away: int = 0
+    place: str = ""
 
     def __str__(self) -> str:
         sliced = f", {len(self.rows)} convolutions in slices of rows" if self.rows else ""
-        return f"peak {size_in_words(self.peak)} in {self.layer}{sliced}"
+        put_away = f", {size_in_words(self.put_away)} in {self.place}" if self.put_away else ""
+        return f"peak {size_in_words(self.peak)} in {self.layer}{sliced}{put_away}"
 
 
 def size_in_words(size: int) -> str:
@@ -51,7 +64,8 @@ def plan_decode(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None = None,
     keeps_output: bool = True,
 ) -> MemoryPlan:
@@ -59,14 +73,14 @@ def plan_decode(
 
     Args:
         impl: of the operations between convolutions.
-        itemsize: bytes of a number of the model's dtype.
+        dtype, device: of the frames; the weights of `vae` are not looked at and may be on the meta device.
         budget: bytes that the peak may have; None: what costs no time.
         keeps_output: whether the pixels of all chunks are joined at the end (not so in a stream).
 
     Raises:
         ValueError: if the budget is below the smallest that works, which is named.
     """
-    return _plan(_Decoder, vae, shape, spans, impl, itemsize, budget, keeps_output)
+    return _plan(_Decoder, vae, shape, spans, impl, dtype, device, budget, keeps_output)
 
 
 def plan_encode(
@@ -74,11 +88,12 @@ def plan_encode(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None = None,
 ) -> MemoryPlan:
     """The same for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
-    return _plan(_Encoder, vae, shape, spans, impl, itemsize, budget, True)
+    return _plan(_Encoder, vae, shape, spans, impl, dtype, device, budget, True)
 
 
 def _plan(
@@ -87,19 +102,29 @@ def _plan(
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
     impl: str,
-    itemsize: int,
+    dtype: torch.dtype,
+    device: torch.device,
     budget: int | None,
     keeps_output: bool,
 ) -> MemoryPlan:
-    def run(budget: int | None, fixed: _Ledger | None = None) -> _Ledger:
-        ledger = kind(impl, itemsize, budget, fixed)
-        ledger.run(vae, shape, spans, keeps_output)
+    def run(elsewhere: list[nn.Module], budget: int | None, least: int = SMALL_WORKSPACE) -> _Ledger:
+        # First what each layer may take in the worst of the chunks, then what that comes to.
+        ledger = None
+        for _ in range(2):
+            ledger = kind(impl, dtype.itemsize, budget, least, ledger, frozenset(elsewhere))
+            ledger.run(vae, shape, spans, keeps_output)
         return ledger
 
-    # First what each layer may take in the worst of the chunks, then what that comes to.
-    ledger = run(budget, fixed=run(budget))
+    ledger = run([], budget)
     if budget is not None and ledger.peak > budget:
-        smallest = run(0, fixed=run(0))
+        # The longest that waits first: as few as will do. And if all are not enough, slices that cost time.
+        waiting = sorted(ledger.waiting, key=ledger.waiting.get, reverse=True)
+        number = bisect.bisect_left(range(len(waiting)), True, key=lambda n: run(waiting[:n], budget).peak <= budget)
+        ledger = run(waiting[:number], budget)
+        if ledger.peak > budget:
+            ledger = run(waiting, budget, least=0)
+    if budget is not None and ledger.peak > budget:
+        smallest = run(waiting, 0, least=0)
         if smallest.peak > budget:
             raise ValueError(
                 f"a budget of {size_in_words(budget)} is too small for {_in_words(shape)}: the smallest possible is"
@@ -107,7 +132,9 @@ def _plan(
                 " columns or samples at once take less"
             )
         ledger = smallest
-    return MemoryPlan(ledger.peak, ledger.layer(vae), ledger.rows, ledger.frames_at_once)
+    place = place_of(device) if ledger.elsewhere else ""
+    rows, frames = ledger.rows, ledger.frames_at_once
+    return MemoryPlan(ledger.peak, ledger.layer(vae), rows, frames, ledger.elsewhere, ledger.most_put_away, place)
 
 
 def _in_words(shape: tuple[int, ...]) -> str:
@@ -118,16 +145,28 @@ def _in_words(shape: tuple[int, ...]) -> str:
 class _Ledger:
     """Counts what is alive. Layers that can be sliced take as many rows as leave the peak within the budget."""
 
-    def __init__(self, impl: str, itemsize: int, budget: int | None, fixed: _Ledger | None):
+    def __init__(
+        self,
+        impl: str,
+        itemsize: int,
+        budget: int | None,
+        least: int,
+        fixed: _Ledger | None,
+        elsewhere: frozenset[nn.Module],
+    ):
         # What the torch implementation holds on the way of a number that it writes: both tables', the sum and its SiLU
         # in fp32; of half precision also the number in fp32 and the result.
         self.filling = 0 if impl != "torch" else 16 if itemsize == 4 else 20 + itemsize
         self.wide = 0 if impl != "torch" or itemsize == 4 else 4  # a frame in fp32, for its statistics
-        self.itemsize, self.budget, self.fixed = itemsize, budget, fixed
+        self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
         self.caches: dict[nn.Module, int] = {}
         self.live = self.peak = 0
+        self.carried = 0  # bytes of the memory that the frames between two layers lie in
+        self.elsewhere = elsewhere
+        self.waiting: dict[nn.Module, int] = {}  # the most that each layer could put elsewhere
+        self.put_away = self.most_put_away = 0
         self.worst: nn.Module | None = None
         self.is_last = False
 
@@ -159,78 +198,123 @@ class _Ledger:
         if self.live + extra > self.peak:
             self.peak, self.worst = self.live + extra, layer
 
-    def causal_conv(
-        self, layer: nn.Module, frames: tuple[int, ...], norm: tuple[int, ...] | None = None, adds: bool = False
-    ) -> tuple[int, ...]:
-        """A causal convolution of `frames`, which stay alive; so do those that it makes, unless it adds to others.
+    def put(self, layer: nn.Module, size: int) -> None:
+        """`size` bytes more (or less) of a layer wait: where they count, or elsewhere."""
+        self.waiting[layer] = max(self.waiting.get(layer, 0), size)
+        if layer in self.elsewhere:
+            self.put_away += size
+            self.most_put_away = max(self.most_put_away, self.put_away)
+        else:
+            self.live += size
 
-        norm: shape of the tables of the norm before it, None where there is none.
+    def causal_conv(
+        self,
+        layer: nn.Module,
+        frames: tuple[int, ...],
+        norm: tuple[int, ...] | None = None,
+        whole: int | None = None,
+        in_slices: int | None = None,
+        beside: int = 0,
+    ) -> tuple[int, ...]:
+        """A causal convolution of `frames`, which stay alive; so do those that it makes.
+
+        Args:
+            norm: shape `(batch, time, height, width)` of the latents that modulate the norm before it, of ones where
+                nothing does; None where there is no norm.
+            whole: bytes of memory that the result needs of its own, where that is not its size.
+            in_slices: the same if it is computed in slices.
+            beside: bytes that slices need beside them.
         """
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
-        kernel = layer.time_kernel_size
-        held = filling = taken = 0
+        history = layer.time_kernel_size - 1
+        whole = self.size(out) if whole is None else whole
+        in_slices = whole if in_slices is None else in_slices
         if norm is not None:
-            table = math.prod(norm) * 4
-            self.reach(layer, table * 4 + table // 4 * self.itemsize * 2)  # while they are made
             self.reach(layer, batch * height * width * channels * self.wide)
-            held, filling = 2 * table, self.filling
-            taken = 4 * norm[3] if filling else 0  # rows of a table, of which its columns are taken
         old = self.caches.pop(layer, 0)
         if not self.is_last:
-            self.caches[layer] = old or self.size((batch, kernel - 1, height, width, channels))
-            self.live += self.caches[layer] - old
+            self.caches[layer] = old or self.size((batch, history, height, width, channels))
+            self.put(layer, self.caches[layer] - old)
 
         def workspace(rows: int) -> int:
-            buffer = self.size((batch, kernel - 1 + time, rows + 2, width, channels))
-            on_the_way = batch * min(rows + 2, height) * channels * (width * filling + taken)
-            return buffer + max(on_the_way, self.size((batch, time, rows, width, out[4])))
+            buffer = self.size((batch, history + time, rows + 2, width, channels))
+            read = min(rows + 2, height)
+            filled, taken = batch * read * channels * width * self.filling, 0
+            if norm is not None:
+                # The tables in fp32; while they are made, also in half precision. And of one time the rows and then
+                # the columns that are taken from them by the torch implementation.
+                low = min(norm[2], -(-read * norm[2] // height) + 1)
+                table = norm[0] * norm[1] * low * norm[3] * channels
+                taken = 4 * batch * read * norm[3] * channels if self.filling else 0
+                filled = max(8 * table + filled + taken, table * (8 + (self.itemsize if self.itemsize < 4 else 0)))
+            cached = 0
+            if layer in self.elsewhere and old:
+                cached = self.size((batch, history, read, width, channels))
+            return buffer + max(filled, cached, self.size((batch, time, rows, width, out[4])))
 
-        whole = 0 if adds else self.size(out)
-        rows = self._most(layer, self.rows, height, workspace, held, whole)
+        rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside)
         # In slices the result is there beside the slice; in one, the slice is the result.
-        self.reach(layer, held + workspace(rows) + (whole if rows < height else 0))
+        self.reach(layer, workspace(rows) + (in_slices + beside if rows < height else 0))
         if self.is_last:
-            self.live -= old
-        self.live += whole
+            self.put(layer, -old)
+        self.live += in_slices if rows < height else whole
         return out
 
-    def _most(self, layer: nn.Module, chosen: dict, most: int, workspace: object, held: int, whole: int) -> int:
+    def _most(
+        self, layer: nn.Module, chosen: dict, most: int, workspace: Callable[[int], int], whole: int, in_slices: int
+    ) -> int:
         """As many rows (or frames) at a time as fit; the fewest that any chunk could take."""
         if self.fixed is not None:
             number = getattr(self.fixed, "rows" if chosen is self.rows else "frames_at_once").get(layer, most)
             number = min(number, most)
         elif self.budget is None:
-            number = most if workspace(most) <= WORKSPACE else _largest(most - 1, workspace, WORKSPACE)
-        elif self.live + held + workspace(most) <= self.budget:
+            number = _largest(most, workspace, WORKSPACE)
+        elif self.live + max(workspace(most), whole) <= self.budget:
             number = most
         else:
-            number = _largest(most - 1, workspace, self.budget - self.live - held - whole)
+            number = _largest(most - 1, workspace, max(self.budget - self.live - in_slices, self.least))
         if number < most:
             chosen[layer] = min(number, chosen.get(layer, number))
         return number
 
     def resnets(self, blocks: Iterable[nn.Module], frames: tuple[int, ...], norm: tuple[int, ...]) -> tuple[int, ...]:
+        shares = False  # whether what is between a block's convolutions lies in the memory of its input
         for block in blocks:
-            table = (*norm, frames[4])
-            hidden = self.causal_conv(block.conv1, frames, table)
-            if block.in_channels != block.out_channels:
+            before = self.carried
+            hidden_size = self.size((*frames[:4], block.conv1.conv.out_channels))
+            in_slices, waiting = (0, self.size((*frames[:2], 1, *frames[3:]))) if halves(block) else (None, 0)
+            hidden = self.causal_conv(block.conv1, frames, norm, 0 if shares else None, in_slices, waiting)
+            if halves(block) and self.rows_of(block.conv1) < frames[2]:
+                shares = True
+                # A slice of the result, and one frame of it of the shortcut.
+                slices = self.size((frames[0], 1 + frames[1], self.rows_of(block.conv1), frames[3], hidden[4]))
+                self.reach(block, waiting + slices)
+            elif block.in_channels != block.out_channels:
                 if block.use_conv_shortcut:
                     self.causal_conv(block.conv_shortcut, frames)
                 else:
                     self.live += self.size(hidden)
                     self.reach(block, 0)
-                self.live -= self.size(frames)
-                frames = hidden
-            self.causal_conv(block.conv2, hidden, (*norm, hidden[4]), adds=True)
-            self.live -= self.size(hidden)
+                self.live -= before
+                self.carried = self.size(hidden)
+            frames = hidden
+            self.causal_conv(block.conv2, hidden, norm, whole=0)
+            if not shares:
+                self.live -= hidden_size
         return frames
 
+    def rows_of(self, layer: nn.Module) -> int:
+        return self.rows.get(layer, sys.maxsize)
 
-def _largest(most: int, workspace: object, limit: int) -> int:
-    """The largest number up to `most` whose workspace is within `limit`, at least 1; workspaces grow evenly."""
-    each = workspace(2) - workspace(1)
-    return max(1, min(most, 1 + (limit - workspace(1)) // max(each, 1)))
+
+def _largest(most: int, workspace: Callable[[int], int], limit: int) -> int:
+    """The largest number up to `most` whose workspace is within `limit`, at least 1; workspaces grow with it."""
+    low, high = 1, max(most, 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if workspace(middle) <= limit else (low, middle - 1)
+    return low
 
 
 class _Decoder(_Ledger):
@@ -239,30 +323,49 @@ class _Decoder(_Ledger):
         norm = frames[:4]
         self.live += latents
         frames = self.causal_conv(decoder.conv_in, frames)
+        self.carried = self.size(frames)
         frames = self.resnets(decoder.mid_block.resnets, frames, norm)
         for block in decoder.up_blocks:
             frames = self.resnets(block.resnets, frames, norm)
             for layer in block.upsamplers or ():
                 frames = self.upsample(layer, frames)
-        before = self.size(frames)
-        frames = self.causal_conv(decoder.conv_out, frames, (*norm, frames[4]))
-        self.live -= before + latents
-        self.reach(decoder.conv_out, self.size(frames))  # turned to channels first
-        return self.size(frames)
+        pixels = self.size((*frames[:4], decoder.conv_out.conv.out_channels))
+        aside = decoder.conv_out in self.elsewhere
+        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None)
+        self.live += (pixels if aside else 0) - self.carried
+        self.reach(decoder.conv_out, pixels)  # turned to channels first
+        self.live -= latents
+        return pixels
 
     def upsample(self, layer: nn.Module, frames: tuple[int, ...]) -> tuple[int, ...]:
         batch, time, height, width, channels = frames
         out_channels = layer.conv.out_channels
         out = (batch, sum(copies(time, layer.compress_time)), 2 * height, 2 * width, out_channels)
         weights = channels * out_channels * (16 * self.itemsize + 40)  # the four phases, and fp32 on the way to them
+        waits = batch * time * self.size((height, width, channels))
+        is_strided = self.carried != waits
+        aside = layer in self.elsewhere
 
-        def workspace(number: int) -> int:
-            return self.size((number, height + 1, width + 1, out_channels))
+        def read(frames: int, rows: int) -> int:
+            return self.size((frames, min(rows + 2, height), width, channels))
 
-        self.live += self.size(out)
-        number = self._most(layer, self.frames_at_once, time, workspace, weights, 0)
-        self.reach(layer, weights + workspace(number))
-        self.live -= self.size(frames)
+        def strip(rows: int) -> int:
+            source = read(1, rows) * (batch if aside else 1 if is_strided else 0)
+            return source + self.size((min(rows + 2, height) + 1, width + 1, out_channels))
+
+        def whole_frames(number: int) -> int:
+            source = read(number, height) * (batch if aside else 1 if is_strided else 0)
+            return source + self.size((number, height + 1, width + 1, out_channels))
+
+        self.put(layer, waits)
+        self.live += (0 if aside else self.carried - waits) - self.carried
+        self.live += self.size(out) + weights
+        number = self._most(layer, self.frames_at_once, time, whole_frames, 0, 0)
+        rows = self._most(layer, self.rows, height, strip, 0, 0) if number == 1 else height
+        self.reach(layer, whole_frames(number) if rows == height else strip(rows))
+        self.put(layer, -waits)
+        self.live -= (0 if aside else self.carried - waits) + weights
+        self.carried = self.size(out)
         return out
 
 
@@ -272,23 +375,24 @@ class _Encoder(_Ledger):
         norm = (frames[0], 1, 1, 1)
         self.live += pixels
         frames = self.causal_conv(encoder.conv_in, frames)
+        self.carried = self.size(frames)
         self.live -= pixels
         for block in encoder.down_blocks:
             frames = self.resnets(block.resnets, frames, norm)
             for layer in block.downsamplers or ():
                 frames = self.downsample(layer, frames)
         frames = self.resnets(encoder.mid_block.resnets, frames, norm)
-        before = self.size(frames)
-        frames = self.causal_conv(encoder.conv_out, frames, (*norm, frames[4]))
-        self.live -= before
+        frames = self.causal_conv(encoder.conv_out, frames, norm)
+        self.live -= self.carried
         self.reach(encoder.conv_out, self.size(frames))
         return self.size(frames)
 
     def downsample(self, layer: nn.Module, frames: tuple[int, ...]) -> tuple[int, ...]:
         batch, time, height, width, channels = frames
-        channels = layer.conv.out_channels
-        out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, channels)
+        out_channels = layer.conv.out_channels
+        out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, out_channels)
         self.live += self.size(out)
-        self.reach(layer, self.size((height + 1, width + 1, frames[4])) + self.size(out[2:]))
-        self.live -= self.size(frames)
+        self.reach(layer, self.size((height + 1, width + 1, channels)) + self.size(out[2:]))
+        self.live -= self.carried
+        self.carried = self.size(out)
         return out

@@ -95,26 +95,30 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
                 return iter([super().decode(z).sample])
         return self._decoded(z, keeps_output=False)
 
-    def plan_decode(self, shape: tuple[int, ...], keeps_output: bool = True) -> MemoryPlan:
-        """What decoding latents of `shape` takes and how it is done, with the weights where they are now.
+    def plan_decode(
+        self, shape: tuple[int, ...], keeps_output: bool = True, place: tuple[torch.device, torch.dtype] | None = None
+    ) -> MemoryPlan:
+        """What decoding latents of `shape` takes and how it is done.
 
         Args:
             shape: `(batch, latent_channels, time, height, width)`.
             keeps_output: False for `decode_stream`.
+            place: device and dtype; None for those that the weights have now.
 
         Raises:
             ValueError: if the memory budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return plan_decode(self, shape, spans, *self._place(), self.memory_budget, keeps_output)
+        return plan_decode(self, shape, spans, *self._place(place), self.memory_budget, keeps_output)
 
-    def plan_encode(self, shape: tuple[int, ...]) -> MemoryPlan:
+    def plan_encode(self, shape: tuple[int, ...], place: tuple[torch.device, torch.dtype] | None = None) -> MemoryPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return plan_encode(self, shape, spans, *self._place(), self.memory_budget)
+        return plan_encode(self, shape, spans, *self._place(place), self.memory_budget)
 
-    def _place(self) -> tuple[str, int]:
-        return choose_impl(self.device, self.dtype), self.dtype.itemsize
+    def _place(self, place: tuple[torch.device, torch.dtype] | None) -> tuple[str, torch.dtype, torch.device]:
+        device, dtype = (self.device, self.dtype) if place is None else place
+        return choose_impl(device, dtype), dtype, device
 
     @apply_forward_hook
     def encode(
@@ -165,7 +169,7 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         def decode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             if self.post_quant_conv is not None:
                 chunk = self.post_quant_conv(chunk)
-            return decode_chunk(self.decoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
+            return decode_chunk(self.decoder, chunk, clip)
 
         plan = self.plan_decode(tuple(z.shape), keeps_output)
         return _chunks(z, self.num_latent_frames_batch_size, plan, decode)
@@ -224,7 +228,7 @@ def _chunks(
     frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once)
+    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once, plan.elsewhere)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.

@@ -7,46 +7,71 @@ import torch.nn.functional as F
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 
+from .history import keep
 from .layers import Clip
 
 
-def upsample(layer: CogVideoXUpsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
+def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip) -> torch.Tensor:
     """Nearest doubling of height and width (and time, where the layer compresses it) and the layer's 3x3 convolution.
 
     An output row `2i + p` reads input rows `i - 1 + p` and `i + p` only, columns likewise: four convolutions of 2x2 on
     the input, whose weights are sums of the 3x3's, give the four phases of the output. Frames that doubling makes
     equal are convolved once.
+
+    The frames in `holder` are taken out of it. Those that `clip` wants elsewhere make room for the output and come
+    back some rows at a time.
     """
-    batch, time, height, width = frames.shape[:4]
+    frames = holder.pop()
+    like = frames.new_empty(0)
+    batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
-    out = frames.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
     at_once = min(clip.frames_at_once.get(layer, time), time)
-    for sample in range(batch):
-        target = 0
-        for first in range(0, time, at_once):
-            some = slice(first, first + at_once)
-            for (p, q), weight in weights.items():
-                place = out[sample, target:, p::2, q::2]
-                _write_phase(frames[sample, some], weight, layer.conv.bias, p, q, numbers[some], place)
-            target += sum(numbers[some])
+    kept = None
+    if layer in clip.elsewhere:
+        # A frame is `height` rows of what is kept.
+        kept = keep((batch, 1, time * height, width, channels), like, elsewhere=True)
+        for t in range(time):
+            kept.write(t * height, frames[:, t : t + 1])
+        del frames
+    out = like.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
+    step = min(clip.rows.get(layer, height), height) if at_once == 1 else height
+    target = 0
+    for first in range(0, time, at_once):
+        last = min(first + at_once, time)
+        for top in range(0, height, step):
+            bottom = min(top + step, height)
+            # A row more on each side, where there is one.
+            above, below = max(top - 1, 0), min(bottom + 1, height)
+            if kept is None:
+                some = frames[:, first:last, above:below]
+            else:
+                # More rows than a frame has belong to several frames, of which all are taken.
+                some = kept.read(first * height + above, (last - 1) * height + below).to(like.device)
+                some = some.view(batch, last - first, below - above, width, channels)
+            for sample, strip in enumerate(some.unbind(0)):
+                strip = strip.contiguous()
+                for (p, q), weight in weights.items():
+                    place = out[sample, target:, 2 * top + p : 2 * bottom : 2, q::2]
+                    phase = _phase(strip, weight, layer.conv.bias, p, q)[:, top - above :][:, : bottom - top]
+                    _write(phase, numbers[first:last], place)
+                    del phase
+                del strip
+            del some
+        target += sum(numbers[first:last])
     return out
 
 
-def _write_phase(
-    frames: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    p: int,
-    q: int,
-    numbers: list[int],
-    place: torch.Tensor,
-) -> None:
-    """One phase of all `frames`, each written as often as `numbers` has it."""
+def _phase(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, p: int, q: int) -> torch.Tensor:
+    """One phase of all `frames`, with zeros around them."""
     height, width = frames.shape[1:3]
     # Padding on both sides gives one row and column too many; which, is the phase's own.
     padded = F.conv2d(frames.permute(0, 3, 1, 2), weight, bias, padding=1)
-    phase = padded[:, :, p : p + height, q : q + width].permute(0, 2, 3, 1)
+    return padded[:, :, p : p + height, q : q + width].permute(0, 2, 3, 1)
+
+
+def _write(phase: torch.Tensor, numbers: list[int], place: torch.Tensor) -> None:
+    """Each frame of `phase` as often as `numbers` has it."""
     first = 0
     for frame, number in zip(phase, numbers, strict=True):
         place[first : first + number] = frame

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 
-from .layers import Clip, causal_conv, copied, normed, pointwise
+from .layers import Clip, Fill, add_causal_conv, causal_conv, causal_conv_rows, copied, normed, pointwise
 
 
 def resnets(
@@ -18,16 +18,52 @@ def resnets(
     They are taken out of the list, so that no caller holds them longer than they are needed; they are overwritten.
     """
     frames = holder.pop()
+    spare = None  # memory for what is between a block's convolutions
     for block in blocks:
         fill = normed(frames, block.norm1, zq, clip.impl)
-        hidden = causal_conv(block.conv1, fill, frames, clip)
-        del fill
-        if block.in_channels != block.out_channels:
-            frames = _shortcut(block, frames, clip)
+        if halves(block) and clip.slices(block.conv1, frames.shape[2]):
+            frames, spare = _halved(block, fill, frames, clip)
+            hidden = spare
+        else:
+            hidden = causal_conv(block.conv1, fill, frames, clip, spare)
+            if block.in_channels != block.out_channels:
+                frames = _shortcut(block, frames, clip)
         fill = normed(hidden, block.norm2, zq, clip.impl)
-        frames = causal_conv(block.conv2, fill, hidden, clip, residual=frames)
+        add_causal_conv(block.conv2, fill, hidden, clip, frames)
         del fill, hidden
     return frames
+
+
+def halves(block: CogVideoXResnetBlock3D) -> bool:
+    """Whether what the block makes of its input, before and beside its second convolution, fits the input's memory."""
+    return block.in_channels == 2 * block.out_channels and not block.use_conv_shortcut
+
+
+def _halved(
+    block: CogVideoXResnetBlock3D, fill: Fill, frames: torch.Tensor, clip: Clip
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Shortcut and first convolution of a block that halves the channels, both written where `frames` were.
+
+    A row of the input becomes a row of either. It is needed until the slice of rows below it is computed, so a slice's
+    last row waits for the next.
+    """
+    pairs = frames.view(*frames.shape[:3], 2, frames.shape[3], block.out_channels)
+    shortcut, hidden = pairs.unbind(3)
+    height = frames.shape[2]
+    waiting = pairs.new_empty(*pairs.shape[:2], *pairs.shape[3:])
+    for first, last, rows in causal_conv_rows(block.conv1, fill, frames, clip):
+        if first > 0:
+            pairs[:, :, first - 1] = waiting
+        done = last if last == height else last - 1
+        waiting[:, :, 1] = rows[:, :, -1]
+        for t in range(frames.shape[1]):
+            beside = pointwise(frames[:, t, first:last], block.conv_shortcut)
+            waiting[:, t, 0] = beside[:, -1]
+            shortcut[:, t, first:done] = beside[:, : done - first]
+            hidden[:, t, first:done] = rows[:, t, : done - first]
+            del beside
+        del rows
+    return shortcut, hidden
 
 
 def _shortcut(block: CogVideoXResnetBlock3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:

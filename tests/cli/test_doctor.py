@@ -1,7 +1,9 @@
 import importlib.util
 import json
 import os
+import re
 
+import pytest
 import torch
 
 import cogvx_fast
@@ -69,3 +71,37 @@ def test_cuda_devices_show_their_capability(run, monkeypatch):
     line = next(line for line in run("doctor").stdout.splitlines() if "cuda:0" in line)
     for expected in ("NVIDIA H100", "capability 9.0", "fp16, int8, bf16, fp8", "80.0 GiB, 132 SMs"):
         assert expected in line
+
+
+def test_the_memory_of_a_size_is_planned(run):
+    order = ("doctor", "--height", 480, "--width", 720, "--frames", 49, "--dtype", "bfloat16", "--device", "cpu")
+    memory = json.loads(run(*order, "--json", "--vae-memory", "4GiB").stdout)["memory"]
+    assert (memory["height"], memory["width"], memory["num_frames"]) == (480, 720, 49)
+    assert all(3 * 2**30 < plan["peak"] <= 4 * 2**30 for plan in memory["plans"].values())
+    plans = json.loads(run(*order, "--json").stdout)["memory"]["plans"]
+    assert 4 * 2**30 < plans["decode, streamed"]["peak"] < plans["decode"]["peak"]
+    shown = run(*order)
+    assert "49 frames of 720x480, bfloat16, cpu" in " ".join(shown.stdout.split())
+    assert not shown.stderr
+
+
+def test_the_memory_of_a_checkpoint_is_planned(run, checkpoint):
+    memory = json.loads(run("doctor", "--json", "--model", checkpoint).stdout)["memory"]
+    assert memory["height"] == memory["width"] == 32 and memory["num_frames"] == 9
+    assert 0 < memory["plans"]["decode"]["peak"] < 2**24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--vae-memory", "1MiB"), r"--vae-memory '1MiB': a budget of 1.00 MiB is too small .* smallest possible is"),
+        (("--vae-memory", "much"), "--vae-memory 'much': .*such as '4GiB'"),
+        (("--height", "50"), "--height 50: must be a multiple of 16; nearest: 48 or 64"),
+        (("--frames", "50"), r"--frames 50: must be 8N\+1"),
+        (("--model", "nothing/at/all"), "--model 'nothing/at/all'"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(run, options, message):
+    result = run("doctor", *options)
+    assert result.exit_code == 2
+    assert re.search(message, " ".join(result.stderr.split()))

@@ -107,7 +107,27 @@ def test_the_last_lines_say_what_was_made(run, checkpoint):
     frames, rate = decode("out.mp4")
     assert frames.shape == (9, 32, 32, 3)
     assert rate == 8
-    assert "2/2" in result.stderr, "the progress bar came to its end"
+    assert "9/9" in result.stderr, "the progress bar came to its end"
+
+
+@pytest.mark.parametrize("name", ["out.mp4", "frames"])
+def test_frames_are_written_while_others_are_decoded(run, checkpoint, monkeypatch, name):
+    events = []
+    decode_stream = FastCogVideoXPipeline.decode_stream
+
+    def watched(self, *arguments):
+        for chunk in decode_stream(self, *arguments):
+            events.append("decoded")
+            yield chunk
+
+    of_one_size = video._of_one_size
+    monkeypatch.setattr(FastCogVideoXPipeline, "decode_stream", watched)
+    monkeypatch.setattr(
+        video, "_of_one_size", lambda f: (events.append("written") or frame for frame in of_one_size(f))
+    )
+    order = ("generate", PROMPT, "--model", checkpoint, "--steps", 1, "--frames", 17, "--dtype", "bfloat16")
+    assert run(*order, "-o", name).exit_code == 0
+    assert events == ["decoded"] + ["written"] * 9 + ["decoded"] + ["written"] * 8
 
 
 def test_every_option_reaches_the_pipeline(run, checkpoint, calls):
@@ -334,7 +354,7 @@ def test_the_command_alone_is_heard(checkpoint, tmp_path):
     )
     warning, bar = (line for line in result.stderr.splitlines() if line.strip())
     assert warning.startswith("warning: the prompt 'a very long text about a cat' is longer")
-    assert bar.startswith("done") and "2/2" in bar
+    assert bar.startswith("done") and "9/9" in bar
     assert len(result.stdout.splitlines()) == 2
 
 

@@ -83,3 +83,18 @@ def test_a_pipeline_streams_what_it_decodes():
     with torch.no_grad():
         (whole,) = plain.decode_stream(latents)
     assert ((whole - expected).norm() / expected.norm()).item() < 1e-5
+
+
+def test_a_stream_leaves_out_the_padding_of_1_5():
+    fast = accelerate(toy.pipeline("1.5-5b"), EngineConfig(fast_vae=True))
+    inputs = toy.inputs(output_type="pt")
+    expected = fast(**inputs).frames
+    inputs["generator"].manual_seed(0)
+    latents = fast(**inputs | {"output_type": "latent"}).frames
+    num_frames = expected.shape[1]
+    assert latents.shape[1] * 4 - 3 > num_frames
+    frames = torch.cat(list(fast.decode_stream(latents, num_frames)), dim=2)
+    frames = fast.video_processor.postprocess_video(frames, output_type="pt")
+    assert torch.equal(frames, expected)
+    with pytest.raises(ValueError, match=r"num_frames=99 must lie in 1\.\.13, what these latents hold"):
+        fast.decode_stream(latents, 99)
