@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import write_whole
 from .comparison import Group, groups, speedup
-from .files import write_whole
 from .report import seconds
 from .rows import Row
 

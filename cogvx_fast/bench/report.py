@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import write_whole
 from .comparison import Group, break_even, groups, over_bound, over_previous, speedup
-from .files import write_whole
 from .rows import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"

@@ -109,7 +109,7 @@ def report(
     """Make the page, the plots and the README's section from the rows."""
     with exit_codes():
         from cogvx_fast.bench import report as made
-        from cogvx_fast.bench.files import write_whole
+        from cogvx_fast.files import write_whole
 
         rows = _read_rows(folder)
         try:

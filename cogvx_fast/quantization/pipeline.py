@@ -23,15 +23,11 @@ def quantize_pipeline(pipeline: DiffusionPipeline, config: EngineConfig) -> str 
         ValueError: for a recipe that cannot run where the pipeline will, or a model that is quantized in another way.
     """
     loaded = getattr(pipeline.transformer, "recipe", None)
+    check_engine(config, loaded)
     if config.recipe is None:
-        if loaded is not None:
-            raise ValueError(
-                f"the transformer is quantized ({loaded}): what was rounded does not come back, so engine"
-                f" {config.tier!r} cannot have it; use engine={BALANCED!r}"
-            )
         return None
     target, dtype = destination(pipeline), pipeline.transformer.dtype
-    recipe = chosen(config.recipe, loaded, target, dtype)
+    recipe = RECIPES[loaded] if loaded else best(target, dtype) if config.recipe == BALANCED else RECIPES[config.recipe]
     if recipe is None:
         return f"nothing: on {target.name} 8 bits would gain no time; recipe='int8-weight' gains memory"
     if why_not(recipe, target, dtype) is not None:
@@ -54,20 +50,19 @@ def destination(pipeline: DiffusionPipeline) -> Target:
     return targets()[0] if device.type == "cpu" else Target.of(device)
 
 
-def chosen(name: str, loaded: str | None, target: Target, dtype: torch.dtype) -> Recipe | None:
-    """The recipe called `name` for a transformer that was quantized by `loaded` (None: not yet).
-
-    Raises:
-        ValueError: if these are not the same.
-    """
-    if loaded is not None and name not in (BALANCED, loaded):
+def check_engine(config: EngineConfig, loaded: str | None) -> None:
+    """Raise a ValueError for an engine that a transformer quantized by recipe `loaded` (None: not) cannot run in."""
+    if loaded is None or config.recipe in (BALANCED, loaded):
+        return
+    if config.recipe is None:
         raise ValueError(
-            f"recipe={name!r}: the transformer is quantized already, by recipe {loaded!r}; use that, or start from the"
-            " full-precision checkpoint"
+            f"the transformer is quantized ({loaded}): what was rounded does not come back, so engine {config.tier!r}"
+            f" cannot have it; use engine={BALANCED!r}"
         )
-    if loaded is not None:
-        return RECIPES[loaded]
-    return best(target, dtype) if name == BALANCED else RECIPES[name]
+    raise ValueError(
+        f"recipe={config.recipe!r}: the transformer is quantized already, by recipe {loaded!r}; use that, or start from"
+        " the full-precision checkpoint"
+    )
 
 
 def text_encoder_scheme(config: EngineConfig, recipe: Recipe) -> Scheme | None:
