@@ -101,6 +101,20 @@ class FastPipelineMixin:
             )
         super().save_pretrained(*args, **kwargs)
 
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers.
+
+        Raises:
+            ValueError: for a quantized pipeline, whose weights have no room for an adapter's: it runs beside them.
+        """
+        if self.transformer.recipe is not None:
+            raise ValueError(
+                f"the weights are quantized ({self.transformer.recipe}): adapters run beside them in full precision; to"
+                " fuse, call load_lora_weights() and fuse_lora() on the exact pipeline, then accelerate(pipeline,"
+                " engine='balanced')"
+            )
+        super().fuse_lora(*args, **kwargs)
+
     def engine_report(self) -> EngineReport:
         """What the engine does to this pipeline, what it leaves out, and why."""
         return self._report

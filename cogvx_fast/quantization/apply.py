@@ -97,7 +97,8 @@ def is_quantized(module: nn.Module) -> bool:
     """Whether the weight of `module` itself is one of torchao's."""
     from torchao.utils import TorchAOBaseTensor
 
-    return isinstance(getattr(module, "weight", None), TorchAOBaseTensor)
+    # Its own parameter: an adapter's `weight` is that of the linear in it.
+    return isinstance(module._parameters.get("weight"), TorchAOBaseTensor)
 
 
 def kind(module: nn.Module) -> str:
