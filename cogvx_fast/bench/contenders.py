@@ -65,6 +65,7 @@ class Contender:
         stages: in which it differs from the others; it is left out of the rest.
         is_bound: whether it is a lower bound, which has no result to be judged.
         devices: types of device it runs on; None: all.
+        floor_db: of one that may lose precision: the signal-to-noise ratio that its gate asks for instead.
         expected_gain, expected_why: in an ablation, the factor over the contender before that is expected, from what.
     """
 
@@ -73,6 +74,7 @@ class Contender:
     stages: tuple[str, ...] = _ALL
     is_bound: bool = False
     devices: tuple[str, ...] | None = None
+    floor_db: float | None = None
     expected_gain: float | None = None
     expected_why: str | None = None
 

@@ -174,7 +174,7 @@ class _Bench:
                 seconds, _ = stopwatch(self.device)(lambda: call(0))
                 if contender.is_bound:
                     return _Entry(contender, Verdict("none", "computes no result"), prepared, call, seconds)
-                verdict = judge(_errors(self._outputs(call), expected), own)
+                verdict = judge(_errors(self._outputs(call), expected), own, contender.floor_db)
         except Exception as error:  # whatever a contender dies of is its own, and goes into its row
             reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
             return _Entry(contender, Verdict("red", f"failed with {type(error).__name__}: {reason}"), prepared)
