@@ -68,8 +68,8 @@ class EngineConfig:
         compile: a `CompileMode` or its value. "blocks" compiles one block and uses it for all, "full" the whole loop
             over them, which takes as many times longer to compile as there are blocks.
         fast_vae: run the autoencoder layer by layer on channels-last frames. Changes nothing but the order of rounding.
-            None: wherever that keeps the tier's contract. In fp32 on a CPU it does not: oneDNN's channels-last
-            convolutions round two to three times as much as the order that diffusers uses (2e-6 relative).
+            None: wherever that keeps the tier's contract. In fp32 on a CPU that needs a C++ compiler: torch's
+            channels-last convolutions round two to three times as much as the order that diffusers uses.
         vae_memory: what the autoencoder's frames may take, in bytes or as "4GiB": layers are then computed some rows at
             a time, which changes nothing but the order of rounding. None: as little as costs no time.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device

@@ -16,6 +16,7 @@ from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_nat
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .transformer.quantized import Int8Linear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
+from .vae.place import Place
 
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
@@ -218,12 +219,12 @@ def adopt_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
 def _why_not_fast_vae(pipeline: DiffusionPipeline, config: EngineConfig) -> str | None:
     if config.fast_vae is False:
         return "EngineConfig.fast_vae=False"
-    vae = pipeline.vae
-    fp32_on_cpu = getattr(vae, "dtype", None) == torch.float32 and pipeline._execution_device.type == "cpu"
-    if config.fast_vae is None and fp32_on_cpu:
+    dtype, device = getattr(pipeline.vae, "dtype", None), pipeline._execution_device
+    fp32_on_cpu = dtype == torch.float32 and device.type == "cpu"
+    if config.fast_vae is None and fp32_on_cpu and Place.of(device, dtype).product == "torch":
         return (
-            "fp32 on a CPU: channels-last convolutions round 2 to 3 times as much as diffusers' order, more than the"
-            " tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
+            "fp32 on a CPU without a C++ compiler: torch's channels-last convolutions round 2 to 3 times as much as"
+            " diffusers' order, more than the tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
         )
     return None
 

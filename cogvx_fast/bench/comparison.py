@@ -86,7 +86,7 @@ def break_even(row: Row, group: Group) -> float | None:
     and without times.
     """
     base = _find(group, row.stage, BASELINE)
-    if base is None or base is row or row.gate != "green" or base.p50_seconds is None:
+    if base is None or base is row or row.gate != "green" or base.p50_seconds is None or row.n == 1:
         return None
     more = row.first_call_seconds - base.first_call_seconds
     if more <= 0:

@@ -16,13 +16,15 @@ from diffusers import CogVideoXPipeline, DiffusionPipeline
 
 from ..config import EngineConfig
 from ..pipelines import accelerate
+from ..vae import FastAutoencoderKLCogVideoX
 from .arithmetic import arithmetic_call, flop
 from .models import like
 from .stages import STAGES, StageCall
 from .workloads import Workload
 
 _DENOISING = ("dit-step", "generation")
-_ALL = ("text", "dit-step", "vae-decode", "generation", "cold-start")
+_VAE = ("vae-decode", "vae-encode")
+_ALL = ("text", "dit-step", *_VAE, "generation", "cold-start")
 _IN_SESSION = (
     "inside an engine session whose tables are made already; what a session's first step costs more is in extras"
 )
@@ -64,6 +66,7 @@ class Contender:
         what: in one line, for people.
         stages: in which it differs from the others; it is left out of the rest.
         is_bound: whether it is a lower bound, which has no result to be judged.
+        lossy: what makes its result another one by design, or None; then its distance is stated and not judged.
         devices: types of device it runs on; None: all.
         floor_db: of one that may lose precision: the signal-to-noise ratio that its gate asks for instead.
         expected_gain, expected_why: in an ablation, the factor over the contender before that is expected, from what.
@@ -73,6 +76,7 @@ class Contender:
     what: str
     stages: tuple[str, ...] = _ALL
     is_bound: bool = False
+    lossy: str | None = None
     devices: tuple[str, ...] | None = None
     floor_db: float | None = None
     expected_gain: float | None = None
@@ -91,6 +95,13 @@ def diffusers_compiled(pipe: CogVideoXPipeline, workload: Workload, stage: str, 
     options = {"freezing": True} if freezes else None
     compiled = torch.compile(pipe.transformer, fullgraph=True, options=options)
     return Prepared(like(pipe, transformer=compiled), compiling=freezing if freezes else contextlib.nullcontext)
+
+
+def diffusers_tiled(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> Prepared:
+    """diffusers with its autoencoder in blended tiles."""
+    vae = FastAutoencoderKLCogVideoX.adopt(pipe.vae).as_reference()
+    vae.enable_tiling()
+    return Prepared(like(pipe, vae=vae))
 
 
 @contextlib.contextmanager
@@ -149,11 +160,27 @@ CONTENDERS: dict[str, Contender] = {
         "the same with inductor's freezing (weights become constants)",
         stages=_DENOISING,
     ),
+    "diffusers-tiled": Contender(
+        diffusers_tiled,
+        "diffusers with enable_tiling(), in the autoencoder's stages",
+        stages=_VAE,
+        lossy="tiles are blended, and GroupNorm's statistics are those of a tile",
+    ),
     "ours": Contender(functools.partial(ours, config=EngineConfig()), 'cogvx_fast, engine="exact"'),
     "ours-compile": Contender(
         functools.partial(ours, config=EngineConfig(compile="blocks")),
         'cogvx_fast, engine="exact" with compile="blocks"',
         stages=_DENOISING,
+    ),
+    "ours-4GiB": Contender(
+        functools.partial(ours, config=EngineConfig(vae_memory="4GiB")),
+        "cogvx_fast with vae_memory='4GiB'",
+        stages=_VAE,
+    ),
+    "ours-1.5GiB": Contender(
+        functools.partial(ours, config=EngineConfig(vae_memory="1.5GiB")),
+        "cogvx_fast with vae_memory='1.5GiB'",
+        stages=_VAE,
     ),
     "arithmetic": Contender(
         arithmetic, "bound: the step's linears and attention alone", stages=("dit-step",), is_bound=True

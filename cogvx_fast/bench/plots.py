@@ -15,7 +15,7 @@ from .rows import Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a"}
+_COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
 
 
 def write_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:

@@ -114,7 +114,9 @@ def table(group: Group, short: bool = False) -> str:
     columns = ["stage", "contender", "time"]
     columns += ["x the row before", "expected"] if group.is_ablation else []
     columns += ["x diffusers", "x arithmetic"]
-    columns += [] if short else ["first call", "pays after", "peak memory"]
+    columns += [] if short else ["first call", "pays after"]
+    # What an autoencoder takes is as much its point as its time.
+    columns += ["peak memory"] if not short or any(row.stage.startswith("vae") for row in group.rows) else []
     columns += ["error (x diffusers' own)"]
     lines = [columns, ["---"] * len(columns)]
     for row in group.rows:
@@ -127,7 +129,8 @@ def _cells(row: Row, group: Group) -> dict[str, str]:
     if row.gate == "red":
         time = f"refused: {row.gate_detail}"
     else:
-        time = f"{seconds(row.p50_seconds)} ({seconds(row.p20_seconds)} to {seconds(row.p80_seconds)})"
+        spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}" if row.n > 1 else "one call"
+        time = f"{seconds(row.p50_seconds)} ({spread})"
     return {
         "stage": row.stage,
         "contender": row.contender,

@@ -16,7 +16,8 @@ from .provenance import Provenance
 
 SCHEMA = 1
 MIN_RUNS = 5
-GATES = ("green", "red", "none")  # none: a bound, which computes no result that could be judged
+# none: a bound, which computes no result that could be judged; lossy: another result by design, its distance stated.
+GATES = ("green", "red", "none", "lossy")
 SERIES = ("contenders", "ablation", "recipes", "quality")
 _SPEEDS = ("p20_seconds", "p50_seconds", "p80_seconds", "first_call_seconds", "peak_memory_bytes")
 
@@ -42,7 +43,7 @@ class Row:
         gate: one of `GATES`; a red row holds no speed and no memory.
         reference: whose output counts as the truth, and in which precision.
         error, own_error, budget: relative error of this contender, of diffusers at this precision, and what is allowed.
-        n: how many calls were timed; the percentiles are of these, in seconds.
+        n: how many calls were timed; the percentiles are of these, in seconds. One where a call takes minutes.
         first_call_seconds: the first call in this stage; what compiles, compiles in it, from a cold cache. The process
             is warm: diffusers, eager, has run in it before.
         peak_memory_bytes: as `peak_memory_kind` says in words.
@@ -116,8 +117,8 @@ class Row:
         times = (self.p20_seconds, self.p50_seconds, self.p80_seconds)
         if None in times or not 0 < times[0] <= times[1] <= times[2]:
             raise RowError(f"p20, p50, p80 of {times} seconds must be positive and in order")
-        if self.n < MIN_RUNS:
-            raise RowError(f"n={self.n}: a median needs at least {MIN_RUNS} runs")
+        if self.n < MIN_RUNS and self.n != 1:
+            raise RowError(f"n={self.n}: a median needs at least {MIN_RUNS} runs; a single call is stated as one")
         if self.gate == "green" and not (
             self.error is not None and self.budget is not None and self.error <= self.budget
         ):

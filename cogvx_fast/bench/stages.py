@@ -125,6 +125,15 @@ def _vae_decode(pipe: DiffusionPipeline, workload: Workload, dtype: torch.dtype)
     return lambda number: pipe.decode_latents(latents[number % len(latents)])
 
 
+def _vae_encode(pipe: DiffusionPipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
+    clip = Clip.of(workload, pipe)
+    shape = (1, pipe.vae.config.in_channels, clip.num_frames, clip.height, clip.width)
+    pixels = [
+        _noise(shape, seed, dtype).to(pipe._execution_device, pipe.vae.dtype) for seed in range(workload.gate_samples)
+    ]
+    return lambda number: pipe.vae.encode(pixels[number % len(pixels)]).latent_dist.parameters
+
+
 def _generation(pipe: DiffusionPipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
     clip = Clip.of(workload, pipe)
 
@@ -182,6 +191,7 @@ STAGES: dict[str, Stage] = {
         in_loop=True,
     ),
     "vae-decode": Stage(_vae_decode, "decode_latents of one clip"),
+    "vae-encode": Stage(_vae_encode, "vae.encode of one clip: the posterior's mean and log-variance"),
     "cold-start": Stage(
         _cold_start,
         "a fresh process: start Python, import, load the checkpoint, make one generation, write its frames",

@@ -29,6 +29,7 @@ class Workload:
         num_frames, height, width: of the clip in frames and pixels; None: the checkpoint's own.
         steps: denoising steps of a whole generation, and of the schedule that a single step is taken from.
         gate_samples: inputs that the correctness gate averages over.
+        one_call: whether a call takes minutes: then the first is the only one, and rows say so.
         dtypes: that are run if none is asked for.
         needs_cuda: why a CPU will not do, or None.
     """
@@ -45,6 +46,7 @@ class Workload:
     width: int | None = None
     steps: int = 50
     gate_samples: int = 3
+    one_call: bool = False
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     needs_cuda: str | None = None
     prompts: tuple[str, ...] = field(default=_PROMPTS, repr=False)
@@ -112,13 +114,37 @@ WORKLOADS: dict[str, Workload] = {
         ),
         Workload(
             name="vae",
-            summary="the family's VAE, all layers, random weights; decodes 9 frames of 64x96",
-            stages=("vae-decode",),
+            summary="the family's VAE, all layers, random weights; 9 frames of 64x96",
+            stages=("vae-decode", "vae-encode"),
             transformer=_SMALLEST,
             vae={},
             num_frames=9,
             height=64,
             width=96,
+            gate_samples=2,
+        ),
+        Workload(
+            name="vae-clip",
+            summary="the same, 9 frames of 240x352: the clip of dit-2b",
+            stages=("vae-decode",),
+            transformer=_SMALLEST,
+            vae={},
+            gate_samples=1,
+            one_call=True,
+            **_REDUCED,
+        ),
+        Workload(
+            name="vae-chunk",
+            summary="the same, 9 frames of 480x720: the largest chunk of the family's default size",
+            stages=("vae-decode",),
+            transformer=_SMALLEST,
+            vae={},
+            num_frames=9,
+            height=480,
+            width=720,
+            gate_samples=1,
+            one_call=True,
+            dtypes=("bfloat16",),
         ),
     )
 }

@@ -34,6 +34,7 @@ def vae_memory(
 
         from cogvx_fast import EngineConfig
         from cogvx_fast.vae import FastAutoencoderKLCogVideoX, why_not_adopted
+        from cogvx_fast.vae.place import Place
 
     config = {} if checkpoint is None else read_config(checkpoint.source, "vae/config.json")
     with init_empty_weights():
@@ -42,7 +43,7 @@ def vae_memory(
     if reason is not None:
         raise UsageError("--model", repr(checkpoint.source), f"no plan for its autoencoder: {reason}")
     vae = FastAutoencoderKLCogVideoX.adopt(vae)
-    place = torch.device(device), getattr(torch, dtype)
+    place = Place.of(torch.device(device), getattr(torch, dtype))
     latent_frames = (num_frames - 1) // vae.config.temporal_compression_ratio + 1
     latents = (1, vae.config.latent_channels, latent_frames, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
     pixels = (1, vae.config.in_channels, num_frames, height, width)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXDecoder3D
 
+from .convolution import causal_conv, padded_rows, product_of
 from .history import keep
-from .layers import Clip, causal_conv, causal_conv_rows, copied, normed
+from .layers import Clip, copied, normed
 from .resampling import upsample
 from .resnet import resnets
 
@@ -38,9 +39,10 @@ def _pixels(decoder: CogVideoXDecoder3D, holder: list[torch.Tensor], zq: torch.T
         return causal_conv(layer, fill, frames, clip)
     # The frames leave no room for pixels beside them.
     kept = keep((*frames.shape[:4], layer.conv.out_channels), frames, elsewhere=True)
-    for first, _, rows in causal_conv_rows(layer, fill, frames, clip):
-        kept.write(first, rows)
-        del rows
+    product = product_of(layer, clip)
+    for first, _, buffer in padded_rows(layer, fill, frames, clip, product.border):
+        kept.write(first, product(buffer))
+        del buffer
     height, device = frames.shape[2], frames.device
     del frames, fill
     return kept.read(0, height).to(device)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXEncoder3D
 
-from .layers import Clip, causal_conv, copied, normed
+from .convolution import causal_conv
+from .layers import Clip, copied, normed
 from .resampling import downsample
 from .resnet import resnets
 

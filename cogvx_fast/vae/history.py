@@ -6,8 +6,10 @@ A causal convolution reads the last frames of the chunk before. Of a video of 48
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -81,18 +83,19 @@ class FramesInFile:
             ) from error
 
     def write(self, first: int, rows: torch.Tensor) -> None:
-        for place, part in zip(self._places(first), rows.flatten(0, 1), strict=True):
-            os.pwrite(self._file.fileno(), _bytes_of(part.contiguous()), place)
+        for place, (sample, t) in self._places(first):
+            os.pwrite(self._file.fileno(), _bytes_of(rows[sample, t].contiguous()), place)
 
     def read(self, first: int, last: int) -> torch.Tensor:
         batch, time, _, width, channels = self._shape
         rows = torch.empty((batch, time, last - first, width, channels), dtype=self._dtype)
-        for place, part in zip(self._places(first), rows.flatten(0, 1), strict=True):
-            os.preadv(self._file.fileno(), [_bytes_of(part)], place)
+        for place, (sample, t) in self._places(first):
+            os.preadv(self._file.fileno(), [_bytes_of(rows[sample, t])], place)
         return rows
 
-    def _places(self, first: int) -> list[int]:
-        return [(i * self._height + first) * self._row for i in range(self._shape[0] * self._shape[1])]
+    def _places(self, first: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        for number, frame in enumerate(itertools.product(range(self._shape[0]), range(self._shape[1]))):
+            yield (number * self._height + first) * self._row, frame
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -1,13 +1,12 @@
-"""The layers of the autoencoder on channels-last frames, each made of a reference layer's own weights.
+"""What the layers of the autoencoder share, and what stands before a convolution: copies and norms.
 
-Frames are `(batch, time, height, width, channels)` and contiguous. A convolution reads them from a buffer that
-has its causal frames in front and a row of zeros above and below; what comes before the convolution writes there,
-a number of rows at a time.
+Frames are `(batch, time, height, width, channels)`, their rows contiguous. What comes before a convolution writes
+where the convolution reads, a number of rows at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +15,7 @@ from cogvx_kernels import ops
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d, CogVideoXSpatialNorm3D
 from torch import nn
 
-from .history import KeptFrames, keep
+from .history import KeptFrames
 
 # (the buffer's rows to be written, first row of the frames, the row after the last)
 Fill = Callable[[torch.Tensor, int, int], None]
@@ -28,6 +27,7 @@ class Clip:
 
     Attributes:
         impl: of the operations between the convolutions, as `cogvx_kernels.ops` names it.
+        product: of the convolutions themselves: "torch", or "cpu" for our own, see `convolution`.
         rows: how many rows of a convolution are computed at a time, all of them where it is not named.
         frames_at_once: how many frames are resampled at a time, likewise.
         elsewhere: layers whose waiting frames (a convolution's last ones, an upsampling's input, the pixels) lie
@@ -37,6 +37,7 @@ class Clip:
     """
 
     impl: str = "torch"
+    product: str = "torch"
     rows: Mapping[nn.Module, int] = field(default_factory=dict)
     frames_at_once: Mapping[nn.Module, int] = field(default_factory=dict)
     elsewhere: Container[nn.Module] = frozenset()
@@ -46,78 +47,6 @@ class Clip:
     def slices(self, layer: CogVideoXCausalConv3d, height: int) -> bool:
         """Whether a convolution of frames of `height` is computed some rows at a time."""
         return self.rows.get(layer, height) < height
-
-
-def causal_conv(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """The causal convolution of what `fill` writes: new frames, or `out` with them in it.
-
-    Args:
-        like: frames of the shape that `fill` writes.
-    """
-    for first, last, rows in causal_conv_rows(layer, fill, like, clip):
-        if out is None and rows.shape[2] == like.shape[2]:
-            return rows
-        if out is None:
-            out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
-        out[:, :, first:last] = rows
-        del rows
-    return out
-
-
-def add_causal_conv(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
-) -> None:
-    """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    for first, last, rows in causal_conv_rows(layer, fill, like, clip):
-        residual[:, :, first:last] += rows
-        del rows
-
-
-def causal_conv_rows(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip
-) -> Iterator[tuple[int, int, torch.Tensor]]:
-    """The causal convolution some rows at a time: the first row, the one after the last, and the result between.
-
-    When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
-    one below those of a slice.
-    """
-    batch, time, height, width, channels = like.shape
-    history, conv = layer.time_kernel_size - 1, layer.conv
-    step = min(clip.rows.get(layer, height), height)
-    old = clip.caches.pop(layer, None)
-    new = None
-    if not clip.is_last:
-        # Each old frame is read before its place is written.
-        new = old or keep((batch, history, height, width, channels), like, layer in clip.elsewhere)
-        clip.caches[layer] = new
-
-    def rows(first: int, last: int) -> torch.Tensor:
-        above, below = max(first - 1, 0), min(last + 1, height)
-        buffer = like.new_empty(batch, history + time, last - first + 2, width, channels)
-        inner = buffer[:, :, above - (first - 1) : below - (first - 1)]
-        if first == 0:
-            buffer[:, :, 0] = 0
-        if last == height:
-            buffer[:, :, -1] = 0
-        fill(inner[:, history:], above, below)
-        inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
-        if new is not None:
-            # One row behind: the next rows still read the old frames of the one above them.
-            done = height if last == height else last - 1
-            new.write(above, inner[:, time : time + history, : done - above])
-        return _conv3d(buffer, conv)
-
-    for first in range(0, height, step):
-        last = min(first + step, height)
-        yield first, last, rows(first, last)
-
-
-def _conv3d(buffer: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
-    """A stride-1 convolution of `(batch, time, height, width, channels)` whose time and height are padded already."""
-    output = F.conv3d(buffer.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 0, conv.padding[2]))
-    return output.permute(0, 2, 3, 4, 1).contiguous()
 
 
 def copied(frames: torch.Tensor) -> Fill:

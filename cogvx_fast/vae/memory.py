@@ -14,11 +14,12 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import torch
+from cogvx_kernels.cpu import convolution as native
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
 from .history import place_of
+from .place import Place
 from .resampling import copies, pooled_frames
 from .resnet import halves
 
@@ -63,37 +64,32 @@ def plan_decode(
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
-    impl: str,
-    dtype: torch.dtype,
-    device: torch.device,
+    place: Place,
     budget: int | None = None,
     keeps_output: bool = True,
 ) -> MemoryPlan:
     """The plan for decoding latents of `shape` `(batch, channels, time, height, width)` in chunks of `spans`.
 
     Args:
-        impl: of the operations between convolutions.
-        dtype, device: of the frames; the weights of `vae` are not looked at and may be on the meta device.
+        place: where that is; the weights of `vae` are not looked at and may be on the meta device.
         budget: bytes that the peak may have; None: what costs no time.
         keeps_output: whether the pixels of all chunks are joined at the end (not so in a stream).
 
     Raises:
         ValueError: if the budget is below the smallest that works, which is named.
     """
-    return _plan(_Decoder, vae, shape, spans, impl, dtype, device, budget, keeps_output)
+    return _plan(_Decoder, vae, shape, spans, place, budget, keeps_output)
 
 
 def plan_encode(
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
-    impl: str,
-    dtype: torch.dtype,
-    device: torch.device,
+    place: Place,
     budget: int | None = None,
 ) -> MemoryPlan:
     """The same for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
-    return _plan(_Encoder, vae, shape, spans, impl, dtype, device, budget, True)
+    return _plan(_Encoder, vae, shape, spans, place, budget, True)
 
 
 def _plan(
@@ -101,9 +97,7 @@ def _plan(
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
     spans: list[tuple[int, int]],
-    impl: str,
-    dtype: torch.dtype,
-    device: torch.device,
+    place: Place,
     budget: int | None,
     keeps_output: bool,
 ) -> MemoryPlan:
@@ -111,7 +105,7 @@ def _plan(
         # First what each layer may take in the worst of the chunks, then what that comes to.
         ledger = None
         for _ in range(2):
-            ledger = kind(impl, dtype.itemsize, budget, least, ledger, frozenset(elsewhere))
+            ledger = kind(place, budget, least, ledger, frozenset(elsewhere))
             ledger.run(vae, shape, spans, keeps_output)
         return ledger
 
@@ -132,9 +126,9 @@ def _plan(
                 " columns or samples at once take less"
             )
         ledger = smallest
-    place = place_of(device) if ledger.elsewhere else ""
+    where = place_of(place.device) if ledger.elsewhere else ""
     rows, frames = ledger.rows, ledger.frames_at_once
-    return MemoryPlan(ledger.peak, ledger.layer(vae), rows, frames, ledger.elsewhere, ledger.most_put_away, place)
+    return MemoryPlan(ledger.peak, ledger.layer(vae), rows, frames, ledger.elsewhere, ledger.most_put_away, where)
 
 
 def _in_words(shape: tuple[int, ...]) -> str:
@@ -147,8 +141,7 @@ class _Ledger:
 
     def __init__(
         self,
-        impl: str,
-        itemsize: int,
+        place: Place,
         budget: int | None,
         least: int,
         fixed: _Ledger | None,
@@ -156,8 +149,11 @@ class _Ledger:
     ):
         # What the torch implementation holds on the way of a number that it writes: both tables', the sum and its SiLU
         # in fp32; of half precision also the number in fp32 and the result.
-        self.filling = 0 if impl != "torch" else 16 if itemsize == 4 else 20 + itemsize
-        self.wide = 0 if impl != "torch" or itemsize == 4 else 4  # a frame in fp32, for its statistics
+        itemsize, in_torch = place.dtype.itemsize, place.impl == "torch"
+        self.filling = 0 if not in_torch else 16 if itemsize == 4 else 20 + itemsize
+        self.wide = 0 if not in_torch or itemsize == 4 else 4  # a frame in fp32, for its statistics
+        # Our own convolution writes its result in place, from columns that are padded, too, and weights in its order.
+        self.border = 1 if place.product == "cpu" else 0
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
@@ -198,6 +194,10 @@ class _Ledger:
         if self.live + extra > self.peak:
             self.peak, self.worst = self.live + extra, layer
 
+    def packed(self, *weight: int) -> int:
+        """Bytes of a weight of so many outputs, inputs and taps in the order of our own convolution."""
+        return native.packed_size(*weight) * self.itemsize
+
     def put(self, layer: nn.Module, size: int) -> None:
         """`size` bytes more (or less) of a layer wait: where they count, or elsewhere."""
         self.waiting[layer] = max(self.waiting.get(layer, 0), size)
@@ -215,6 +215,7 @@ class _Ledger:
         whole: int | None = None,
         in_slices: int | None = None,
         beside: int = 0,
+        has_place: bool = True,
     ) -> tuple[int, ...]:
         """A causal convolution of `frames`, which stay alive; so do those that it makes.
 
@@ -224,6 +225,7 @@ class _Ledger:
             whole: bytes of memory that the result needs of its own, where that is not its size.
             in_slices: the same if it is computed in slices.
             beside: bytes that slices need beside them.
+            has_place: whether there is memory for the results when they are computed in slices.
         """
         batch, time, height, width, channels = frames
         out = (batch, time, height, width, layer.conv.out_channels)
@@ -237,8 +239,12 @@ class _Ledger:
             self.caches[layer] = old or self.size((batch, history, height, width, channels))
             self.put(layer, self.caches[layer] - old)
 
+        conv = layer.conv
+        packed = self.packed(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size)) if self.border else 0
+        in_place = self.border and has_place
+
         def workspace(rows: int) -> int:
-            buffer = self.size((batch, history + time, rows + 2, width, channels))
+            buffer = packed + self.size((batch, history + time, rows + 2, width + 2 * self.border, channels))
             read = min(rows + 2, height)
             filled, taken = batch * read * channels * width * self.filling, 0
             if norm is not None:
@@ -249,8 +255,10 @@ class _Ledger:
                 taken = 4 * batch * read * norm[3] * channels if self.filling else 0
                 filled = max(8 * table + filled + taken, table * (8 + (self.itemsize if self.itemsize < 4 else 0)))
             cached = 0
-            if layer in self.elsewhere and old:
-                cached = self.size((batch, history, read, width, channels))
+            if layer in self.elsewhere:  # what is read of it, or a frame on its way there
+                cached = self.size((*((batch, history) if old else (1, 1)), read, width, channels))
+            if in_place and (rows < height or whole == 0):
+                return buffer + max(filled, cached)
             return buffer + max(filled, cached, self.size((batch, time, rows, width, out[4])))
 
         rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside)
@@ -284,7 +292,7 @@ class _Ledger:
             before = self.carried
             hidden_size = self.size((*frames[:4], block.conv1.conv.out_channels))
             in_slices, waiting = (0, self.size((*frames[:2], 1, *frames[3:]))) if halves(block) else (None, 0)
-            hidden = self.causal_conv(block.conv1, frames, norm, 0 if shares else None, in_slices, waiting)
+            hidden = self.causal_conv(block.conv1, frames, norm, 0 if shares else None, in_slices, waiting, not waiting)
             if halves(block) and self.rows_of(block.conv1) < frames[2]:
                 shares = True
                 # A slice of the result, and one frame of it of the shortcut.
@@ -331,7 +339,7 @@ class _Decoder(_Ledger):
                 frames = self.upsample(layer, frames)
         pixels = self.size((*frames[:4], decoder.conv_out.conv.out_channels))
         aside = decoder.conv_out in self.elsewhere
-        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None)
+        self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None, has_place=not aside)
         self.live += (pixels if aside else 0) - self.carried
         self.reach(decoder.conv_out, pixels)  # turned to channels first
         self.live -= latents
@@ -341,7 +349,10 @@ class _Decoder(_Ledger):
         batch, time, height, width, channels = frames
         out_channels = layer.conv.out_channels
         out = (batch, sum(copies(time, layer.compress_time)), 2 * height, 2 * width, out_channels)
-        weights = channels * out_channels * (16 * self.itemsize + 40)  # the four phases, and fp32 on the way to them
+        # The four phases' weights; on the way to them sums in fp32, or both orders of them.
+        each = channels * out_channels
+        weights = 4 * self.packed(out_channels, channels, 4) if self.border else 16 * each * self.itemsize
+        self.reach(layer, weights + each * (20 * self.itemsize if self.border else 40))
         waits = batch * time * self.size((height, width, channels))
         is_strided = self.carried != waits
         aside = layer in self.elsewhere
@@ -349,13 +360,16 @@ class _Decoder(_Ledger):
         def read(frames: int, rows: int) -> int:
             return self.size((frames, min(rows + 2, height), width, channels))
 
+        def product(frames: int, rows: int) -> int:
+            if self.border:
+                return self.size((rows + 2, width + 2, channels))
+            return self.size((frames, min(rows + 2, height) + 1, width + 1, out_channels))
+
         def strip(rows: int) -> int:
-            source = read(1, rows) * (batch if aside else 1 if is_strided else 0)
-            return source + self.size((min(rows + 2, height) + 1, width + 1, out_channels))
+            return read(1, rows) * (batch if aside else 1 if is_strided else 0) + product(1, rows)
 
         def whole_frames(number: int) -> int:
-            source = read(number, height) * (batch if aside else 1 if is_strided else 0)
-            return source + self.size((number, height + 1, width + 1, out_channels))
+            return read(number, height) * (batch if aside else 1 if is_strided else 0) + product(number, height)
 
         self.put(layer, waits)
         self.live += (0 if aside else self.carried - waits) - self.carried

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 
 import torch
-from cogvx_kernels.cpu import frames as cpu_frames
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -18,6 +17,7 @@ from .decoder import decode_chunk
 from .encoder import encode_chunk
 from .layers import Clip
 from .memory import MemoryPlan, plan_decode, plan_encode
+from .place import Place
 from .validate import check_input
 
 
@@ -31,9 +31,11 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
 
     Attributes:
         memory_budget: bytes that the layers' tensors may take, see `memory.MemoryPlan`; None: what costs no time.
+        place: what computes; None: the best where the weights are.
     """
 
     memory_budget: int | None = None
+    place: Place | None = None
 
     @classmethod
     def adopt(cls, reference: AutoencoderKLCogVideoX) -> FastAutoencoderKLCogVideoX:
@@ -95,30 +97,38 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
                 return iter([super().decode(z).sample])
         return self._decoded(z, keeps_output=False)
 
-    def plan_decode(
-        self, shape: tuple[int, ...], keeps_output: bool = True, place: tuple[torch.device, torch.dtype] | None = None
-    ) -> MemoryPlan:
+    def plan_decode(self, shape: tuple[int, ...], keeps_output: bool = True, place: Place | None = None) -> MemoryPlan:
         """What decoding latents of `shape` takes and how it is done.
 
         Args:
             shape: `(batch, latent_channels, time, height, width)`.
             keeps_output: False for `decode_stream`.
-            place: device and dtype; None for those that the weights have now.
+            place: None for where the weights are now.
 
         Raises:
             ValueError: if the memory budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return plan_decode(self, shape, spans, *self._place(place), self.memory_budget, keeps_output)
+        return plan_decode(
+            self,
+            shape,
+            spans,
+            place or self._own_place,
+            self.memory_budget,
+            keeps_output,
+        )
 
-    def plan_encode(self, shape: tuple[int, ...], place: tuple[torch.device, torch.dtype] | None = None) -> MemoryPlan:
+    def plan_encode(self, shape: tuple[int, ...], place: Place | None = None) -> MemoryPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return plan_encode(self, shape, spans, *self._place(place), self.memory_budget)
+        return plan_encode(self, shape, spans, place or self._own_place, self.memory_budget)
 
-    def _place(self, place: tuple[torch.device, torch.dtype] | None) -> tuple[str, torch.dtype, torch.device]:
-        device, dtype = (self.device, self.dtype) if place is None else place
-        return choose_impl(device, dtype), dtype, device
+    @property
+    def _own_place(self) -> Place:
+        return self.place or Place.of(self.device, self.dtype)
+
+    def _place_of(self, frames: torch.Tensor) -> Place:
+        return self.place or Place.of(frames.device, frames.dtype)
 
     @apply_forward_hook
     def encode(
@@ -171,15 +181,18 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
                 chunk = self.post_quant_conv(chunk)
             return decode_chunk(self.decoder, chunk, clip)
 
-        plan = self.plan_decode(tuple(z.shape), keeps_output)
-        return _chunks(z, self.num_latent_frames_batch_size, plan, decode)
+        place = self._place_of(z)
+        plan = self.plan_decode(tuple(z.shape), keeps_output, place)
+        return _chunks(z, self.num_latent_frames_batch_size, plan, place, decode)
 
     def _encoded(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
         def encode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
             moments = encode_chunk(self.encoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-        return _chunks(x, self.num_sample_frames_batch_size, self.plan_encode(tuple(x.shape)), encode)
+        place = self._place_of(x)
+        plan = self.plan_encode(tuple(x.shape), place)
+        return _chunks(x, self.num_sample_frames_batch_size, plan, place, encode)
 
 
 def _sharing(cls: type[AutoencoderKLCogVideoX], source: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
@@ -218,17 +231,11 @@ def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
     return [(size * i + (remainder if i else 0), min(size * (i + 1) + remainder, length)) for i in range(number)]
 
 
-def choose_impl(device: torch.device, dtype: torch.dtype) -> str:
-    """What computes between the convolutions there."""
-    native = device.type == "cpu" and dtype in cpu_frames.DTYPES and cpu_frames.why_not() is None
-    return "cpu" if native else "torch"
-
-
 def _chunks(
-    frames: torch.Tensor, size: int, plan: MemoryPlan, run: Callable[[torch.Tensor, Clip], torch.Tensor]
+    frames: torch.Tensor, size: int, plan: MemoryPlan, place: Place, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(choose_impl(frames.device, frames.dtype), plan.rows, plan.frames_at_once, plan.elsewhere)
+    clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.

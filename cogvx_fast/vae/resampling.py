@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from cogvx_kernels.cpu import convolution as native
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 
@@ -26,6 +27,10 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
     batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
+    convolve = _phases_in_torch
+    if clip.product == "cpu":
+        weights = {phase: native.pack(weight) for phase, weight in weights.items()}
+        convolve = _phases_in_place
     at_once = min(clip.frames_at_once.get(layer, time), time)
     kept = None
     if layer in clip.elsewhere:
@@ -49,33 +54,68 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
                 # More rows than a frame has belong to several frames, of which all are taken.
                 some = kept.read(first * height + above, (last - 1) * height + below).to(like.device)
                 some = some.view(batch, last - first, below - above, width, channels)
-            for sample, strip in enumerate(some.unbind(0)):
-                strip = strip.contiguous()
-                for (p, q), weight in weights.items():
-                    place = out[sample, target:, 2 * top + p : 2 * bottom : 2, q::2]
-                    phase = _phase(strip, weight, layer.conv.bias, p, q)[:, top - above :][:, : bottom - top]
-                    _write(phase, numbers[first:last], place)
-                    del phase
+            rows = (top - above, bottom - top)
+            for sample in range(batch):
+                strip = some[sample].contiguous()
+                place = out[sample, target : target + sum(numbers[first:last]), 2 * top : 2 * bottom]
+                convolve(strip, rows, weights, layer.conv.bias, numbers[first:last], place)
                 del strip
             del some
         target += sum(numbers[first:last])
     return out
 
 
-def _phase(frames: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, p: int, q: int) -> torch.Tensor:
-    """One phase of all `frames`, with zeros around them."""
-    height, width = frames.shape[1:3]
-    # Padding on both sides gives one row and column too many; which, is the phase's own.
-    padded = F.conv2d(frames.permute(0, 3, 1, 2), weight, bias, padding=1)
-    return padded[:, :, p : p + height, q : q + width].permute(0, 2, 3, 1)
+def _phases_in_torch(
+    strip: torch.Tensor,
+    rows: tuple[int, int],
+    weights: dict[tuple[int, int], torch.Tensor],
+    bias: torch.Tensor | None,
+    numbers: list[int],
+    place: torch.Tensor,
+) -> None:
+    """The four phases of some rows of frames.
+
+    Args:
+        strip: `(frames, height, width, channels)`, the rows and those above and below that there are.
+        rows: the first of them in `strip`, and how many they are.
+        numbers: how often each frame is written.
+        place: `(written frames, 2 * rows, 2 * width, channels)`.
+    """
+    first, number = rows
+    width = strip.shape[2]
+    for (p, q), weight in weights.items():
+        # Padding on both sides gives one row and column too many; which, is the phase's own.
+        padded = F.conv2d(strip.permute(0, 3, 1, 2), weight, bias, padding=1)
+        phase = padded[:, :, first + p : first + p + number, q : q + width].permute(0, 2, 3, 1)
+        target = 0
+        for frame, copies in zip(phase, numbers, strict=True):
+            place[target : target + copies, p::2, q::2] = frame
+            target += copies
+        del padded, phase
 
 
-def _write(phase: torch.Tensor, numbers: list[int], place: torch.Tensor) -> None:
-    """Each frame of `phase` as often as `numbers` has it."""
-    first = 0
-    for frame, number in zip(phase, numbers, strict=True):
-        place[first : first + number] = frame
-        first += number
+def _phases_in_place(
+    strip: torch.Tensor,
+    rows: tuple[int, int],
+    weights: dict[tuple[int, int], torch.Tensor],
+    bias: torch.Tensor | None,
+    numbers: list[int],
+    place: torch.Tensor,
+) -> None:
+    """The same with our own convolution and packed weights, a frame at a time."""
+    first, number = rows
+    _, height, width, channels = strip.shape
+    target = 0
+    for frame, copies in zip(strip, numbers, strict=True):
+        padded = strip.new_zeros(1, 1, number + 2, width + 2, channels)
+        above = 1 - first
+        padded[0, 0, above : above + height, 1:-1] = frame
+        for (p, q), weight in weights.items():
+            corner = padded[:, :, p : p + number + 1, q : q + width + 1]
+            native.convolution(corner, weight, bias, (1, 2, 2), place[None, target : target + 1, p::2, q::2])
+        place[target + 1 : target + copies] = place[target]
+        target += copies
+        del padded, corner
 
 
 def copies(time: int, doubles: bool) -> list[int]:

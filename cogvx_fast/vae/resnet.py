@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 
-from .layers import Clip, Fill, add_causal_conv, causal_conv, causal_conv_rows, copied, normed, pointwise
+from .convolution import add_causal_conv, causal_conv, padded_rows, product_of
+from .layers import Clip, Fill, copied, normed, pointwise
 
 
 def resnets(
@@ -51,7 +52,10 @@ def _halved(
     shortcut, hidden = pairs.unbind(3)
     height = frames.shape[2]
     waiting = pairs.new_empty(*pairs.shape[:2], *pairs.shape[3:])
-    for first, last, rows in causal_conv_rows(block.conv1, fill, frames, clip):
+    product = product_of(block.conv1, clip)
+    for first, last, buffer in padded_rows(block.conv1, fill, frames, clip, product.border):
+        rows = product(buffer)
+        del buffer
         if first > 0:
             pairs[:, :, first - 1] = waiting
         done = last if last == height else last - 1

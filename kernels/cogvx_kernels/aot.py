@@ -24,6 +24,7 @@ from triton.runtime import driver
 from triton.runtime.jit import MockTensor
 
 from . import machine_code, ops
+from .reference import GROUP
 from .triton.attention import DTYPES as ATTENTION_DTYPES
 from .triton.targets import TARGETS, TunedKernel
 
@@ -107,7 +108,8 @@ def describe(config: triton.Config) -> str:
 
 def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
     """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
-    with _pretend("sm_80"), torch.no_grad():
+    # Which GPU does not matter, as long as it has every dtype.
+    with _pretend("sm_89"), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 
@@ -150,11 +152,12 @@ def compile_for(launch: Launch, target: str, config: triton.Config) -> Compiled:
 
 
 def compile_all(launch: Launch, targets: list[str] | None = None, first_only: bool = False) -> list[Compiled]:
-    """The configurations that can be chosen on `targets` (all), or the one that is listed first for each."""
+    """The configurations that can be chosen on `targets` (all), or the one that is listed first for each; none on a
+    target that does not run the kernel."""
     return [
         compile_for(launch, target, config)
         for target in targets or TARGETS
-        for config in launch.kernel.configs[target][: 1 if first_only else None]
+        for config in launch.kernel.configs.get(target, ())[: 1 if first_only else None]
     ]
 
 
@@ -188,6 +191,45 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
         *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *norm[4:]), x, x, vectors, *norm[:4]),
         *launches(norm_rope, query, key, affine, tables if rotary else []),
         *attention,
+    ]
+
+
+def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> list[Launch]:
+    """The Triton launches that take the place of a block's linears and norms where its products are in 8 bits.
+
+    In order: the norm before QKV, QKV, the rows that attention gives, the projection of them, the second norm, and the
+    feed-forward's two layers, between which there are 8 bits only.
+
+    Args:
+        dtype: of the stream, fp16 or bf16.
+        quantized: `torch.int8`, or `torch.float8_e4m3fn` for targets that multiply it.
+    """
+    with FakeTensorMode(), torch.device("cuda"):
+        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
+        numbers, scales = torch.empty((2, 300, dim), dtype=quantized), torch.empty((2, 300))
+        hidden, hidden_scales = torch.empty((2, 300, 4 * dim), dtype=quantized), torch.empty((2, 300, 4 * dim // GROUP))
+
+        def weights(out_features: int, in_features: int) -> tuple[torch.Tensor, ...]:
+            weight = torch.empty((out_features, in_features), dtype=quantized)
+            return weight, torch.empty(out_features), torch.empty(out_features, dtype=dtype)
+
+        qkv, projection, up, down = (
+            weights(*shape) for shape in ((3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim))
+        )
+    norm = (vector, vector, vectors, vectors)
+    ends = (226, 1e-5, "triton", quantized)
+
+    def linear(activation: str | None, out_dtype: torch.dtype) -> Callable:
+        return lambda *a: ops.scaled_linear(*a, activation, out_dtype, "triton")
+
+    return [
+        *launches(lambda *a: ops.layer_norm_modulate(*a, *ends), x, *norm),
+        *launches(linear(None, dtype), numbers, scales, *qkv),
+        *launches(lambda x: ops.quantize_rows(x, quantized, impl="triton"), x),
+        *launches(linear(None, dtype), numbers, scales, *projection),
+        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *ends), x, x, vectors, *norm),
+        *launches(linear("gelu_tanh", quantized), numbers, scales, *up),
+        *launches(linear(None, dtype), hidden, hidden_scales, *down),
     ]
 
 

@@ -30,11 +30,14 @@ def layer_norm_modulate(
     scale: torch.Tensor,
     text_length: int,
     eps: float = 1e-5,
-) -> torch.Tensor:
-    """Expert AdaLN (CogVideoX, arXiv:2408.06072, 2.2): `LayerNorm(x) * (1 + scale[row]) + shift[row]`."""
+    quantize: torch.dtype | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Expert AdaLN (CogVideoX, arXiv:2408.06072, 2.2): `LayerNorm(x) * (1 + scale[row]) + shift[row]`; with `quantize`
+    its `quantize_rows`, from fp32, in its place."""
     normed = F.layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide(bias), eps)
     scale, shift = (_by_expert(vectors, text_length, x.shape[1]) for vectors in (scale, shift))
-    return torch.addcmul(shift, normed, 1 + scale).to(x.dtype)
+    modulated = torch.addcmul(shift, normed, 1 + scale)
+    return modulated.to(x.dtype) if quantize is None else quantize_rows(modulated, quantize)
 
 
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_length: int) -> torch.Tensor:
@@ -52,10 +55,12 @@ def gated_residual_layer_norm_modulate(
     scale: torch.Tensor,
     text_length: int,
     eps: float = 1e-5,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    quantize: torch.dtype | None = None,
+) -> tuple[torch.Tensor, ...]:
     """`x' = gated_residual(x, y, gate)` and `layer_norm_modulate(x', ...)`, both returned."""
     x = gated_residual(x, y, gate, text_length)
-    return x, layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps)
+    normed = layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps, quantize)
+    return (x, normed) if quantize is None else (x, *normed)
 
 
 def norm_rope(
@@ -129,3 +134,62 @@ def group_norm_modulate_silu(
     for t, frame in enumerate(frames.tolist()):
         offset, factor = (table[:, frame].index_select(1, rows).index_select(2, columns) for table in (shift, scale))
         out[:, t] = F.silu(torch.addcmul(offset, _wide(x[:, t]), factor)).to(x.dtype)
+
+
+# The largest number that each 8-bit type holds.
+QUANTIZED_MAXIMUM = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+# Columns that share a scale where a row has several: what one tile of a GEMM has of its row.
+GROUP = 128
+# No scale is of a smaller maximum than this, 2^-100: the inverse of a scale, and its product with another, stay normal
+# numbers of fp32.
+SMALLEST_MAXIMUM = 2.0**-100
+
+
+def quantize_rows(x: torch.Tensor, dtype: torch.dtype, grouped: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Symmetric absmax quantization, `scale = max|x| / 127` (int8) or `/ 448` (e4m3fn) and `round(x / scale)`, half to
+    even, for each row or each `GROUP` columns of one, of which the last may be narrower. As a kernel computes it: one
+    division for a scale, and products with what it gives and with 1 / 127.
+
+    Zeros stay zeros: a maximum below `SMALLEST_MAXIMUM` counts as that. Where the maximum is not finite the scale is
+    NaN and the numbers are zeros: whatever is computed from them is NaN, whole rows of it, and can be found.
+    """
+    x = _wide(x)
+    columns = x.shape[-1]
+    size = GROUP if grouped else max(columns, 1)
+    parts = F.pad(x, (0, -columns % size)).unflatten(-1, (-1, size))
+    maximum = parts.abs().amax(-1, keepdim=True)
+    finite = maximum.isfinite()
+    maximum = maximum.clamp(min=SMALLEST_MAXIMUM)
+    largest = QUANTIZED_MAXIMUM[dtype]
+    numbers = torch.where(finite, parts * (maximum.new_tensor(largest) / maximum), 0.0).flatten(-2)[..., :columns]
+    numbers = numbers.round() if dtype == torch.int8 else numbers
+    scales = torch.where(finite, maximum * (1 / largest), float("nan")).squeeze(-1)
+    return numbers.to(dtype).contiguous(), scales if grouped else scales.squeeze(-1)
+
+
+def scaled_linear(
+    x: torch.Tensor,
+    x_scale: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    activation: str | None,
+    out_dtype: torch.dtype,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """`activation((x * x_scale) @ (weight * weight_scale)^T + bias)`, the products of 8-bit numbers exact.
+
+    fp64 holds every sum of them exactly, those of int8 as the integers that they are. To an 8-bit `out_dtype` the
+    result goes by `quantize_rows` in groups, from fp32.
+    """
+    x, weight = x.double(), weight.double()
+    if x_scale.ndim == x.ndim:
+        by_column = x_scale.double().repeat_interleave(GROUP, dim=-1)[..., : x.shape[-1]]
+        products = (x * by_column) @ weight.T
+    else:
+        products = (x @ weight.T) * x_scale.double()[..., None]
+    result = products * weight_scale.double()
+    result = result if bias is None else result + bias.double()
+    result = result if activation is None else F.gelu(result, approximate="tanh")
+    if out_dtype in QUANTIZED_MAXIMUM:
+        return quantize_rows(result.float(), out_dtype, grouped=True)
+    return result.to(out_dtype)

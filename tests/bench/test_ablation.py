@@ -23,6 +23,17 @@ def test_expectations_are_for_the_workload_they_were_made_for():
     assert all(contender.expected_gain is contender.expected_why is None for contender in other.values())
 
 
+def test_the_autoencoder_has_an_ablation_of_its_own(toy_workload):
+    workload = dataclasses.replace(toy_workload, name="vae", stages=("vae-decode",))
+    contenders = ablation("vae", "float32")
+    assert next(iter(contenders)) == "diffusers" and len(contenders) == 5
+    rows = runner.run(runner.Plan(workload, contenders, "float32", "cpu", "x", warmup=0, series="ablation"))
+    assert [row.gate for row in rows] == ["green", "lossy", "lossy", "lossy", "green"]
+    assert all(row.error < 1e-5 and row.expected_gain for row in rows[1:])
+    assert list(ablation("vae", "bfloat16"))[-1] == "+ norms in one pass"
+    assert ablation("vae-clip", "bfloat16")["our layers"].expected_gain is None
+
+
 def test_rows_carry_the_engine_and_what_was_expected(toy_step):
     additions = [Addition("nothing", EngineConfig(modulation_table=False), {"toy float32": 1.5}, "a guess")]
     rows = runner.run(

@@ -208,3 +208,32 @@ def test_what_cannot_run_is_refused_before_any_work(toy_step):
         plan(toy_step, ("ours",), runs=4)
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu: one step is 240 TFLOP"):
         plan(WORKLOADS["dit-2b-full"], ("ours",))
+
+
+def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
+    def broken(pipe, workload, stage):
+        raise RuntimeError("no room")
+
+    workload = dataclasses.replace(toy_workload, stages=("vae-decode", "vae-encode"), one_call=True)
+    lossy = Contender(CONTENDERS["diffusers"].build, "another picture", lossy="by design")
+    both = {name: CONTENDERS[name] for name in ("diffusers", "ours")}
+    rows = runner.run(plan(workload, both | {"lossy": lossy, "broken": Contender(broken, "broken")}))
+    assert [(row.stage, row.contender) for row in rows] == [
+        (stage, name) for stage in workload.stages for name in ("diffusers", "ours", "lossy", "broken")
+    ]
+    for row in rows:
+        if row.contender == "broken":
+            assert (row.gate, row.gate_detail, row.n) == ("red", "failed with RuntimeError: no room", 0)
+            continue
+        assert row.n == 1 and row.p20_seconds == row.p50_seconds == row.first_call_seconds > 0
+        assert row.gate == ("lossy" if row.contender == "lossy" else "green")
+        assert row.budget is None if row.gate == "lossy" else row.error <= row.budget
+    with pytest.raises(ValueError, match="judges by the one call of diffusers"):
+        plan(workload, {"ours": CONTENDERS["ours"]})
+
+
+def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
+    contender = Contender(functools.partial(wrong, scale=1.01), "wrong", lossy="1% more")
+    (row,) = runner.run(plan(toy_step, {"wrong": contender}))
+    assert (row.gate, row.gate_detail, row.budget, row.n) == ("lossy", "1% more", None, 5)
+    assert row.error == pytest.approx(0.01, rel=0.01)

@@ -23,16 +23,36 @@ PRODUCTS = {
     "sm_120": r"HMMA\.16816\.F32",
     "gfx942": r"v_mfma_f32_\d+x\d+x\d+_(bf16|f16)",
 }
+# The same of 8-bit numbers. For int8 triton does not use tcgen05.
+PRODUCTS_INT8 = {
+    **dict.fromkeys(("sm_80", "sm_86", "sm_89", "sm_100", "sm_120"), r"IMMA\.16832\.S8\.S8"),
+    "sm_90": r"IGMMA\.64x128x32\.S8\.S8",
+    "gfx942": r"v_mfma_i32_32x32x16_i8",
+}
+PRODUCTS_E4M3 = {
+    **dict.fromkeys(("sm_89", "sm_120"), r"QMMA\.16832\.F32\.E4M3\.E4M3"),
+    "sm_90": r"QGMMA\.64x\d+x32\.F32\.E4M3\.E4M3",
+    "sm_100": r"UTCQMMA",
+}
+
+
+def products(launch):
+    """What multiplies matrices in a launch, by target; None if nothing should."""
+    if launch.name == "scaled_linear":
+        return PRODUCTS_INT8 if launch.arguments["x_ptr"] == torch.int8 else PRODUCTS_E4M3
+    return PRODUCTS if launch.name == "attention" else None
 
 
 def check(compiled):
     assert not compiled.resources.problems(compiled.target), str(compiled)
-    if compiled.launch.name == "attention":
+    if expected := products(compiled.launch):
         kinds = compiled.resources.matrix
-        assert kinds and all(re.match(PRODUCTS[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
+        assert kinds and all(re.match(expected[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
         wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
-        assert set(wide) == {"load 128"}, f"{compiled}: {wide}"
+        # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
+        in_8_bits = compiled.launch.arguments.get("output_scale_ptr") is not None
+        assert set(wide) - ({"load 64"} if in_8_bits else set()) == {"load 128"}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +106,46 @@ def test_all_configurations(target, width, dtype):
     for launch in aot.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
         for compiled in aot.compile_all(launch, [target]):
             check(compiled)
+
+
+def test_what_a_block_in_8_bits_launches():
+    for quantized in (torch.int8, torch.float8_e4m3fn):
+        found = aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized)
+        assert [launch.name for launch in found] == [
+            "layer_norm_modulate",
+            "scaled_linear",
+            "quantize_rows",
+            "scaled_linear",
+            "gated_residual_layer_norm_modulate",
+            "scaled_linear",
+            "scaled_linear",
+        ]
+        assert [launch.arguments.get("GROUPED", False) for launch in found] == [False] * 6 + [True]
+        # The norms write 8 bits, and what is between the two layers of the feed-forward is 8 bits, too.
+        assert [found[i].arguments["output_ptr"] for i in (0, 4, 5)] == [quantized] * 3
+        assert found[6].arguments["x_ptr"] == quantized
+
+
+@pytest.mark.parametrize(("target", "quantized"), [("sm_80", torch.int8), ("sm_90", torch.float8_e4m3fn)], ids=str)
+def test_first_configuration_in_8_bits(target, quantized):
+    for launch in aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized):
+        (compiled,) = aot.compile_all(launch, [target], first_only=True)
+        check(compiled)
+
+
+@pytest.mark.kernels_all
+@pytest.mark.parametrize("quantized", [torch.int8, torch.float8_e4m3fn], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_all_configurations_in_8_bits(target, width, dtype, quantized):
+    if quantized.is_floating_point and target not in PRODUCTS_E4M3:
+        pytest.skip(f"{target} does not multiply e4m3")
+    for launch in aot.quantized_launches(WIDTHS[width], dtype, quantized):
+        compiled = aot.compile_all(launch, [target])
+        assert compiled
+        for one in compiled:
+            check(one)
 
 
 @pytest.mark.kernels_all

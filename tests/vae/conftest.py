@@ -3,6 +3,7 @@ import torch
 from diffusers import AutoencoderKLCogVideoX
 
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX
+from cogvx_fast.vae.place import Place
 from tests import toy
 
 
@@ -45,3 +46,10 @@ def distance(output, expected):
     assert output.shape == expected.shape
     assert torch.isfinite(expected).all() and expected.float().std() > 0
     return ((output.double() - expected.double()).norm() / expected.double().norm()).item()
+
+
+def run_with(impl, monkeypatch):
+    """Everything is computed by `impl`, "torch" or "cpu", for the rest of the test."""
+    if impl == "cpu" and Place.of(torch.device("cpu"), torch.float32).product != "cpu":
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(Place, "of", classmethod(lambda cls, device, dtype: cls(device, dtype, impl, impl)))

@@ -10,7 +10,7 @@ from diffusers import AutoencoderKLCogVideoX
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, model
 from tests import toy
 
-from .conftest import distance, family, randn
+from .conftest import distance, family, randn, run_with
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -27,9 +27,7 @@ def _without_grad():
     [(1, t, 2, 3) for t in range(1, 14)] + [(2, 2, 5, 7), (2, 5, 3, 4), (1, 3, 1, 1), (2, 1, 4, 4)],
 )
 def test_decodes_what_diffusers_decodes(pair, monkeypatch, batch, time, height, width, impl):
-    if impl == "cpu" and model.choose_impl(torch.device("cpu"), torch.float32) != "cpu":
-        pytest.skip("no C++ compiler")
-    monkeypatch.setattr(model, "choose_impl", lambda *_: impl)
+    run_with(impl, monkeypatch)
     reference, fast = pair
     latents = randn(batch, 16, time, height, width, seed=time)
     expected = reference.decode(latents).sample
@@ -73,6 +71,20 @@ def test_half_precision_is_no_further_from_fp32_than_diffusers(pair):
             assert decoded.dtype == encoded.dtype == torch.bfloat16
             errors["decode"].append(distance(decoded, expected[0]))
             errors["encode"].append(distance(encoded, expected[1]))
+    for kind, values in errors.items():
+        assert sum(values[1::2]) <= 1.1 * sum(values[::2]), (kind, values)
+
+
+def test_fp32_is_no_further_from_fp64_than_diffusers(pair, monkeypatch):
+    run_with("cpu", monkeypatch)
+    truth, (reference, fast) = copy.deepcopy(pair[0]).double(), pair
+    errors = {"decode": [], "encode": []}
+    for seed in range(4):
+        latents, pixels = randn(1, 16, 5, 4, 6, seed=seed), randn(1, 3, 9, 32, 48, seed=seed)
+        expected = truth.decode(latents.double()).sample, truth.encode(pixels.double()).latent_dist.parameters
+        for vae in (reference, fast):
+            errors["decode"].append(distance(vae.decode(latents).sample, expected[0]))
+            errors["encode"].append(distance(vae.encode(pixels).latent_dist.parameters, expected[1]))
     for kind, values in errors.items():
         assert sum(values[1::2]) <= 1.1 * sum(values[::2]), (kind, values)
 

@@ -7,6 +7,7 @@ exist for an operation raises.
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
 from .frames import group_norm_modulate_silu, group_norm_statistics
+from .linear import quantize_rows, scaled_linear
 from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 
 __all__ = [
@@ -19,4 +20,6 @@ __all__ = [
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "quantize_rows",
+    "scaled_linear",
 ]

@@ -6,6 +6,7 @@ import torch
 
 from ..cpu import frames as cpu_frames
 from ..cpu import stream as cpu
+from ..reference import QUANTIZED_MAXIMUM
 from ..triton import why_not as why_not_triton
 
 if why_not_triton() is None:
@@ -23,6 +24,8 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx", "triton"),
+    "quantize_rows": ("torch", "triton"),
+    "scaled_linear": ("torch", "triton"),
     "group_norm_statistics": ("torch", "cpu"),
     "group_norm_modulate_silu": ("torch", "cpu"),
 }
@@ -64,10 +67,7 @@ def check_cpu(operation: str, x: torch.Tensor, *others: torch.Tensor | None) -> 
 
 def check_triton(operation: str, x: torch.Tensor, *others: torch.Tensor | None) -> None:
     """Triton is there, `x` is on a GPU, and all tensors have dtypes and a last axis that the kernels take."""
-    if why_not_triton() is not None:
-        raise ValueError(f'{operation}: impl="triton" cannot work here: {why_not_triton()}')
-    if x.device.type != "cuda" and not gpu.INTERPRETED:
-        raise ValueError(f'{operation}: impl="triton" takes tensors on a GPU, got {x.device}')
+    check_triton_device(operation, x)
     tensors = [x, *(tensor for tensor in others if tensor is not None)]
     if any(tensor.dtype not in gpu.DTYPES for tensor in tensors):
         raise ValueError(
@@ -76,6 +76,23 @@ def check_triton(operation: str, x: torch.Tensor, *others: torch.Tensor | None) 
         )
     if any(tensor.stride(-1) != 1 for tensor in tensors):
         raise ValueError(f'{operation}: impl="triton" takes tensors whose last axis is contiguous')
+
+
+def check_triton_device(operation: str, x: torch.Tensor) -> None:
+    if why_not_triton() is not None:
+        raise ValueError(f'{operation}: impl="triton" cannot work here: {why_not_triton()}')
+    if x.device.type != "cuda" and not gpu.INTERPRETED:
+        raise ValueError(f'{operation}: impl="triton" takes tensors on a GPU, got {x.device}')
+
+
+def check_quantized_dtype(operation: str, name: str, dtype: torch.dtype, x: torch.Tensor, impl: str) -> None:
+    """`dtype` is an 8-bit type that has a scale, and the device of `x` can multiply it."""
+    if dtype not in QUANTIZED_MAXIMUM:
+        raise ValueError(f"{operation}: {name} must be {' or '.join(map(str, QUANTIZED_MAXIMUM))}, got {dtype}")
+    if impl == "triton" and dtype.is_floating_point and why_not_triton() is None:
+        reason = gpu.why_not_e4m3(x.device)
+        if reason is not None:
+            raise ValueError(f"{operation}: {name}={dtype}: {reason}; torch.int8 works there")
 
 
 def check_head_dim(operation: str, head_dim: int) -> None:

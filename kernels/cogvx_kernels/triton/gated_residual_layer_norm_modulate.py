@@ -17,6 +17,7 @@ from .rows import (
     modulate,
     normalize,
     program_rows,
+    store_rows,
     strides_of,
 )
 from .targets import TARGETS, tuned
@@ -36,6 +37,7 @@ def gated_residual_layer_norm_modulate_kernel(
     scale_ptr,
     residual_ptr,
     output_ptr,
+    output_scale_ptr,
     sequence,
     dim,
     text_length,
@@ -60,7 +62,46 @@ def gated_residual_layer_norm_modulate_kernel(
     scale = load_vector(scale_ptr, stride_scale_b, stride_scale_e, expert, columns, dim)
     normed = normalize(residual.to(tl.float32), columns, dim, eps)
     output = modulate(normed, weight_ptr, bias_ptr, shift, scale, columns, dim)
-    tl.store(output_ptr + rows * dim + columns, output.to(output_ptr.dtype.element_ty), mask=mask)
+    store_rows(output, output_ptr, output_scale_ptr, rows, columns, mask, in_rows, dim)
+
+
+def _launch(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    residual: torch.Tensor,
+    output: torch.Tensor,
+    output_scale: torch.Tensor | None,
+    text_length: int,
+    eps: float,
+) -> None:
+    if x.numel() == 0:
+        return
+    kernel = gated_residual_layer_norm_modulate_kernel(x.device)
+    wrap_triton(kernel)[grid(x, text_length)](
+        x,
+        y,
+        gate,
+        weight,
+        bias,
+        shift,
+        scale,
+        residual,
+        output,
+        output_scale,
+        x.shape[1],
+        x.shape[2],
+        text_length,
+        *strides_of(gate),
+        *strides_of(shift),
+        *strides_of(scale),
+        eps,
+        BLOCK=block_of(x.shape[2]),
+    )
 
 
 @triton_op("cogvx_kernels::gated_residual_layer_norm_modulate_triton", mutates_args=())
@@ -77,26 +118,26 @@ def gated_residual_layer_norm_modulate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.gated_residual_layer_norm_modulate` for contiguous `x` and `y`, vectors with a contiguous last axis."""
     residual, output = torch.empty_like(x), torch.empty_like(x)
-    if x.numel() == 0:
-        return residual, output
-    kernel = gated_residual_layer_norm_modulate_kernel(x.device)
-    wrap_triton(kernel)[grid(x, text_length)](
-        x,
-        y,
-        gate,
-        weight,
-        bias,
-        shift,
-        scale,
-        residual,
-        output,
-        x.shape[1],
-        x.shape[2],
-        text_length,
-        *strides_of(gate),
-        *strides_of(shift),
-        *strides_of(scale),
-        eps,
-        BLOCK=block_of(x.shape[2]),
-    )
+    _launch(x, y, gate, weight, bias, shift, scale, residual, output, None, text_length, eps)
     return residual, output
+
+
+@triton_op("cogvx_kernels::gated_residual_layer_norm_modulate_quantized_triton", mutates_args=())
+def gated_residual_layer_norm_modulate_quantized(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    gate: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float,
+    quantize: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`gated_residual_layer_norm_modulate` with an 8-bit norm and its scales."""
+    residual = torch.empty_like(x)
+    output = torch.empty(x.shape, dtype=quantize, device=x.device)
+    output_scale = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    _launch(x, y, gate, weight, bias, shift, scale, residual, output, output_scale, text_length, eps)
+    return residual, output, output_scale

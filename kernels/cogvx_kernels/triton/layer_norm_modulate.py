@@ -16,6 +16,7 @@ from .rows import (
     modulate,
     normalize,
     program_rows,
+    store_rows,
     strides_of,
 )
 from .targets import TARGETS, tuned
@@ -32,6 +33,7 @@ def layer_norm_modulate_kernel(
     shift_ptr,
     scale_ptr,
     output_ptr,
+    output_scale_ptr,
     sequence,
     dim,
     text_length,
@@ -50,7 +52,39 @@ def layer_norm_modulate_kernel(
     shift = load_vector(shift_ptr, stride_shift_b, stride_shift_e, expert, columns, dim)
     scale = load_vector(scale_ptr, stride_scale_b, stride_scale_e, expert, columns, dim)
     output = modulate(normalize(x, columns, dim, eps), weight_ptr, bias_ptr, shift, scale, columns, dim)
-    tl.store(output_ptr + rows * dim + columns, output.to(output_ptr.dtype.element_ty), mask=mask)
+    store_rows(output, output_ptr, output_scale_ptr, rows, columns, mask, in_rows, dim)
+
+
+def _launch(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    output: torch.Tensor,
+    output_scale: torch.Tensor | None,
+    text_length: int,
+    eps: float,
+) -> None:
+    if x.numel() == 0:
+        return
+    kernel = layer_norm_modulate_kernel(x.device)
+    wrap_triton(kernel)[grid(x, text_length)](
+        x,
+        weight,
+        bias,
+        shift,
+        scale,
+        output,
+        output_scale,
+        x.shape[1],
+        x.shape[2],
+        text_length,
+        *strides_of(shift),
+        *strides_of(scale),
+        eps,
+        BLOCK=block_of(x.shape[2]),
+    )
 
 
 @triton_op("cogvx_kernels::layer_norm_modulate_triton", mutates_args=())
@@ -65,22 +99,23 @@ def layer_norm_modulate(
 ) -> torch.Tensor:
     """`ops.layer_norm_modulate` for a contiguous `x` and vectors whose last axis is contiguous."""
     output = torch.empty_like(x)
-    if x.numel() == 0:
-        return output
-    kernel = layer_norm_modulate_kernel(x.device)
-    wrap_triton(kernel)[grid(x, text_length)](
-        x,
-        weight,
-        bias,
-        shift,
-        scale,
-        output,
-        x.shape[1],
-        x.shape[2],
-        text_length,
-        *strides_of(shift),
-        *strides_of(scale),
-        eps,
-        BLOCK=block_of(x.shape[2]),
-    )
+    _launch(x, weight, bias, shift, scale, output, None, text_length, eps)
     return output
+
+
+@triton_op("cogvx_kernels::layer_norm_modulate_quantized_triton", mutates_args=())
+def layer_norm_modulate_quantized(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float,
+    quantize: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`layer_norm_modulate` with 8-bit output and its scales."""
+    output = torch.empty(x.shape, dtype=quantize, device=x.device)
+    output_scale = torch.empty(x.shape[:2], dtype=torch.float32, device=x.device)
+    _launch(x, weight, bias, shift, scale, output, output_scale, text_length, eps)
+    return output, output_scale

@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .quantize import quantize
+
 # What a stream kernel is launched with on every target. 8 warps hold 256 neighbouring columns each for the 2,048 that
 # a row of 1,920 is padded to: one 16-byte load of 8 half-precision numbers a thread, and 8 columns of each expert
 # vector to keep, however many rows there are. Two rows give the memory enough to do while the row sums cross the
@@ -78,3 +80,12 @@ def modulate(normed, weight_ptr, bias_ptr, shift, scale, columns, dim):
     if bias_ptr is not None:
         normed += tl.load(bias_ptr + columns, mask=columns < dim, other=0.0).to(tl.float32)
     return normed * (1 + scale) + shift
+
+
+@triton.jit
+def store_rows(values, output_ptr, output_scale_ptr, rows, columns, mask, in_rows, dim):
+    """Stores fp32 `(ROWS, BLOCK)`, zeros from `dim` on; in 8 bits with a scale for each row unless that is None."""
+    if output_scale_ptr is not None:
+        values, scales = quantize(values, 1, output_ptr.dtype.element_ty)
+        tl.store(output_scale_ptr + rows, scales, mask=in_rows)
+    tl.store(output_ptr + rows * dim + columns, values.to(output_ptr.dtype.element_ty), mask=mask)

@@ -47,11 +47,22 @@ def target_of(device: torch.device) -> str:
     return below[max(below)]
 
 
+def why_not_e4m3(device: torch.device) -> str | None:
+    """What keeps a device from multiplying numbers of float8_e4m3fn, or None; None as well where no GPU is."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name(device)
+    if torch.version.hip:
+        return f"{name} multiplies float8_e4m3fnuz, another type, and has no instruction for this one"
+    major, minor = torch.cuda.get_device_capability(device)
+    return None if (major, minor) >= (8, 9) else f"{name} has compute capability {major}.{minor}, it needs 8.9"
+
+
 class TunedKernel:
     """A kernel and its short list of configurations for each target; called with a device, it gives what to launch.
 
     On a GPU the list is timed once for each value of the arguments in `key`. What cannot be timed, because it is
-    traced or interpreted without one, takes the first.
+    traced or interpreted without one, takes the first. A kernel that a target cannot run has no list for it.
     """
 
     _made: ClassVar[list[TunedKernel]] = []
@@ -74,6 +85,8 @@ class TunedKernel:
     def __call__(self, device: torch.device) -> Autotuner:
         can_time = device.type == "cuda" and torch.cuda.is_available() and not INTERPRETED
         target = target_of(device)
+        if not can_time and target not in self.configs:
+            target = next(iter(self.configs))
         if (target, can_time) not in self._tuners:
             choices = list(self.configs[target])
             tuner = triton.autotune(choices if can_time else choices[:1], key=list(self.key))(self.fn)

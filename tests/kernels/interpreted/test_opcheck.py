@@ -22,6 +22,8 @@ def half(*shape, seed=0):
 STREAM, VECTOR, TABLE = half(2, 5, 16), half(16), half(2, 2, 3, 16)
 SHIFT, SCALE, GATE = TABLE.unbind(2)
 QUERY, KEY, VALUE = half(2, 5, 3, 2, 64).unbind(2)
+NUMBERS, CHANNELS = torch.ones(2, 5, 16, dtype=torch.int8), torch.ones(16)
+LINEAR = (NUMBERS, torch.ones(2, 5), torch.ones(16, 16, dtype=torch.int8), CHANNELS, VECTOR, "gelu_tanh")
 COSINES, SINES, AFFINE = torch.rand(3, 64), torch.rand(3, 64), half(64)
 CASES = {
     "layer_norm_modulate": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5),
@@ -30,6 +32,14 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "layer_norm_modulate_quantized": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5, torch.int8),
+    "gated_residual_layer_norm_modulate_quantized": (
+        *(STREAM, STREAM.clone(), GATE, None, None, SHIFT, SCALE, 2, 1e-5),
+        torch.float8_e4m3fn,
+    ),
+    "quantize_rows": (STREAM, torch.int8, False),
+    "scaled_linear": (*LINEAR, torch.float16),
+    "scaled_linear_quantized": (*LINEAR, torch.int8),
 }
 
 

@@ -1,0 +1,139 @@
+"""The causal convolutions on channels-last frames, each made of a reference layer's own weights.
+
+A convolution reads its frames from a buffer that has the causal frames in front and zeros around; a buffer holds as
+many rows of the frames as the plan of the memory wants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from cogvx_kernels.cpu import convolution as native
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
+from torch import nn
+
+from .history import keep
+from .layers import Clip, Fill
+
+
+class Product(Protocol):
+    """Multiplies a padded buffer with a layer's weights.
+
+    Attributes:
+        border: columns of zeros that it wants on each side of a buffer.
+    """
+
+    border: int
+
+    def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        """The convolution of `buffer`; with `out`, written or added there, which is returned."""
+
+
+class TorchProduct:
+    """torch's convolution, which pads the columns itself."""
+
+    border = 0
+
+    def __init__(self, conv: nn.Conv3d):
+        self._conv = conv
+
+    def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        conv = self._conv
+        result = F.conv3d(buffer.permute(0, 4, 1, 2, 3), conv.weight, conv.bias, padding=(0, 0, conv.padding[2]))
+        result = result.permute(0, 2, 3, 4, 1)
+        if out is None:
+            return result.contiguous()
+        return out.add_(result) if adds else out.copy_(result)
+
+
+class NativeProduct:
+    """Our own convolution for fp32 on a CPU, which rounds less than either order of torch's and writes in place."""
+
+    def __init__(self, conv: nn.Conv3d):
+        self._conv, self._packed = conv, native.pack(conv.weight)
+        self.border = conv.padding[2]
+
+    def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        conv = self._conv
+        if out is None:
+            batch, time, height, width, _ = buffer.shape
+            kt, kh, kw = conv.kernel_size
+            out = buffer.new_empty(batch, time - kt + 1, height - kh + 1, width - kw + 1, conv.out_channels)
+        native.convolution(buffer, self._packed, conv.bias, conv.kernel_size, out, adds)
+        return out
+
+
+def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
+    """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
+    return NativeProduct(layer.conv) if clip.product == "cpu" else TorchProduct(layer.conv)
+
+
+def causal_conv(
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The causal convolution of what `fill` writes: new frames, or `out` with them in it.
+
+    Args:
+        like: frames of the shape that `fill` writes.
+    """
+    product = product_of(layer, clip)
+    if out is None and clip.slices(layer, like.shape[2]):
+        out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
+    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
+        result = product(buffer, None if out is None else out[:, :, first:last])
+        del buffer
+    return result if out is None else out
+
+
+def add_causal_conv(
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
+) -> None:
+    """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
+    product = product_of(layer, clip)
+    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
+        product(buffer, residual[:, :, first:last], adds=True)
+        del buffer
+
+
+def padded_rows(
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, border: int
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """What a causal convolution reads, some rows at a time: the first row, the one after the last, and the buffer.
+
+    When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
+    one below those of a slice.
+    """
+    batch, time, height, width, channels = like.shape
+    history = layer.time_kernel_size - 1
+    step = min(clip.rows.get(layer, height), height)
+    old = clip.caches.pop(layer, None)
+    new = None
+    if not clip.is_last:
+        # Each old frame is read before its place is written.
+        new = old or keep((batch, history, height, width, channels), like, layer in clip.elsewhere)
+        clip.caches[layer] = new
+
+    def padded(first: int, last: int) -> torch.Tensor:
+        above, below = max(first - 1, 0), min(last + 1, height)
+        buffer = like.new_empty(batch, history + time, last - first + 2, width + 2 * border, channels)
+        inner = buffer[:, :, above - (first - 1) : below - (first - 1), border : border + width]
+        if first == 0:
+            buffer[:, :, 0] = 0
+        if last == height:
+            buffer[:, :, -1] = 0
+        if border:
+            buffer[:, :, :, :border] = buffer[:, :, :, -border:] = 0
+        fill(inner[:, history:], above, below)
+        inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
+        if new is not None:
+            # One row behind: the next rows still read the old frames of the one above them.
+            done = height if last == height else last - 1
+            new.write(above, inner[:, time : time + history, : done - above])
+        return buffer
+
+    for first in range(0, height, step):
+        last = min(first + step, height)
+        yield first, last, padded(first, last)

@@ -1,0 +1,103 @@
+"""The convolution of `convolution.cpp`: channels-last frames in fp32, with sums that round little."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, load
+
+_SOURCE = Path(__file__).with_name("convolution.cpp")
+# Without the freedom to reorder sums: their order is what this is for.
+_FLAGS = (
+    "-march=native",
+    "-ffp-contract=fast",
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+)
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps this machine from running it, or None. Compiles it, a second or two, the first time."""
+    try:
+        _library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _library() -> ctypes.CDLL:
+    library = load(_SOURCE, _FLAGS)
+    library.packed_size.restype = ctypes.c_int64
+    return library
+
+
+def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+def _array(sizes: tuple[int, ...]) -> ctypes.Array:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def packed_size(outputs: int, inputs: int, taps: int) -> int:
+    """How many numbers a packed weight has: more than the weight, where outputs do not fill a vector."""
+    return _library().packed_size(*_sizes(outputs, inputs, taps))
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """A reordered copy of fp32 `weight` `(out, in, *kernel)`, which `convolution` reads."""
+    outputs, inputs, *kernel = weight.shape
+    taps = functools.reduce(int.__mul__, kernel, 1)
+    packed = torch.empty(packed_size(outputs, inputs, taps))
+    weight = weight.detach().contiguous()
+    sizes = _sizes(outputs, inputs, taps)
+    _library().pack_weight(_pointer(weight), *sizes, _pointer(packed), ctypes.c_int(torch.get_num_threads()))
+    return packed
+
+
+def convolution(
+    x: torch.Tensor,
+    packed: torch.Tensor,
+    bias: torch.Tensor | None,
+    kernel: tuple[int, int, int],
+    out: torch.Tensor,
+    adds: bool = False,
+) -> None:
+    """Writes the valid part of the stride-1 convolution of `x` into `out`.
+
+    Args:
+        x: fp32 `(batch, time + kt - 1, height + kh - 1, width + kw - 1, in)`, padded by the caller; any strides with
+            contiguous channels.
+        packed: the weight, by `pack`.
+        bias: `(out,)` or None.
+        kernel: `(kt, kh, kw)`.
+        out: fp32 `(batch, time, height, width, out)`, any strides with contiguous channels.
+        adds: to what is in `out`, instead of overwriting it.
+    """
+    expected = (x.shape[0], *(size - k + 1 for size, k in zip(x.shape[1:4], kernel, strict=True)))
+    if tuple(out.shape[:4]) != expected or x.stride(4) != 1 or out.stride(4) != 1:
+        raise ValueError(
+            f"out must be {expected} and channels, with contiguous channels as in x, got {tuple(out.shape)},"
+            f" strides {out.stride()} and {x.stride()}"
+        )
+    _library().convolution(
+        _pointer(x),
+        _array(x.stride()[:4]),
+        _pointer(packed),
+        _pointer(bias),
+        _array(kernel),
+        *_sizes(*out.shape[:4], x.shape[4], out.shape[4]),
+        _pointer(out),
+        _array(out.stride()[:4]),
+        ctypes.c_int(adds),
+        ctypes.c_int(torch.get_num_threads()),
+    )
