@@ -37,6 +37,10 @@ class Group:
     def is_ablation(self) -> bool:
         return self.first.series == "ablation"
 
+    @property
+    def is_quality(self) -> bool:
+        return self.first.series == "quality"
+
     def of_stage(self, stage: str) -> list[Row]:
         return [row for row in self.rows if row.stage == stage]
 
