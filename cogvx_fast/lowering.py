@@ -10,7 +10,8 @@ from diffusers import DiffusionPipeline
 
 from . import machine
 from .attention import check_available, resolve
-from .config import TIERS, CompileMode, EngineConfig, QuantizedGemm
+from .attention.backends import Capability
+from .config import TIERS, AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
 from .quantization.pipeline import quantize_pipeline
 from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
@@ -113,6 +114,15 @@ def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> Repor
     foreign = len(transformer.transformer_blocks) - len(processors)
     detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else str(resolution)
     return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
+
+
+def exact_fallback(pipeline: DiffusionPipeline) -> Capability | None:
+    """What redoes a step in which the backend that was bound overflows; None where that backend is an exact one."""
+    transformer = pipeline.transformer
+    if all(processor.backend.exact for processor in transformer.joint_processors):
+        return None
+    head_dim = transformer.config.attention_head_dim
+    return resolve(AttentionBackend.AUTO, pipeline._execution_device, transformer.dtype, head_dim).capability
 
 
 def plan_projections(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:

@@ -35,6 +35,7 @@ from .lowering import (
     check_quantization,
     choose_attention,
     choose_compile,
+    exact_fallback,
     lower,
     report_projections,
     report_vae,
@@ -195,7 +196,7 @@ class FastPipelineMixin:
             self._report = self._report.with_line(line)
         self.stage_seconds.clear()
         started = time.perf_counter()
-        session = EngineSession(config, self.scheduler, compiles)
+        session = EngineSession(config, self.scheduler, compiles, exact_fallback(self))
         try:
             with transformer.session(session):
                 yield
