@@ -82,7 +82,7 @@ def activation_bytes(rows: int, width: int, dtype: torch.dtype, int8: bool) -> i
 
     Alive then are the block's input, its stream after attention, attention's result, the normed stream and the
     feed-forward's inside and result. In int8 the inside is a byte and its sums four; the normed stream's bytes are
-    there too.
+    there too. Tensors alone: what the allocator keeps and the library's own buffers come on top.
     """
     row = width * dtype.itemsize
     inside = 4 * width + 4 * width * 4 + width if int8 else 4 * row
