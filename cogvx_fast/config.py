@@ -25,6 +25,7 @@ class AttentionBackend(enum.StrEnum):
     SAGE = "sage"
     AMX = "amx"
     TRITON = "triton"
+    TRITON_INT8 = "triton-int8"
 
 
 class QuantizedGemm(enum.StrEnum):

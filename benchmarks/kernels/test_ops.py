@@ -11,6 +11,7 @@ import torch
 from cogvx_kernels import ops, triton
 from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import stream
+from cogvx_kernels.reference import LOG2_E
 
 BATCH, TOKENS, TEXT = 2, 1216, 226
 WIDTHS = {"2b": 1920, "5b": 3072}
@@ -26,14 +27,16 @@ def arguments(operation, dim):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     heads = (BATCH, TOKENS, dim // 64, 64)
-    if operation == "attention":
+    if operation == "quantize_qk":
+        return {name: randn(*heads) for name in ("query", "key")}
+    if operation.endswith("attention"):
         return {name: randn(*heads) for name in ("query", "key", "value")}
-    if operation.endswith("norm_rope"):
+    if "norm_rope" in operation:
         angles = torch.rand(TOKENS - TEXT, 64, generator=generator, dtype=torch.float64) * 6
         rotary = (angles.cos(), angles.sin())
     if operation == "norm_rope":
         return {"x": randn(*heads), "weight": randn(64), "bias": randn(64), "rotary": rotary, "text_length": TEXT}
-    if operation == "qk_norm_rope":
+    if operation.startswith("qk_norm_rope"):
         vectors = ("query_weight", "query_bias", "key_weight", "key_bias")
         both = {"query": randn(*heads), "key": randn(*heads)} | {name: randn(64) for name in vectors}
         return both | {"rotary": rotary, "text_length": TEXT}
@@ -57,21 +60,48 @@ def converted(values, dtype):
 
 
 IN_8_BITS = ("quantize_rows", "scaled_linear")  # test_linear.py
-CASES = [(operation, impl) for operation, names in ops.IMPLEMENTATIONS.items() for impl in names]
-CASES = [(operation, impl) for operation, impl in CASES if operation not in IN_8_BITS]
+# What takes 8 bits is timed together with what makes them.
+CASES = [
+    (operation, impl)
+    for operation, names in ops.IMPLEMENTATIONS.items()
+    for impl in names
+    if operation not in (*IN_8_BITS, "quantized_attention")
+]
+
+
+QUANTIZING = ("quantize_qk", "qk_norm_rope_int8")
 
 
 def skip_where_it_cannot_run(operation, impl, dtype):
+    if operation == "int8_attention" and dtype == "fp32":
+        pytest.skip("it takes fp16 and bf16")
     if impl == "torch":
         return
     module, device = {"cpu": (stream, "cpu"), "amx": (amx, "cpu"), "triton": (triton, "cuda")}[impl]
     reason = f"it runs on {device}" if device != DEVICE else module.why_not()
     if impl == "amx" and dtype != "bf16":
         reason = "it takes bf16"
-    if (operation, impl, dtype) == ("attention", "triton", "fp32"):
+    if operation == "attention" and impl == "triton" and dtype == "fp32":
         reason = "it takes fp16 and bf16"
     if reason is not None:
         pytest.skip(reason)
+
+
+def exact(operation, given):
+    """In float64, what the outputs of an operation stand for."""
+    given = converted(given, torch.float64)
+    if operation in QUANTIZING:
+        query, key = ops.qk_norm_rope(**given) if "norm_rope" in operation else given.values()
+        return query * (LOG2_E / 8), key - key.mean(1, keepdim=True)
+    return getattr(ops, operation.removeprefix("int8_"))(**given, impl="torch")
+
+
+def meaning(operation, outputs):
+    """Integers and their scales as the numbers that they stand for."""
+    if operation not in QUANTIZING:
+        return outputs
+    pairs = zip(outputs[::2], outputs[1::2], strict=True)
+    return tuple(x * s.repeat_interleave(128, 2)[:, :, : x.shape[1], None].transpose(1, 2) for x, s in pairs)
 
 
 def error(outputs, expected):
@@ -87,10 +117,9 @@ def error(outputs, expected):
 def test_operation(benchmark, operation, width, dtype, impl):
     skip_where_it_cannot_run(operation, impl, dtype)
     given = converted(arguments(operation, WIDTHS[width]), DTYPES[dtype])
-    formula = functools.partial(getattr(ops, operation), impl="torch")
-    exact, plain = (formula(**converted(given, d)) for d in (torch.float64, DTYPES[dtype]))
-    call = functools.partial(getattr(ops, operation), **given, impl=impl)
-    own, found = error(plain, exact), error(call(), exact)
+    truth = exact(operation, given)
+    call, plain = (functools.partial(getattr(ops, operation), **given, impl=name) for name in (impl, "torch"))
+    own, found = (error(meaning(operation, outputs()), truth) for outputs in (plain, call))
     assert found <= 1.1 * own, f"error {found:.3g} is above 1.1 x the reference's own, {own:.3g}: no speed is stated"
 
     def synchronized():

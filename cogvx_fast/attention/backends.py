@@ -24,8 +24,9 @@ class Capability:
 
     Attributes:
         dispatch: its name in diffusers' dispatcher; None for a kernel of our own.
-        impl: the kernel's name in `cogvx_kernels.ops.attention`, if it is our own.
         exact: whether it changes nothing but the order of rounding.
+        impl: the kernel's name in `operation`, if it is our own.
+        operation: which of `cogvx_kernels.ops` that is.
         devices: device types it runs on; None: all.
         dtypes: of query, key and value; None: all.
         head_dims: those it has kernels for; None: all.
@@ -37,6 +38,7 @@ class Capability:
     dispatch: AttentionBackendName | None
     exact: bool
     impl: str | None = None
+    operation: str = "attention"
     devices: frozenset[str] | None = None
     dtypes: frozenset[torch.dtype] | None = None
     head_dims: frozenset[int] | None = None
@@ -83,6 +85,18 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         None,
         exact=True,
         impl="triton",
+        devices=_GPU,
+        dtypes=_HALF,
+        head_dims=frozenset((64, 128)),
+        compute_capability=((8, 0), (99, 0)),
+        why_not=why_not_triton,
+        install="pip install triton",
+    ),
+    AttentionBackend.TRITON_INT8: Capability(
+        None,
+        exact=False,
+        impl="triton",
+        operation="int8_attention",
         devices=_GPU,
         dtypes=_HALF,
         head_dims=frozenset((64, 128)),

@@ -52,16 +52,35 @@ class JointAttnProcessor:
             query, key, value = (
                 project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
             )
-        query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, plan.impl)
-        output = self._attend(query, key, value, attention_mask).flatten(2)
+        if self._quantizes_with_norms(attn, query, attention_mask, plan):
+            rotation = (image_rotary_emb, text_seq_length, attn.norm_q.eps)
+            quantized = ops.qk_norm_rope_int8(query, key, *_affine(attn), *rotation, impl=plan.impl)
+            output = ops.quantized_attention(*quantized, value, impl=plan.impl).flatten(2)
+        else:
+            query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, plan.impl)
+            output = self._attend(query, key, value, attention_mask).flatten(2)
         return plan.out(output) if plan.out is not None else attn.to_out[1](attn.to_out[0](output))
+
+    def _quantizes_with_norms(
+        self, attn: Attention, query: torch.Tensor, mask: torch.Tensor | None, plan: BlockPlan
+    ) -> bool:
+        """Whether Q and K go from the projection to 8 bits at once, where attention is in 8 bits."""
+        return (
+            self.backend.operation == "int8_attention"
+            and self._attention_backend is None
+            and plan.impl == self.backend.impl
+            and mask is None
+            and not torch.is_grad_enabled()
+            and query.shape[3] <= ops.FUSED_HEAD_DIM
+            and _has_plain_norms(attn)
+        )
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         chosen = self._attention_backend or self.backend.dispatch
         if chosen is None and mask is None and not torch.is_grad_enabled():
-            return ops.attention(query, key, value, impl=self.backend.impl)
+            return getattr(ops, self.backend.operation)(query, key, value, impl=self.backend.impl)
         # Our kernels know neither masks nor gradients.
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
 
@@ -74,14 +93,22 @@ def _qk_norm_rope(
     text_seq_length: int,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    norms = attn.norm_q, attn.norm_k
-    if any(norm is None or is_hooked(norm) for norm in norms) or attn.norm_q.eps != attn.norm_k.eps:
+    if not _has_plain_norms(attn):
         return tuple(
             _norm_rope(norm, x, image_rotary_emb, text_seq_length, impl)
-            for norm, x in zip(norms, (query, key), strict=True)
+            for norm, x in ((attn.norm_q, query), (attn.norm_k, key))
         )
-    affine = [parameter for norm in norms for parameter in (norm.weight, norm.bias)]
-    return ops.qk_norm_rope(query, key, *affine, image_rotary_emb, text_seq_length, attn.norm_q.eps, impl)
+    return ops.qk_norm_rope(query, key, *_affine(attn), image_rotary_emb, text_seq_length, attn.norm_q.eps, impl)
+
+
+def _has_plain_norms(attn: Attention) -> bool:
+    """Whether one operation can norm Q and K: it reads both norms' parameters, and has one eps."""
+    norms = attn.norm_q, attn.norm_k
+    return not any(norm is None or is_hooked(norm) for norm in norms) and attn.norm_q.eps == attn.norm_k.eps
+
+
+def _affine(attn: Attention) -> list[torch.Tensor | None]:
+    return [parameter for norm in (attn.norm_q, attn.norm_k) for parameter in (norm.weight, norm.bias)]
 
 
 def _norm_rope(

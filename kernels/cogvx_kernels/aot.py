@@ -106,18 +106,20 @@ def describe(config: triton.Config) -> str:
     return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
 
 
-def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
-    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
-    # Which GPU does not matter, as long as it has every dtype.
-    with _pretend("sm_89"), torch.no_grad():
+def trace(function: Callable, *arguments: Any, target: str = "sm_89") -> torch.fx.Graph:
+    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it.
+
+    `target` matters only to kernels that not every GPU has the dtypes for; sm_89 has all of them.
+    """
+    with _pretend(target), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 
-def launches(function: Callable, *arguments: Any) -> list[Launch]:
+def launches(function: Callable, *arguments: Any, target: str = "sm_80") -> list[Launch]:
     """Every Triton launch of `function` called with CUDA tensors of one `FakeTensorMode`, in order."""
     return [
         _launch(node.kwargs)
-        for node in trace(function, *arguments).nodes
+        for node in trace(function, *arguments, target=target).nodes
         if node.target is triton_kernel_wrapper_functional
     ]
 
@@ -230,6 +232,34 @@ def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> 
         *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *ends), x, x, vectors, *norm),
         *launches(linear("gelu_tanh", quantized), numbers, scales, *up),
         *launches(linear(None, dtype), hidden, hidden_scales, *down),
+    ]
+
+
+def int8_attention_launches(
+    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None, rotary: bool = True
+) -> list[Launch]:
+    """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
+
+    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left.
+    """
+    with FakeTensorMode(), torch.device("cuda"):
+        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        affine = [torch.empty(head_dim, dtype=dtype)] * 4
+        tables = [torch.empty(300 - 226, head_dim)] * 2 if rotary else []
+        guard = torch.empty(1, dtype=torch.int32)
+    smooth = value_dtype is not None
+
+    def attention(query: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
+        return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
+
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
+        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
+
+    fused = head_dim <= ops.FUSED_HEAD_DIM
+    return [
+        *(launches(norm_rope, query, key, affine, tables) if fused else []),
+        *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
     ]
 
 

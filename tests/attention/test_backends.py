@@ -1,23 +1,28 @@
 """The choice of backend, its reasons, and that each adapter gets layout, scale and dtype right."""
 
 import dataclasses
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
+from cogvx_kernels import ops
 from diffusers.models import attention_dispatch
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.attention import CAPABILITIES, AttentionBackend
 from cogvx_fast.attention import resolve as resolve_backend
+from cogvx_fast.transformer import FastCogVideoXTransformer3DModel, attention
 from tests import toy
+from tests.transformer.test_model import forward_inputs, relative
 
 
 def resolve(requested, *arguments, **keywords):
     return resolve_backend(AttentionBackend(requested), *arguments, **keywords)
 
 
+NO_PACKAGE = ("auto", "sdpa", "amx", "triton", "triton-int8")
 PACKAGES = ("_CAN_USE_FLASH_ATTN", "_CAN_USE_FLASH_ATTN_3", "_CAN_USE_XFORMERS_ATTN", "_CAN_USE_SAGE_ATTN")
 
 
@@ -80,7 +85,7 @@ def test_what_cannot_work_says_why_and_what_can(
         resolve(backend, device, dtype, head_dim, exact)
 
 
-@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in ("auto", "sdpa", "amx", "triton")])
+@pytest.mark.parametrize("backend", [b for b in AttentionBackend if b not in NO_PACKAGE])
 def test_a_missing_package_says_how_to_get_it(backend, monkeypatch):
     for name in PACKAGES:
         monkeypatch.setattr(attention_dispatch, name, False)
@@ -98,6 +103,44 @@ def test_triton_runs_on_gpus_and_is_not_chosen_by_itself(gpu):
     gpu(7, 5)
     with pytest.raises(ValueError, match=r"it needs compute capability 8\.0 to 99\.0, this GPU has 7\.5"):
         resolve("triton", "cuda", torch.float16, 64)
+
+
+def test_triton_in_8_bits_is_for_gpus_and_not_for_the_exact_tier(gpu):
+    gpu(8, 0)
+    with pytest.raises(ValueError, match="attention='triton-int8' cannot work here: it changes more than rounding"):
+        resolve("triton-int8", "cuda", torch.float16, 64)
+    with pytest.raises(ValueError, match="it changes more than rounding, which the exact tier does not"):
+        accelerate(toy.pipeline(), EngineConfig(attention="triton-int8"))
+    with pytest.raises(ValueError, match="it runs on cuda, not on cpu"):
+        resolve("triton-int8", "cpu", torch.float16, 64, exact=False)
+    with pytest.raises(ValueError, match=r"it takes torch\.bfloat16, torch\.float16, not torch\.float32"):
+        resolve("triton-int8", "cuda", torch.float32, 64, exact=False)
+    capability = resolve("triton-int8", "cuda", torch.bfloat16, 64, exact=False).capability
+    assert (capability.operation, capability.impl) == ("int8_attention", "triton")
+    assert resolve("auto", "cuda", torch.float16, 64, exact=False).backend is AttentionBackend.SDPA
+
+
+@torch.no_grad()
+def test_attention_in_8_bits_is_what_its_processor_calls(monkeypatch):
+    """Norms and the rest in torch; on a CPU, attention by its formula in place of the kernel."""
+    calls = []
+
+    def by_formula(query, key, value, impl):
+        calls.append(impl)
+        return ops.int8_attention(query, key, value)
+
+    stand_in = types.SimpleNamespace(
+        **{name: getattr(ops, name) for name in ops.__all__} | {"int8_attention": by_formula}
+    )
+    monkeypatch.setattr(attention, "ops", stand_in)
+    model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("5b").to(torch.bfloat16))
+    expected = model(**forward_inputs(model, dtype=torch.bfloat16)).sample
+    assert not calls
+    for processor in model.joint_processors:
+        processor.backend = CAPABILITIES[AttentionBackend.TRITON_INT8]
+    output = model(**forward_inputs(model, dtype=torch.bfloat16)).sample
+    assert calls == ["triton"] * len(model.joint_processors)
+    assert 0 < relative(output, expected) < 0.02
 
 
 def test_an_unknown_name_lists_those_there_are():

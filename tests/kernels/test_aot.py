@@ -43,16 +43,18 @@ def products(launch):
     return PRODUCTS if launch.name == "attention" else None
 
 
-def check(compiled):
+def check(compiled, narrow=()):
+    """`narrow`: loads that may be there beside those of 16 bytes."""
     assert not compiled.resources.problems(compiled.target), str(compiled)
     if expected := products(compiled.launch):
         kinds = compiled.resources.matrix
         assert kinds and all(re.match(expected[compiled.target], kind) for kind in kinds), f"{compiled}: {kinds}"
     elif compiled.target != "gfx942":
         wide = {access: count for access, count in compiled.resources.widths.items() if access.startswith("load")}
-        # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
-        in_8_bits = compiled.launch.arguments.get("output_scale_ptr") is not None
-        assert set(wide) - ({"load 64"} if in_8_bits else set()) == {"load 128"}, f"{compiled}: {wide}"
+        if compiled.launch.arguments.get("output_scale_ptr") is not None:
+            # With four rows a thread has 4 columns, and not 8, of the vectors in L2 if what it stores is in 8 bits.
+            narrow = (*narrow, "load 64")
+        assert {"load 128"} <= set(wide) <= {"load 128", *narrow}, f"{compiled}: {wide}"
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +107,8 @@ def test_a_spill_is_found(launches):
 def test_all_configurations(target, width, dtype):
     for launch in aot.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
         for compiled in aot.compile_all(launch, [target]):
-            check(compiled)
+            # 16 warps have 4 numbers a thread of the 2,048 that an expert's vectors of 1,920 are padded to.
+            check(compiled, ["load 64"] if compiled.config.num_warps == 16 else [])
 
 
 def test_what_a_block_in_8_bits_launches():
@@ -154,4 +157,5 @@ def test_all_configurations_in_8_bits(target, width, dtype, quantized):
 def test_all_configurations_of_head_dim_128(target, dtype):
     for launch in aot.model_launches(WIDTHS["2b"], dtype, head_dim=128)[-2:]:
         for compiled in aot.compile_all(launch, [target]):
-            check(compiled)
+            # A head's weights and biases are as many numbers as a program has threads: one each.
+            check(compiled, ["load 16"])

@@ -70,3 +70,11 @@ def test_a_block_launches_few_kernels(rotary):
 def test_without_the_fused_gelu_it_is_one_more():
     block, inputs = block_inputs(rotary=True)
     assert len(aot.kernel_names(aot.trace(runner(block, fuse_gelu=False), *inputs))) == MOST_KERNELS + 1
+
+
+def test_attention_in_8_bits_is_one_more():
+    block, inputs = block_inputs(rotary=True)
+    block.attn1.processor.backend = CAPABILITIES[AttentionBackend.TRITON_INT8]
+    launched = aot.kernel_names(aot.trace(runner(block), *inputs))
+    assert launched[2:5] == ["key_norm_rope_sums", "qk_norm_rope_int8", "int8_attention"]
+    assert len(launched) == MOST_KERNELS + 1

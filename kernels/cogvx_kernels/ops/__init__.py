@@ -7,19 +7,25 @@ exist for an operation raises.
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
 from .frames import group_norm_modulate_silu, group_norm_statistics
+from .int8_attention import FUSED_HEAD_DIM, int8_attention, qk_norm_rope_int8, quantize_qk, quantized_attention
 from .linear import quantize_rows, scaled_linear
 from .stream import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 
 __all__ = [
+    "FUSED_HEAD_DIM",
     "IMPLEMENTATIONS",
     "attention",
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "group_norm_modulate_silu",
     "group_norm_statistics",
+    "int8_attention",
     "layer_norm_modulate",
     "norm_rope",
     "qk_norm_rope",
+    "qk_norm_rope_int8",
+    "quantize_qk",
     "quantize_rows",
+    "quantized_attention",
     "scaled_linear",
 ]

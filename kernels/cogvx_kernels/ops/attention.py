@@ -35,7 +35,7 @@ def norm_rope(
         ValueError: for shapes that do not fit or an unknown `impl`.
     """
     check_impl("norm_rope", impl)
-    _check_norm_rope("norm_rope", x, rotary, text_length)
+    check_norm_rope("norm_rope", x, rotary, text_length)
     if impl == "torch":
         return reference.norm_rope(x, weight, bias, rotary, text_length, eps)
     tables = (None, None) if rotary is None else (table.float().contiguous() for table in rotary)
@@ -69,7 +69,7 @@ def qk_norm_rope(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`norm_rope` of Q and of K, which have one shape; "triton" does both in one launch."""
     check_impl("qk_norm_rope", impl)
-    _check_norm_rope("qk_norm_rope", query, rotary, text_length)
+    check_norm_rope("qk_norm_rope", query, rotary, text_length)
     if key.shape != query.shape:
         raise ValueError(
             f"qk_norm_rope: key must have the shape of query, {tuple(query.shape)}, got {tuple(key.shape)}"
@@ -88,7 +88,7 @@ def qk_norm_rope(
     )
 
 
-def _check_norm_rope(
+def check_norm_rope(
     operation: str, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor] | None, text_length: int
 ) -> None:
     if x.ndim != 4 or not 0 <= text_length <= x.shape[1]:

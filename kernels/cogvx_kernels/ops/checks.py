@@ -26,6 +26,10 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "attention": ("torch", "amx", "triton"),
     "quantize_rows": ("torch", "triton"),
     "scaled_linear": ("torch", "triton"),
+    "quantize_qk": ("torch", "triton"),
+    "qk_norm_rope_int8": ("torch", "triton"),
+    "quantized_attention": ("torch", "triton"),
+    "int8_attention": ("torch", "triton"),
     "group_norm_statistics": ("torch", "cpu"),
     "group_norm_modulate_silu": ("torch", "cpu"),
 }

@@ -5,8 +5,9 @@ running maximum and sum for each query. The softmax is in powers of two, the sca
 multiply-add with the maximum. Scores, sums and the output are fp32; probabilities are rounded to the dtype of V for
 their product with it.
 
-Programs that run at the same time share a head: its K and V, 4.5 MB for the 17,776 tokens of CogVideoX-2b, stay in L2
-(40 MB and more on every target but sm_86's 6) while its tiles of queries are worked off.
+Programs that run at the same time share a head: its K and V, 4.6 MB for the 17,776 tokens of CogVideoX-2b, stay in L2
+(24 MB and more, but 6 on sm_86, and 4 for each die of gfx942, with 256 behind them) while its tiles of queries are
+worked off.
 """
 
 from __future__ import annotations

@@ -12,9 +12,13 @@ from .gated_residual_layer_norm_modulate import (
     gated_residual_layer_norm_modulate_kernel,
     gated_residual_layer_norm_modulate_quantized,
 )
+from .int8_attention import int8_attention, int8_attention_kernels
 from .layer_norm_modulate import layer_norm_modulate, layer_norm_modulate_quantized
 from .qk_norm_rope import norm_rope, qk_norm_rope
+from .qk_norm_rope_int8 import qk_norm_rope_int8
+from .quantize_qk import quantize_qk
 from .quantize_rows import quantize_rows
+from .quantize_value import quantize_value
 from .scaled_linear import scaled_linear, scaled_linear_quantized
 from .targets import INTERPRETED, why_not_e4m3
 
@@ -30,11 +34,16 @@ __all__ = [
     "gated_residual_layer_norm_modulate",
     "gated_residual_layer_norm_modulate_kernel",
     "gated_residual_layer_norm_modulate_quantized",
+    "int8_attention",
+    "int8_attention_kernels",
     "layer_norm_modulate",
     "layer_norm_modulate_quantized",
     "norm_rope",
     "qk_norm_rope",
+    "qk_norm_rope_int8",
+    "quantize_qk",
     "quantize_rows",
+    "quantize_value",
     "scaled_linear",
     "scaled_linear_quantized",
     "why_not_e4m3",

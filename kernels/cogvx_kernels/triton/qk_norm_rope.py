@@ -22,6 +22,26 @@ CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 
 @triton.jit
+def normed_and_rotated(
+    x, weight_ptr, bias_ptr, cosines, sines, channels, eps, HEAD_DIM: tl.constexpr, ROTATES: tl.constexpr
+):
+    """LayerNorm of each row of fp32 `(rows, HEAD_DIM)`, weight and bias or None, and its rotation if ROTATES."""
+    x -= tl.sum(x, axis=1, keep_dims=True) / HEAD_DIM
+    x *= tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / HEAD_DIM + eps)
+    if weight_ptr is not None:
+        x *= tl.load(weight_ptr + channels).to(tl.float32)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + channels).to(tl.float32)
+    if ROTATES:
+        even, odd = tl.split(tl.reshape(x, (x.shape[0], HEAD_DIM // 2, 2)))
+        cosine_even, cosine_odd = tl.split(tl.reshape(cosines, (x.shape[0], HEAD_DIM // 2, 2)))
+        sine_even, sine_odd = tl.split(tl.reshape(sines, (x.shape[0], HEAD_DIM // 2, 2)))
+        turned = tl.join(even * cosine_even - odd * sine_even, odd * cosine_odd + even * sine_odd)
+        x = tl.reshape(turned, (x.shape[0], HEAD_DIM))
+    return x
+
+
+@triton.jit
 def _norm_rope(
     x_ptr,
     weight_ptr,
@@ -44,18 +64,7 @@ def _norm_rope(
     sample = tl.program_id(1).to(tl.int64)
     starts = sample * stride_b + (rows // HEADS).to(tl.int64) * stride_s + (rows % HEADS) * stride_h
     x = tl.load(x_ptr + starts + channels, mask=mask, other=0.0).to(tl.float32)
-    x -= tl.sum(x, axis=1, keep_dims=True) / HEAD_DIM
-    x *= tl.rsqrt(tl.sum(x * x, axis=1, keep_dims=True) / HEAD_DIM + eps)
-    if weight_ptr is not None:
-        x *= tl.load(weight_ptr + channels).to(tl.float32)
-    if bias_ptr is not None:
-        x += tl.load(bias_ptr + channels).to(tl.float32)
-    if ROTATES:
-        even, odd = tl.split(tl.reshape(x, (x.shape[0], HEAD_DIM // 2, 2)))
-        cosine_even, cosine_odd = tl.split(tl.reshape(cosines, (x.shape[0], HEAD_DIM // 2, 2)))
-        sine_even, sine_odd = tl.split(tl.reshape(sines, (x.shape[0], HEAD_DIM // 2, 2)))
-        turned = tl.join(even * cosine_even - odd * sine_even, odd * cosine_odd + even * sine_odd)
-        x = tl.reshape(turned, (x.shape[0], HEAD_DIM))
+    x = normed_and_rotated(x, weight_ptr, bias_ptr, cosines, sines, channels, eps, HEAD_DIM, ROTATES)
     output = output_ptr + (sample * sequence * HEADS + rows) * HEAD_DIM + channels
     tl.store(output, x.to(output_ptr.dtype.element_ty), mask=mask)
 

@@ -1,4 +1,4 @@
-"""Buffers with guard bands for what kernels read and write, and bf16 rounded as hardware rounds it."""
+"""Buffers with guard bands for what kernels read and write, and bf16 and e4m3 rounded as hardware rounds them."""
 
 import numpy as np
 import pytest
@@ -13,13 +13,17 @@ _drop_bits = interpreter._convert_float
 
 def _round_to_nearest(data, from_dtype, to_dtype, rounding_mode):
     """The interpreter cuts fp32 off to make bf16 or e4m3; GPUs round to nearest even, and so does torch."""
-    rounded = {tl.bfloat16: (torch.bfloat16, torch.int16, np.uint16)}
-    rounded[tl.float8e4nv] = (torch.float8_e4m3fn, torch.int8, np.uint8)
-    if from_dtype != tl.float32 or to_dtype not in rounded:
+    if from_dtype != tl.float32 or to_dtype not in _NARROW:
         return _drop_bits(data, from_dtype, to_dtype, rounding_mode)
+    narrow, bits, integers = _NARROW[to_dtype]
     values = torch.from_numpy(np.ascontiguousarray(data).view(np.float32).copy())
-    dtype, bits, unsigned = rounded[to_dtype]
-    return values.to(dtype).view(bits).numpy().view(unsigned).reshape(data.shape)
+    return values.to(narrow).view(bits).numpy().view(integers).reshape(data.shape)
+
+
+_NARROW = {
+    tl.bfloat16: (torch.bfloat16, torch.int16, np.uint16),
+    tl.float8e4nv: (torch.float8_e4m3fn, torch.uint8, np.uint8),
+}
 
 
 interpreter._convert_float = _round_to_nearest
@@ -45,21 +49,18 @@ _run = interpreter.InterpretedFunction.run
 interpreter.InterpretedFunction.run = _launch
 
 
-def _poisoned(count, dtype):
-    """NaN; in int8 what it does not have is -128, a number that nothing quantized symmetrically holds."""
-    return _empty(count, dtype=dtype).fill_(-128 if dtype == torch.int8 else float("nan"))
+def poison(dtype: torch.dtype) -> float:
+    """What fresh memory is filled with: NaN, and in integers their lowest number, which no operation here writes."""
+    return float("nan") if dtype.is_floating_point else torch.iinfo(dtype).min
 
 
-def _is_poison(values):
-    return (values == -128).all() if values.dtype == torch.int8 else values.float().isnan().all()
-
-
-_empty = torch.empty
+def is_poison(values: torch.Tensor) -> torch.Tensor:
+    return values.float().isnan() if values.is_floating_point() else values == poison(values.dtype)
 
 
 def guarded(values: torch.Tensor) -> torch.Tensor:
     """A contiguous copy with NaN before and behind it: who reads past it gets NaN into the result."""
-    around = _poisoned(values.numel() + 2 * GUARD, values.dtype)
+    around = values.new_full((values.numel() + 2 * GUARD,), poison(values.dtype))
     inside = around[GUARD : GUARD + values.numel()]
     inside.copy_(values.reshape(-1))
     return inside.view(values.shape)
@@ -68,16 +69,16 @@ def guarded(values: torch.Tensor) -> torch.Tensor:
 @pytest.fixture(autouse=True)
 def outputs(monkeypatch):
     """Fresh memory holds NaN, so that what is not written is seen, and what is written past its ends is, too."""
-    made = []
+    empty, made = torch.empty, []
 
     def guarded_empty(*shape, dtype=None, device=None, **_):
         shape = torch.Size(shape[0] if shape and not isinstance(shape[0], int) else shape)
         dtype = dtype or torch.get_default_dtype()
-        around = _poisoned(shape.numel() + 2 * GUARD, dtype)
+        around = empty(shape.numel() + 2 * GUARD, dtype=dtype).fill_(poison(dtype))
         made.append(around)
         return around[GUARD : GUARD + shape.numel()].view(shape)
 
     monkeypatch.setattr(torch, "empty", guarded_empty)
     monkeypatch.setattr(torch, "empty_like", lambda x, **_: guarded_empty(x.shape, dtype=x.dtype))
     yield made
-    assert all(_is_poison(around[:GUARD]) and _is_poison(around[-GUARD:]) for around in made)
+    assert all(is_poison(around[:GUARD]).all() and is_poison(around[-GUARD:]).all() for around in made)

@@ -40,6 +40,17 @@ CASES = {
     "quantize_rows": (STREAM, torch.int8, False),
     "scaled_linear": (*LINEAR, torch.float16),
     "scaled_linear_quantized": (*LINEAR, torch.int8),
+    "qk_norm_rope_int8": (QUERY, KEY, AFFINE, AFFINE, None, None, COSINES, SINES, 2, 1e-6, 0.18),
+    "quantize_qk": (QUERY, KEY, 0.18),
+    "quantize_value": (VALUE, torch.float8_e4m3fn, True),
+    "int8_attention": (
+        *operations.quantize_qk(QUERY, KEY, 0.18),
+        VALUE,
+        torch.rand(2, 2, 64),
+        torch.rand(2, 2, 64),
+        torch.zeros(1, dtype=torch.int32),
+        torch.float16,
+    ),
 }
 
 

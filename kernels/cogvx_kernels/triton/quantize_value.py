@@ -1,0 +1,158 @@
+"""`reference.quantize_value`: V without its mean over the sequence, or in e4m3 with a scale for each channel, or both.
+
+The first launch reads V and leaves sums, largest and smallest of a few parts of the sequence: a channel's largest
+distance from its mean is that of one of the two. The second reads V again and writes it. In 8 bits it is written with
+the tokens of a channel next to each other: matrix instructions on bytes sum along what is contiguous, and V is summed
+over tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch.library import triton_op, wrap_triton
+
+from .quantize_qk import PARTS, SMALLEST, SUM_CONFIGS, sequence_sums
+from .targets import TARGETS, tuned
+
+FP8_MAX = tl.constexpr(448.0)
+# For the 16-byte loads of the next kernel: where a channel's tokens start is a multiple of this.
+ALIGNMENT = tl.constexpr(16)
+# A tile of 64 tokens and 64 channels is 32 numbers a thread; in 8 bits a thread has to end with 16 tokens of a channel.
+_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 32)]
+CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
+
+
+@tuned(SUM_CONFIGS, key=("HEAD_DIM",))
+@triton.jit(do_not_specialize=["sequence", "heads"])
+def sequence_range_kernel(
+    x_ptr,
+    largest_ptr,
+    smallest_ptr,
+    sequence,
+    heads,
+    stride_b,
+    stride_s,
+    stride_h,
+    HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The largest and the smallest of each of PARTS parts of the sequence, fp32 `(batch, heads, PARTS, HEAD_DIM)`."""
+    sample = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    part = tl.program_id(0)
+    length = tl.cdiv(tl.cdiv(sequence, PARTS), BLOCK) * BLOCK
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    largest = tl.full((BLOCK, HEAD_DIM), float("-inf"), tl.float32)
+    smallest = tl.full((BLOCK, HEAD_DIM), float("inf"), tl.float32)
+    for start in range(part * length, min((part + 1) * length, sequence), BLOCK):
+        rows = start + tl.arange(0, BLOCK)[:, None]
+        tile = x_ptr + sample * stride_b + head * stride_h + rows.to(tl.int64) * stride_s + channels
+        mask = rows < sequence
+        x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, tl.where(mask, x, float("-inf")))
+        smallest = tl.minimum(smallest, tl.where(mask, x, float("inf")))
+    output = (tl.program_id(1) * PARTS + part) * HEAD_DIM + tl.arange(0, HEAD_DIM)
+    tl.store(largest_ptr + output, tl.max(largest, axis=0))
+    tl.store(smallest_ptr + output, tl.min(smallest, axis=0))
+
+
+@tuned(CONFIGS, key=("HEAD_DIM",))
+@triton.jit(do_not_specialize=["sequence", "heads"])
+def quantize_value_kernel(
+    x_ptr,
+    output_ptr,
+    sums_ptr,
+    largest_ptr,
+    smallest_ptr,
+    mean_ptr,
+    scale_ptr,
+    sequence,
+    heads,
+    stride_b,
+    stride_s,
+    stride_h,
+    stride_ob,
+    stride_os,
+    stride_oh,
+    stride_od,
+    HEAD_DIM: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    sample = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    mask = rows < sequence
+    parts = (tl.program_id(1) * PARTS + tl.arange(0, PARTS)[:, None]) * HEAD_DIM + channels
+    vector = tl.program_id(1) * HEAD_DIM + channels
+    tile = x_ptr + sample * stride_b + head * stride_h + rows.to(tl.int64) * stride_s + channels
+    x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.zeros((1, HEAD_DIM), tl.float32)
+    if sums_ptr is not None:
+        mean = tl.sum(tl.load(sums_ptr + parts), axis=0, keep_dims=True) / sequence
+        x -= mean
+        if tl.program_id(0) == 0:
+            tl.store(mean_ptr + vector, mean)
+    if scale_ptr is not None:
+        above = tl.max(tl.load(largest_ptr + parts), axis=0, keep_dims=True) - mean
+        below = mean - tl.min(tl.load(smallest_ptr + parts), axis=0, keep_dims=True)
+        scale = tl.maximum(tl.maximum(above, below) / FP8_MAX, SMALLEST)
+        x /= scale
+        if tl.program_id(0) == 0:
+            tl.store(scale_ptr + vector, scale)
+    if output_ptr.dtype.element_ty == tl.float8e4nv:
+        # Up to where the memory of a channel ends: so many tokens are whole 16-byte stores.
+        x = tl.where(mask, x, 0.0)
+        mask = rows < tl.cdiv(sequence, ALIGNMENT) * ALIGNMENT
+    output = output_ptr + sample * stride_ob + head * stride_oh + rows.to(tl.int64) * stride_os + channels * stride_od
+    tl.store(output, x.to(output_ptr.dtype.element_ty), mask=mask)
+
+
+@triton_op("cogvx_kernels::quantize_value_triton", mutates_args=())
+def quantize_value(
+    value: torch.Tensor, dtype: torch.dtype, smooth: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`reference.quantize_value`; a scale or mean that it would give as None is empty."""
+    batch, sequence, heads, head_dim = value.shape
+    bytes_only = dtype.itemsize == 1
+    if bytes_only:
+        tokens = triton.cdiv(sequence, ALIGNMENT.value) * ALIGNMENT.value
+        values = torch.empty((batch, heads, head_dim, tokens), dtype=dtype, device=value.device)
+        values = values.narrow(3, 0, sequence).permute(0, 3, 1, 2)
+    else:
+        values = torch.empty((batch, heads, sequence, head_dim), dtype=dtype, device=value.device).transpose(1, 2)
+
+    def vector(wanted: bool, *parts: int) -> torch.Tensor:
+        shape = (batch, heads, *parts, head_dim) if wanted else (0,)
+        return torch.empty(shape, dtype=torch.float32, device=value.device)
+
+    mean, scale = vector(smooth), vector(bytes_only)
+    if value.numel() == 0:
+        return values, scale, mean
+    largest, smallest = vector(bytes_only, PARTS), vector(bytes_only, PARTS)
+    if bytes_only:
+        wrap_triton(sequence_range_kernel(value.device))[(PARTS, batch * heads)](
+            value, largest, smallest, sequence, heads, *value.stride()[:3], HEAD_DIM=head_dim, PARTS=PARTS
+        )
+    wrap_triton(quantize_value_kernel(value.device))[
+        lambda meta: (triton.cdiv(sequence, meta["BLOCK"]), batch * heads)
+    ](
+        value,
+        values,
+        sequence_sums(value) if smooth else None,
+        largest if bytes_only else None,
+        smallest if bytes_only else None,
+        mean if smooth else None,
+        scale if bytes_only else None,
+        sequence,
+        heads,
+        *value.stride()[:3],
+        *values.stride(),
+        HEAD_DIM=head_dim,
+        PARTS=PARTS,
+    )
+    return values, scale, mean
