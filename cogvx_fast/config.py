@@ -6,10 +6,12 @@ import enum
 import re
 from dataclasses import dataclass, fields
 
+from .quantization.recipes import BALANCED, RECIPES, TEXT_ENCODER_SCHEMES, check_possible
+
 # Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
 # asking for one says so instead of silently running another.
-TIERS = {"exact": "the order of rounding"}
-PLANNED_TIERS = {"balanced": "the precision of GEMMs and attention", "turbo": "also which steps are computed"}
+TIERS = {"exact": "the order of rounding", BALANCED: "the precision of GEMMs and attention"}
+PLANNED_TIERS = {"turbo": "also which steps are computed"}
 
 
 class AttentionBackend(enum.StrEnum):
@@ -26,6 +28,14 @@ class AttentionBackend(enum.StrEnum):
     TRITON_INT8 = "triton-int8"
 
 
+class QuantizedGemm(enum.StrEnum):
+    """What multiplies quantized weights; `AUTO` takes ours where there is one for the device and the recipe."""
+
+    AUTO = "auto"
+    TORCHAO = "torchao"
+    NATIVE = "native"
+
+
 class CompileMode(enum.StrEnum):
     """What of the transformer `torch.compile` takes; `AUTO` decides by the device, see the report."""
 
@@ -40,7 +50,13 @@ class EngineConfig:
     """How a pipeline is made fast. Immutable; a string such as `"exact"` stands for the preset of that name.
 
     Attributes:
-        tier: the contract, one of `TIERS`.
+        tier: the contract, one of `TIERS`; None: "balanced" with a recipe, else "exact".
+        recipe: which linears are quantized and how, one of `quantization.RECIPES`; "balanced", which is what its tier
+            takes if none is named, stands for the best for the device and dtype, named in the report. A recipe that no
+            device of this machine can run is refused when the pipeline is made.
+        text_encoder: likewise for the text encoder, one of `quantization.TEXT_ENCODER_SCHEMES`; "auto": the recipe's,
+            "native": as it is.
+        gemm: a `QuantizedGemm` or its value: who multiplies. Both give the same numbers within rounding.
         modulation_table: compute the AdaLN modulation of all steps once a generation instead of
             twice per layer and step. Changes nothing but the order of rounding.
         reuse_text_projection: project the prompt to the transformer's width once a generation
@@ -61,7 +77,10 @@ class EngineConfig:
             when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
 
-    tier: str = "exact"
+    tier: str | None = None
+    recipe: str | None = None
+    text_encoder: str = "auto"
+    gemm: QuantizedGemm | str = QuantizedGemm.AUTO
     modulation_table: bool = True
     reuse_text_projection: bool = True
     fuse_projections: bool = True
@@ -73,6 +92,8 @@ class EngineConfig:
     attention: AttentionBackend | str = AttentionBackend.AUTO
 
     def __post_init__(self) -> None:
+        if self.tier is None:
+            object.__setattr__(self, "tier", "exact" if self.recipe is None else BALANCED)
         if self.tier in PLANNED_TIERS:
             raise ValueError(f"engine tier {self.tier!r} is planned but not in this version; available: {_names()}")
         if self.tier not in TIERS:
@@ -83,6 +104,8 @@ class EngineConfig:
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
         if self.fast_vae not in (None, True, False):
             raise ValueError(f"EngineConfig.fast_vae={self.fast_vae!r} must be None, True or False")
+        self._check_recipe()
+        self._enforce("gemm", QuantizedGemm)
         self._enforce("attention", AttentionBackend)
         self._enforce("compile", CompileMode)
         if self.vae_memory is not None:
@@ -90,6 +113,31 @@ class EngineConfig:
             if self.fast_vae is False:
                 raise ValueError("EngineConfig.vae_memory needs fast_vae=True: diffusers' own code knows no budget")
             object.__setattr__(self, "fast_vae", True)  # a budget asks for it
+
+    def _check_recipe(self) -> None:
+        schemes = ("auto", "native", *map(str, TEXT_ENCODER_SCHEMES))
+        if self.text_encoder not in schemes:
+            allowed = ", ".join(map(repr, schemes))
+            raise ValueError(f"EngineConfig.text_encoder={self.text_encoder!r} is unknown; allowed: {allowed}")
+        if self.tier == "exact":
+            for name, default in (("recipe", None), ("text_encoder", "auto")):
+                value = getattr(self, name)
+                if value != default:
+                    raise ValueError(
+                        f"EngineConfig.{name}={value!r} changes precision, which tier 'exact' does not; use tier="
+                        f"{BALANCED!r}"
+                    )
+            return
+        if self.recipe is None:
+            object.__setattr__(self, "recipe", BALANCED)
+        if self.recipe not in (BALANCED, *RECIPES):
+            allowed = ", ".join(map(repr, (BALANCED, *RECIPES)))
+            raise ValueError(f"EngineConfig.recipe={self.recipe!r} is unknown; allowed: {allowed}")
+
+    def check_machine(self) -> None:
+        """Raise a ValueError if no device of this machine can run this; called before anything is loaded."""
+        if self.recipe is not None:
+            check_possible(self.recipe)
 
     def _enforce(self, name: str, kind: type[enum.StrEnum]) -> None:
         value = getattr(self, name)

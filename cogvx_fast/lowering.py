@@ -10,12 +10,16 @@ from diffusers import DiffusionPipeline
 
 from . import machine
 from .attention import check_available, resolve
-from .config import TIERS, CompileMode, EngineConfig
+from .attention.backends import Capability
+from .config import TIERS, AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
+from .quantization.pipeline import quantize_pipeline
+from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
+from .transformer.quantized import Int8Linear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 from .vae.place import Place
 
-PROJECTIONS, COMPILE, PRECISION, VAE = "projections", "compile", "precision", "vae"
+PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,15 @@ def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> Repor
     return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
 
 
+def exact_fallback(pipeline: DiffusionPipeline) -> Capability | None:
+    """What redoes a step in which the backend that was bound overflows; None where that backend is an exact one."""
+    transformer = pipeline.transformer
+    if all(processor.backend.exact for processor in transformer.joint_processors):
+        return None
+    head_dim = transformer.config.attention_head_dim
+    return resolve(AttentionBackend.AUTO, pipeline._execution_device, transformer.dtype, head_dim).capability
+
+
 def plan_projections(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
     """Q, K and V in one product; how, is decided where the weights are when a generation runs."""
     if not config.fuse_projections and not config.pack_weights:
@@ -123,10 +136,13 @@ def report_projections(session: EngineSession) -> ReportLine:
     """What the session did, in words: how many blocks run on which kind of product, and the bytes that it holds."""
     plans = session.block_plans
     merged = sum(plan.qkv is not None for plan in plans)
+    in_int8 = sum(isinstance(plan.qkv, Int8Linear) for plan in plans)
     packed = sum(plan.packed_bytes for plan in plans)
     parts = [f"Q, K and V in one product in {merged} of {len(plans)} blocks"]
     if merged < len(plans):
         parts.append("the others have adapters, hooks or quantized weights: their own modules are called")
+    if in_int8:
+        parts.append(f"int8 products of our own in {in_int8}")
     if packed:
         parts.append(f"weights packed for oneDNN, {packed / 1e6:.1f} MB more while a generation runs")
     native = sum(plan.impl == "cpu" for plan in plans)
@@ -136,6 +152,30 @@ def report_projections(session: EngineSession) -> ReportLine:
     if on_gpu:
         parts.append(f"norms, gates and rotations in Triton in {on_gpu}")
     return ReportLine(PROJECTIONS, bool(merged or packed or native or on_gpu), "; ".join(parts))
+
+
+def quantize(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
+    """Put a copy of the transformer, and of the text encoder, whose linears are quantized in their place.
+
+    Raises:
+        ValueError: for a recipe that cannot run where the pipeline will, or a model that is quantized in another way.
+    """
+    detail = quantize_pipeline(pipeline, config)
+    return ReportLine(QUANTIZE, detail is not None, detail or f"tier {config.tier!r} changes no precision")
+
+
+def check_quantization(pipeline: DiffusionPipeline, config: EngineConfig) -> None:
+    """Raise a ValueError if what was quantized cannot run where the pipeline is now; called for each generation."""
+    name = pipeline.transformer.recipe
+    if name is None:
+        return
+    recipe, target = RECIPES[name], Target.of(pipeline._execution_device)
+    if why_not(recipe, target, pipeline.transformer.dtype) is not None:
+        raise ValueError(refusal(recipe, target, pipeline.transformer.dtype))
+    if config.gemm is QuantizedGemm.NATIVE:
+        reason = why_not_native(recipe, target)
+        if reason is not None:
+            raise ValueError(f"EngineConfig.gemm='native' cannot work here: {reason}; what can: 'auto', 'torchao'")
 
 
 def check_compile(pipeline: DiffusionPipeline, config: EngineConfig) -> ReportLine:
@@ -218,6 +258,7 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
     plan_modulation_table,
     plan_text_projection,
     plan_projections,
+    quantize,
     check_compile,
     check_precision,
     adopt_vae,

@@ -71,6 +71,15 @@ def cpu_bf16_units() -> str | None:
     return CPU_FEATURES["avx512_bf16"] if torch.cpu._is_avx512_bf16_supported() else None
 
 
+def cpu_int8_units() -> str | None:
+    """The name of what multiplies int8 matrices in this CPU, twice as fast as bf16 ones; None if nothing does."""
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        return CPU_FEATURES["amx_int8"]
+    return CPU_FEATURES["avx512_vnni"] if torch.cpu._is_vnni_supported() else None
+
+
 def cuda_devices() -> list[dict[str, Any]]:
     """Name, compute capability, features, multiprocessors and memory in bytes of every CUDA device."""
     import torch

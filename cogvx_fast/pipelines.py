@@ -9,6 +9,7 @@ import functools
 import json
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -31,12 +32,17 @@ from .lowering import (
     EngineReport,
     adopt_vae,
     check_precision,
+    check_quantization,
     choose_attention,
     choose_compile,
+    exact_fallback,
     lower,
     report_projections,
     report_vae,
 )
+from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
+from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest
+from .quantization.pipeline import check_engine
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
 
@@ -65,12 +71,50 @@ class FastPipelineMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
-        """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded."""
-        EngineConfig.from_name(kwargs.get("engine", "exact"))
+        """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded.
+
+        A folder that `cogvx-fast quantize` wrote gives a quantized pipeline, without its full-precision weights ever
+        being in memory. Its files are checked first.
+
+        Raises:
+            ValueError: for an engine that cannot work, or a quantized checkpoint that is of another torchao, broken,
+                or changed since it was written.
+        """
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
+        if is_quantized_checkpoint(pretrained_model_name_or_path):
+            kwargs |= _quantized_parts(Path(pretrained_model_name_or_path), kwargs)
+        else:
+            EngineConfig.from_name(kwargs.get("engine", "exact")).check_machine()
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers.
+
+        Raises:
+            ValueError: for a quantized pipeline: `cogvx-fast quantize` writes its checkpoint from the original one.
+        """
+        if self.transformer.recipe is not None:
+            raise ValueError(
+                f"the weights are quantized ({self.transformer.recipe}); `cogvx-fast quantize MODEL OUT --recipe"
+                f" {self.transformer.recipe}` writes such a checkpoint from the full-precision one"
+            )
+        super().save_pretrained(*args, **kwargs)
+
+    def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        """As in diffusers.
+
+        Raises:
+            ValueError: for a quantized pipeline, whose weights have no room for an adapter's: it runs beside them.
+        """
+        if self.transformer.recipe is not None:
+            raise ValueError(
+                f"the weights are quantized ({self.transformer.recipe}): adapters run beside them in full precision; to"
+                " fuse, call load_lora_weights() and fuse_lora() on the exact pipeline, then accelerate(pipeline,"
+                " engine='balanced')"
+            )
+        super().fuse_lora(*args, **kwargs)
 
     def engine_report(self) -> EngineReport:
         """What the engine does to this pipeline, what it leaves out, and why."""
@@ -145,13 +189,14 @@ class FastPipelineMixin:
             self._report = lower(self, self._engine_config)
             transformer = self.transformer
         config = self._engine_config
+        check_quantization(self, config)
         compiles, line = choose_compile(self, config)
         lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
         for line in lines:
             self._report = self._report.with_line(line)
         self.stage_seconds.clear()
         started = time.perf_counter()
-        session = EngineSession(config, self.scheduler, compiles)
+        session = EngineSession(config, self.scheduler, compiles, exact_fallback(self))
         try:
             with transformer.session(session):
                 yield
@@ -217,6 +262,22 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         with self.engine_session():
             return super().__call__(*args, **kwargs)
+
+
+def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
+    manifest = read_manifest(folder)
+    own = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or "native"}
+    config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
+    check_engine(config, manifest.recipe)
+    check_dtype(manifest, folder, asked.get("dtype"))
+    check_files(folder, manifest)
+    parts: dict[str, Any] = {"engine": config, "dtype": getattr(torch, manifest.dtype)}
+    if "transformer" not in asked:
+        parts["transformer"] = load_transformer(folder, manifest)
+    if "text_encoder" not in asked:
+        parts["text_encoder"] = load_text_encoder(folder, manifest)
+    return parts
 
 
 def _check_latents(latents: torch.Tensor) -> None:

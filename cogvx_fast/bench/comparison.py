@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .rows import Row
+from .rows import SERIES, Row
 
 BASELINE = "diffusers"
 
@@ -23,7 +23,9 @@ class Group:
 
     @property
     def title(self) -> str:
-        return f"{self.first.workload}, {self.first.dtype}" + (", ablation" if self.is_ablation else "")
+        return f"{self.first.workload}, {self.first.dtype}" + (
+            f", {self.first.series}" if self.first.series != "contenders" else ""
+        )
 
     @property
     def slug(self) -> str:
@@ -34,6 +36,10 @@ class Group:
     @property
     def is_ablation(self) -> bool:
         return self.first.series == "ablation"
+
+    @property
+    def is_quality(self) -> bool:
+        return self.first.series == "quality"
 
     def of_stage(self, stage: str) -> list[Row]:
         return [row for row in self.rows if row.stage == stage]
@@ -47,7 +53,7 @@ def groups(rows: Sequence[Row]) -> list[Group]:
     """The latest run of each workload, dtype, device and series, sorted by these; older runs are left out."""
     runs: dict[tuple, dict[str, list[Row]]] = {}
     for row in rows:
-        key = (row.workload, row.dtype, row.provenance.device_name, row.series != "contenders")
+        key = (row.workload, row.dtype, row.provenance.device_name, SERIES.index(row.series))
         runs.setdefault(key, {}).setdefault(row.run, []).append(row)
     latest = (max(of_key.values(), key=lambda run: max(row.time for row in run)) for _, of_key in sorted(runs.items()))
     return [Group(tuple(run)) for run in latest]

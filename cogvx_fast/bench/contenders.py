@@ -68,6 +68,7 @@ class Contender:
         is_bound: whether it is a lower bound, which has no result to be judged.
         lossy: what makes its result another one by design, or None; then its distance is stated and not judged.
         devices: types of device it runs on; None: all.
+        floor_db: of one that may lose precision: the signal-to-noise ratio that its gate asks for instead.
         expected_gain, expected_why: in an ablation, the factor over the contender before that is expected, from what.
     """
 
@@ -77,6 +78,7 @@ class Contender:
     is_bound: bool = False
     lossy: str | None = None
     devices: tuple[str, ...] | None = None
+    floor_db: float | None = None
     expected_gain: float | None = None
     expected_why: str | None = None
 

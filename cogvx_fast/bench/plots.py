@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import write_whole
 from .comparison import Group, groups, speedup
-from .files import write_whole
 from .report import seconds
 from .rows import Row
+from .tradeoff import points, timed_group
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
 
@@ -26,9 +28,10 @@ def write_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
         OSError: if a file cannot be written.
     """
     written = []
-    for group in groups(rows):
+    found = groups(rows)
+    for group in found:
         path = Path(folder) / f"{group.slug}.png"
-        write_whole(path, plot(group))
+        write_whole(path, plot_tradeoff(group, found) if group.is_quality else plot(group))
         written.append(path)
     return written
 
@@ -43,6 +46,34 @@ def plot(group: Group) -> bytes:
     panels = figure.subplots(len(stages), 1, squeeze=False, height_ratios=heights)[:, 0]
     for stage, axes in zip(stages, panels, strict=True):
         _panel(axes, group, stage)
+    return _png(figure, group)
+
+
+def plot_tradeoff(quality: Group, others: Sequence[Group]) -> bytes:
+    """The recipes of a group of quality rows as PNG: PSNR over the time of a step, as a share of exact's."""
+    from matplotlib.figure import Figure
+
+    timed = timed_group(quality, others)
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for point in points(quality, others):
+        if point.gain is None:
+            continue
+        axes.scatter(1 / point.gain, point.quality.extras["psnr_db"], color=_COLORS["green"], zorder=2)
+        place = (1 / point.gain, point.quality.extras["psnr_db"])
+        axes.annotate(f"  {point.recipe}", place, va="center", fontsize=8)
+    axes.axvline(1, color=_COLORS["baseline"], lw=1)
+    axes.axhline(30, color=_COLORS["none"], lw=1)
+    step = "a step" if timed is None else f"a {timed.first.workload} step"
+    axes.set_xlabel(f"time of {step}, exact = 1", fontsize=8)
+    axes.set_ylabel("PSNR against exact, dB; 30 asked", fontsize=8)
+    axes.set_xlim(0, 1.4)
+    axes.tick_params(labelsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return _png(figure, quality)
+
+
+def _png(figure: Figure, group: Group) -> bytes:
     figure.suptitle(f"{group.title} on {group.first.provenance.device_name}", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import write_whole
+from . import tradeoff
 from .comparison import Group, break_even, groups, over_bound, over_previous, speedup
-from .files import write_whole
 from .rows import Row
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -16,7 +17,8 @@ _LEGEND = (
     "Times are medians with the 20th and 80th percentile; contenders of a table alternated in one run. *x arithmetic*: "
     "the time as a multiple of the step's linears and attention alone, in the same run. *Pays after*: calls until a "
     "longer first call than diffusers' is made up for. *Error*: relative to diffusers in float32 (for float32: in "
-    "float64), and as a multiple of diffusers' own at that precision; above 1.1 the speed is refused."
+    "float64), and as a multiple of diffusers' own at that precision; above 1.1 the speed is refused. *Recipes* may "
+    "lose precision: refused is what is further than 30 dB from the reference in one step, or 30 dB PSNR in the videos."
 )
 
 
@@ -30,7 +32,7 @@ def report(rows: Sequence[Row], plots: str | None = None) -> str:
         return f"# Benchmarks\n\n{NOTHING}\n"
     parts = ["# Benchmarks", "Made by `cogvx-fast bench report` from `benchmarks/results`.", _LEGEND]
     for group in groups(rows):
-        parts += [f"## {group.title}", provenance(group), table(group)]
+        parts += [f"## {group.title}", provenance(group), _table(group, groups(rows))]
         if plots is not None:
             parts.append(_image(group, plots))
         parts.append(_details(group))
@@ -44,7 +46,8 @@ def readme_section(rows: Sequence[Row], plots: str) -> str:
         return NOTHING
     parts = []
     for group in found:
-        parts += [f"**{group.title}**: {provenance(group)}", table(group, short=True), _image(group, plots)]
+        body = _table(group, found, short=True)
+        parts += [f"**{group.title}**: {provenance(group)}", body, _image(group, plots)]
     return "\n\n".join([*parts, _LEGEND])
 
 
@@ -91,22 +94,32 @@ def _read_with_markers(path: Path, section: str) -> tuple[str, str]:
         raise ValueError(f"{path} {error}") from None
 
 
+def _table(group: Group, others: Sequence[Group], short: bool = False) -> str:
+    return tradeoff.table(group, others) if group.is_quality else table(group, short)
+
+
 def provenance(group: Group) -> str:
     """Where a group's rows come from, in a sentence."""
     row, origin = group.first, group.first.provenance
     shape = row.shapes
-    layers, of = shape.get("layers"), shape.get("layers_of_the_real_model")
     parts = [
         origin.device_name,
         f"{origin.threads} threads" if origin.cuda is None else f"power limit {origin.cuda.get('power_limit_watts')} W",
-        f"{layers} of {of} layers" if layers != of else f"{layers} layers",
-        f"batch {shape.get('batch')}, {shape.get('num_frames')} frames of {shape.get('height')}x{shape.get('width')} "
-        f"({shape.get('tokens'):,} tokens)",
+        *([row.measures] if group.is_quality else _sizes(shape)),
         f"torch {origin.versions.get('torch')}, diffusers {origin.versions.get('diffusers')}",
         _commit(row),
         row.time[:10],
     ]
     return "; ".join(parts) + f". `{row.command}`"
+
+
+def _sizes(shape: dict) -> list[str]:
+    layers, of = shape.get("layers"), shape.get("layers_of_the_real_model")
+    return [
+        f"{layers} of {of} layers" if layers != of else f"{layers} layers",
+        f"batch {shape.get('batch')}, {shape.get('num_frames')} frames of {shape.get('height')}x{shape.get('width')} "
+        f"({shape.get('tokens'):,} tokens)",
+    ]
 
 
 def table(group: Group, short: bool = False) -> str:

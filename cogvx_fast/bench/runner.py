@@ -318,7 +318,7 @@ def _failed(contender: Contender, error: Exception, prepared: Prepared | None) -
 
 
 def _verdict(contender: Contender, errors: list[float], own: list[float]) -> Verdict:
-    verdict = judge(errors, own)
+    verdict = judge(errors, own, contender.floor_db)
     if contender.lossy is None or verdict.error is None:
         return verdict
     return dataclasses.replace(verdict, gate="lossy", detail=contender.lossy, budget=None)

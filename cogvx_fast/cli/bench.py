@@ -55,6 +55,9 @@ def run(
     ablation: Annotated[
         bool, typer.Option("--ablation", help="Instead of contenders: one optimization more in each row.")
     ] = False,
+    recipes: Annotated[
+        bool, typer.Option("--recipes", help="As contenders: the quantization recipes beside exact.")
+    ] = False,
     runs: Annotated[int, typer.Option(help="Timed calls of each contender, at least 5.")] = 5,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps of a generation.", show_default="the workload's")
@@ -73,7 +76,8 @@ def run(
         from . import loading
 
         chosen = _workload(workload, steps)
-        names = _contender_names(contenders, ablation)
+        series = _series(contenders, ablation, recipes)
+        names = None if series == "ablation" else _contender_names(contenders, series)
         if runs < 5:
             raise UsageError("--runs", runs, "must be at least 5: a median of fewer says little")
         chosen_device = loading.choose_device(device)
@@ -88,8 +92,8 @@ def run(
         for precision in [dtype.value] if dtype is not None else chosen.dtypes:
             words = ["cogvx-fast", "bench", "run", workload, "--dtype", precision]
             words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-            words += ["--ablation"] if ablation else []
-            made += _run(chosen, precision, names, runs, chosen_device, shlex.join(words), path)
+            words += [] if series == "contenders" else [f"--{series}"]
+            made += _run(chosen, precision, series, names, runs, chosen_device, shlex.join(words), path)
         say(results, f"added {len(made)} rows to {path}")
         red = [f"{row.dtype} {row.stage} {row.contender}" for row in made if row.gate == "red"]
         if red:
@@ -109,7 +113,7 @@ def report(
     """Make the page, the plots and the README's section from the rows."""
     with exit_codes():
         from cogvx_fast.bench import report as made
-        from cogvx_fast.bench.files import write_whole
+        from cogvx_fast.files import write_whole
 
         rows = _read_rows(folder)
         try:
@@ -157,13 +161,22 @@ def _all_contenders() -> dict[str, Contender]:
     return CONTENDERS
 
 
-def _contender_names(asked: str | None, ablation: bool) -> list[str] | None:
-    """The names, checked; None for an ablation, which has its own."""
-    if ablation:
-        if asked is not None:
-            raise UsageError("--contenders", repr(asked), "cannot be combined with --ablation, which has its own")
-        return None
+def _series(asked: str | None, ablation: bool, recipes: bool) -> str:
+    """Which series the rows are of."""
+    if ablation and recipes:
+        raise UsageError("--recipes", None, "cannot be combined with --ablation")
+    if ablation and asked is not None:
+        raise UsageError("--contenders", repr(asked), "cannot be combined with --ablation, which has its own")
+    return "ablation" if ablation else "recipes" if recipes else "contenders"
+
+
+def _contender_names(asked: str | None, series: str) -> list[str]:
+    """The names, checked."""
     known = _all_contenders()
+    if series == "recipes":
+        from cogvx_fast.bench.recipes import recipes
+
+        known = recipes()
     names = list(known) if asked is None else [name.strip() for name in asked.split(",")]
     for name in names:
         if name not in known:
@@ -200,22 +213,35 @@ def _read_rows(path: Path, argument: str = "--results") -> list[Row]:
 
 
 def _run(
-    workload: Workload, dtype: str, names: list[str] | None, runs: int, device: str, command: str, out: Path
+    workload: Workload,
+    dtype: str,
+    series: str,
+    names: list[str] | None,
+    runs: int,
+    device: str,
+    command: str,
+    out: Path,
 ) -> list[Row]:
     from cogvx_fast.bench import rows, runner
     from cogvx_fast.bench.ablation import ablation
+    from cogvx_fast.bench.recipes import recipes
 
     from . import loading
 
     known = _all_contenders()
+    if series == "ablation":
+        contenders = ablation(workload.name, dtype)
+    else:
+        available = recipes() if series == "recipes" else known
+        contenders = {name: available[name] for name in names}
     plan = runner.Plan(
         workload=workload,
-        contenders=ablation(workload.name, dtype) if names is None else {name: known[name] for name in names},
+        contenders=contenders,
         dtype=dtype,
         device=device,
         command=command,
         runs=runs,
-        series="ablation" if names is None else "contenders",
+        series=series,
     )
     head = f"{workload.name} {dtype}"
     with loading.quiet_libraries(), messages.status(Text(head)) as status:

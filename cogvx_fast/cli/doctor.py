@@ -12,7 +12,7 @@ import typer
 
 from cogvx_fast import machine
 
-from .console import exit_codes
+from .console import UsageError, exit_codes
 from .generate import Precision
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao")
@@ -60,12 +60,16 @@ def doctor(
     vae_memory: Annotated[
         str | None, typer.Option(help="What the autoencoder's frames may take, such as 4GiB.", show_default=False)
     ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Plan quantized weights: balanced, int8, int8-weight, fp8, fp8-weight.", show_default=False),
+    ] = None,
 ) -> None:
     """Show versions, devices with their capabilities, optional backends, and what a video of some size will take."""
     with exit_codes():
         memory = None
-        if any(value is not None for value in (model, height, width, frames, dtype, device, vae_memory)):
-            memory = _plan_memory(model, height, width, frames, dtype and dtype.value, device, vae_memory)
+        if any(value is not None for value in (model, height, width, frames, dtype, device, vae_memory, recipe)):
+            memory = _plan_memory(model, height, width, frames, dtype and dtype.value, device, vae_memory, recipe)
         report = examine()
         if memory is not None:
             report["memory"] = memory
@@ -83,18 +87,24 @@ def _plan_memory(
     dtype: str | None,
     device: str | None,
     budget: str | None,
+    recipe: str | None,
 ) -> dict[str, Any]:
     from . import loading, validate
     from .checkpoint import Checkpoint, read_checkpoint
-    from .memory import vae_memory
+    from .memory import model_memory, vae_memory
 
+    if recipe is not None and model is None:
+        raise UsageError("--recipe", repr(recipe), "needs --model, whose layers it names")
     found = None if model is None else read_checkpoint(model)
     size_of = found or Checkpoint("the family")
     pixels = validate.video_size(height, width, size_of)
     num_frames = validate.num_frames(frames, size_of)
     chosen = loading.choose_device(device)
     chosen_dtype = loading.choose_dtype(dtype, chosen, size_of)
-    return vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
+    memory = vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
+    if found is not None:
+        memory["models"] = model_memory(found, *pixels, num_frames, chosen_dtype, chosen, recipe)
+    return memory
 
 
 def examine() -> dict[str, Any]:
@@ -211,6 +221,13 @@ def _show_memory(memory: dict[str, Any]) -> None:
     for use, plan in memory["plans"].items():
         table.add_row(use, f"{plan['peak'] / 2**30:.2f} GiB", plan["plan"])
     results.print(table)
+    if "models" in memory:
+        models = memory["models"]
+        title = f"Memory of the models, predicted: recipe {models['recipe'] or 'none'}, {size}"
+        table = Table("component", "size", title=title, title_justify="left")
+        for component in ("text_encoder", "transformer", "activations"):
+            table.add_row(component.replace("_", " "), f"{models[component] / 2**30:.3f} GiB")
+        results.print(table)
 
 
 def _gib(size: int | None) -> str:

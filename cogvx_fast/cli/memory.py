@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from cogvx_fast.quiet import quiet_imports
@@ -66,3 +67,43 @@ def vae_memory(
             use: {"peak": plan.peak, "put_away": plan.put_away, "plan": str(plan)} for use, plan in plans.items()
         },
     }
+
+
+def model_memory(
+    checkpoint: Checkpoint, height: int, width: int, num_frames: int, dtype: str, device: str, recipe: str | None
+) -> dict[str, Any]:
+    """Bytes of text encoder, transformer and a step's activations, with guidance; `recipe` as `EngineConfig` has it.
+
+    Raises:
+        UsageError: for a recipe that is unknown or cannot run on `device`.
+    """
+    with quiet_imports():
+        import torch
+
+        from cogvx_fast.quantization import BALANCED, RECIPES
+        from cogvx_fast.quantization.memory import predict
+        from cogvx_fast.quantization.recipes import Target, best, refusal, why_not
+
+    precision, target = getattr(torch, dtype), Target.of(torch.device(device))
+    if recipe not in (None, BALANCED, *RECIPES):
+        raise UsageError("--recipe", repr(recipe), f"is unknown; allowed: {', '.join((BALANCED, *RECIPES))}")
+    chosen = best(target, precision) if recipe == BALANCED else RECIPES.get(recipe)
+    if chosen is not None and why_not(chosen, target, precision) is not None:
+        raise UsageError("--recipe", repr(recipe), refusal(chosen, target, precision))
+    transformer = read_config(checkpoint.source, "transformer/config.json")
+    prediction = predict(
+        transformer,
+        read_config(checkpoint.source, "text_encoder/config.json"),
+        chosen,
+        None if chosen is None else chosen.text_encoder,
+        precision,
+        batch=2,
+        tokens=checkpoint.max_text_seq_length + _video_tokens(checkpoint, height, width, num_frames),
+    )
+    return {"recipe": None if chosen is None else chosen.name, **dataclasses.asdict(prediction)}
+
+
+def _video_tokens(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> int:
+    latent_frames = -(-((num_frames - 1) // 4 + 1) // (checkpoint.patch_size_t or 1))
+    side = PIXELS_PER_LATENT * checkpoint.patch_size
+    return latent_frames * (height // side) * (width // side)

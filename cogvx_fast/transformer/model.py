@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
 
     _no_split_modules: ClassVar = ["FastCogVideoXBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks: ClassVar = ["FastCogVideoXBlock"]
+    recipe: str | None = None  # by which its linears were quantized
 
     @classmethod
     def adopt(cls, reference: CogVideoXTransformer3DModel) -> FastCogVideoXTransformer3DModel:
@@ -103,18 +105,39 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
         plans, compiles = self._plans(stream)
         run = torch.compile(_run_blocks, fullgraph=True) if compiles == "full" else _run_blocks
-        tokens = run(
-            self,
-            stream,
-            modulation,
-            text_seq_length,
-            image_rotary_emb,
-            attention_kwargs,
-            plans,
-            compiles == "blocks",
-        )
+        arguments = (modulation, text_seq_length, image_rotary_emb, attention_kwargs, plans, compiles == "blocks")
+        tokens = run(self, stream, *arguments)
+        if self._overflowed(tokens):
+            with self._exact_attention():
+                tokens = run(self, stream, *arguments)
         output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
+
+    def _overflowed(self, tokens: torch.Tensor) -> bool:
+        """Whether a step with a lossy attention has to be redone; the one value that is fetched from the device."""
+        session = self._session
+        return session is not None and session.fallback is not None and not bool(torch.isfinite(tokens).all())
+
+    @contextlib.contextmanager
+    def _exact_attention(self) -> Iterator[None]:
+        """Within the block, for one step, attention is the session's fallback; the first time is warned of."""
+        session, processors = self._session, self.joint_processors
+        if session.redone == 0:
+            warnings.warn(
+                "attention gave numbers that are not finite: the step is redone exact, as every one that does so will"
+                " be; EngineConfig(attention='auto', tier='exact') takes no such risk",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        session.redone += 1
+        before = [(processor.backend, processor._attention_backend) for processor in processors]
+        for processor in processors:
+            processor.backend, processor._attention_backend = session.fallback, None
+        try:
+            yield
+        finally:
+            for processor, (backend, by_hand) in zip(processors, before, strict=True):
+                processor.backend, processor._attention_backend = backend, by_hand
 
     def _plans(self, stream: torch.Tensor) -> tuple[list[BlockPlan], str]:
         """How each block runs, and what of it is compiled; outside a session, or for training, as the modules are."""

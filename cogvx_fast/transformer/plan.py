@@ -12,13 +12,15 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
+from cogvx_kernels.cpu import int8
 from cogvx_kernels.cpu import linear as onednn
 from cogvx_kernels.cpu import stream as cpu_stream
 from cogvx_kernels.triton import why_not as why_not_triton
 from torch import nn
 
-from ..config import EngineConfig
+from ..config import EngineConfig, QuantizedGemm
 from ..hooks import is_hooked, moves_weights
+from .quantized import Int8FeedForward, Int8Linear, Int8Weight, multiplies_int8
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ class BlockPlan:
     """
 
     impl: str = "torch"
-    qkv: MergedLinear | PackedLinear | None = None
-    out: PackedLinear | None = None
-    ff: FusedFeedForward | BufferedFeedForward | None = None
+    qkv: MergedLinear | PackedLinear | Int8Linear | None = None
+    out: PackedLinear | Int8Linear | None = None
+    ff: FusedFeedForward | BufferedFeedForward | Int8FeedForward | None = None
     hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
@@ -169,12 +171,31 @@ def plan_block(
         merged = _pack(qkv, rows) if packs else MergedLinear(*_merge(qkv), hidden)
     if packs and _are_plain(out):
         packed_out = _pack([out], rows)
+    if on_cpu and not compiled and config.gemm is not QuantizedGemm.TORCHAO and int8.why_not() is None:
+        merged, packed_out, feed_forward = _int8_products(block, rows, buffers, (merged, packed_out, feed_forward))
     impl = "cpu" if native else "triton" if on_gpu and can_run_on_gpu(block) else "torch"
     linears = [merged, packed_out]
     if isinstance(feed_forward, FusedFeedForward):
         linears += [feed_forward.first, feed_forward.second]
     size = sum(linear.weight.numel() * dtype.itemsize for linear in linears if isinstance(linear, PackedLinear))
     return BlockPlan(impl, merged, packed_out, feed_forward, hooked, size, _state(block))
+
+
+def _int8_products(block: nn.Module, rows: int, buffers: dict[tuple, torch.Tensor], others: tuple) -> tuple:
+    """Our products in the place of `others`, those of Q, K and V, of the output and of the feed-forward, where the
+    linears are W8A8 int8."""
+    qkv, out, ff = _linears(block)
+    parts = [qkv, [out], ff if ff is not None and not any(map(is_hooked, block.ff.modules())) else None]
+    taken = [part is not None and multiplies_int8(*part) for part in parts]
+    if not any(taken):
+        return others
+    width = max(len(linear.weight) for part, takes in zip(parts, taken, strict=True) if takes for linear in part)
+    buffer = buffers.setdefault(("int8", rows, width), torch.empty(rows * width, dtype=torch.int32))
+    weights = [tuple(map(Int8Weight.of, part)) if takes else () for part, takes in zip(parts, taken, strict=True)]
+    kinds = (Int8Linear, Int8Linear, lambda pair, buffer: Int8FeedForward(*pair, buffer))
+    return tuple(
+        kind(part, buffer) if part else other for kind, part, other in zip(kinds, weights, others, strict=True)
+    )
 
 
 def can_run_on_cpu(block: nn.Module) -> bool:
@@ -260,4 +281,5 @@ def _state(block: nn.Module) -> tuple[tuple[nn.Module, int], ...]:
 
 def _address(linear: nn.Module) -> int:
     weight = getattr(linear, "weight", None)
+    weight = getattr(weight, "qdata", weight)  # of a quantized one
     return weight.data_ptr() if type(weight) in (nn.Parameter, torch.Tensor) else 0

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..attention.backends import Capability
 from ..config import EngineConfig
 from .modulation import Modulation
 from .plan import BlockPlan, plan_blocks
@@ -44,12 +45,17 @@ class EngineSession:
         config: which constants to keep.
         scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table.
         compiles: what of the transformer runs compiled: "off", "blocks" or "full".
+        fallback: what redoes a step whose result is not finite, where the backend of attention is a lossy one that can
+            overflow; None: steps are not looked at.
+        redone: how many steps were.
         counts: how often each constant was computed.
     """
 
     config: EngineConfig
     scheduler: Any
     compiles: str = "off"
+    fallback: Capability | None = None
+    redone: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: {"modulation": 0, "text_projection": 0, "positions": 0, "plans": 0}
     )

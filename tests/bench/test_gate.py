@@ -28,3 +28,11 @@ def test_what_is_not_finite_is_red(error):
 def test_float32_is_judged_by_float64():
     assert reference_dtype(torch.bfloat16) is reference_dtype(torch.float16) is torch.float32
     assert reference_dtype(torch.float32) is torch.float64
+
+
+def test_a_lossy_recipe_is_held_to_a_signal_to_noise_ratio():
+    verdict = judge([0.03, 0.03], [0.001, 0.001], floor_db=30)  # 30 dB are 0.0316
+    assert verdict.gate == "green" and "30.5 dB signal-to-noise, 30 allowed" in verdict.detail
+    verdict = judge([0.033, 0.033], [0.5, 0.5], floor_db=30)
+    assert verdict.gate == "red" and "a signal-to-noise ratio of 30 dB" in verdict.detail
+    assert judge([float("nan")], [0.01], floor_db=30).gate == "red"

@@ -1,7 +1,8 @@
 import pytest
 from PIL import Image
 
-from cogvx_fast.bench import files, plots
+from cogvx_fast import files
+from cogvx_fast.bench import plots
 from cogvx_fast.bench.comparison import groups
 
 from .conftest import refused, row

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "bfloat16.h"
+#include "gelu.h"
 
 namespace {
 
@@ -128,36 +129,10 @@ void norm_rotate(const T* x, const int64_t* strides, const T* weight, const T* b
   }
 }
 
-// 2^x for -126 <= x <= 126, exact to the rounding of fp32: a polynomial of degree 6, minimax on [-0.5, 0.5].
-inline float exp2_of(float x) {
-  const float whole = std::nearbyintf(x), fraction = x - whole;
-  float y = 1.5345812e-4f;
-  y = y * fraction + 1.3399931e-3f;
-  y = y * fraction + 9.6184890e-3f;
-  y = y * fraction + 5.5503288e-2f;
-  y = y * fraction + 2.4022647e-1f;
-  y = y * fraction + 6.9314721e-1f;
-  y = y * fraction + 1.0f;
-  const int32_t exponent = (int32_t(whole) + 127) << 23;
-  float power;
-  std::memcpy(&power, &exponent, 4);
-  return y * power;
-}
-
-// The tanh form of GELU as x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3) (Hendrycks & Gimpel 2016).
 void add_bias_gelu(float* x, const float* bias, int64_t rows, int64_t dim, int threads) {
-  const float factor = -2 * 0.7978845608f * 1.44269504f;  // exp(-2 u) = 2^(-2 u log2 e)
 #pragma omp parallel for num_threads(threads) schedule(static)
-  for (int64_t i = 0; i < rows; ++i) {
-    float* row = x + i * dim;
-    for (int64_t d = 0; d < dim; ++d) {
-      const float v = row[d] + bias[d];
-      float power = factor * (v + 0.044715f * v * v * v);
-      const bool vanishes = power > 126;  // GELU is 0 there, and v below -126; NaN is neither
-      power = power < -126 ? -126 : vanishes ? 126 : power;
-      row[d] = vanishes ? 0 : v / (1 + exp2_of(power));
-    }
-  }
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t d = 0; d < dim; ++d) x[i * dim + d] = gelu(x[i * dim + d] + bias[d]);
 }
 
 }  // namespace

@@ -1,0 +1,58 @@
+"""`cogvx-fast quantize`: write a checkpoint with 8-bit weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from .console import OutputError, UsageError, exit_codes, messages, results, say
+from .generate import Precision
+
+
+def quantize(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a CogVideoX in diffusers format.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that the quantized checkpoint goes to.")],
+    recipe: Annotated[str, typer.Option(help="int8, int8-weight, fp8 or fp8-weight.")] = "int8",
+    text_encoder: Annotated[
+        str, typer.Option(help="auto: the recipe's; native: as it is; int8-weight, fp8-weight.")
+    ] = "auto",
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Of what is not quantized.", show_default="what the model is stored in")
+    ] = None,
+) -> None:
+    """Quantize a checkpoint, shard by shard; an interrupted run goes on where it was.
+
+    Use the folder like any other: generate --model OUT --engine balanced.
+    """
+    with exit_codes():
+        from cogvx_fast.quantization import RECIPES, TEXT_ENCODER_SCHEMES
+
+        for argument, value, allowed in (
+            ("--recipe", recipe, tuple(RECIPES)),
+            ("--text-encoder", text_encoder, ("auto", "native", *map(str, TEXT_ENCODER_SCHEMES))),
+        ):
+            if value not in allowed:
+                raise UsageError(argument, repr(value), f"is unknown; allowed: {', '.join(allowed)}")
+        if not model.is_dir():
+            raise UsageError("MODEL", repr(str(model)), "no such folder; must be a checkpoint in diffusers format")
+        with messages.status("loading torch and torchao") as status:
+            from cogvx_fast.quantization.convert import quantize_checkpoint
+
+            try:
+                manifest = quantize_checkpoint(
+                    model,
+                    out,
+                    recipe,
+                    text_encoder,
+                    None if dtype is None else dtype.value,
+                    tell=lambda text: status.update(Text(f"quantizing: {text}")),
+                )
+            except ValueError as error:
+                raise UsageError("MODEL", repr(str(model)), str(error)) from None
+            except OSError as error:
+                raise OutputError(f"{error.filename or out} could not be written: {error.strerror}") from error
+        size = sum(file.size for file in manifest.files.values())
+        say(results, f"wrote {out}: {len(manifest.files)} files, {size / 1e6:,.1f} MB ({recipe} in {manifest.dtype})")

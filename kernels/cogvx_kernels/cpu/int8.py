@@ -1,0 +1,123 @@
+"""Linear layers whose activations and weights are rounded to int8, on a CPU.
+
+    q = round(x / s), s = max|x| / 127 for each row
+    y = (q @ weight^T) * s * channel scale + bias
+
+The product is torch's (oneDNN), which takes AMX tiles or AVX512-VNNI where the CPU has them; its int32 sums are exact.
+What is before and after it is `int8.cpp`: one pass each, rows never leave int8 between the two products of a
+feed-forward.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, load
+from .stream import FLAGS
+
+DTYPES = (torch.bfloat16, torch.float32)
+MAX_DIM = 2**17  # sums of 127 * 127 stay below 2^31
+_SOURCE = Path(__file__).with_name("int8.cpp")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps this machine from gaining by int8 products, or None. Compiles them, a second, the first time."""
+    if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
+        return "it needs a CPU with AVX512-VNNI or AMX"
+    if not torch.backends.mkldnn.is_available():
+        return "this torch was built without oneDNN"
+    try:
+        load(_SOURCE, FLAGS)
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class QuantizedRows:
+    """Activations `(rows, dim)` in int8 and their scales, fp32 `(rows,)`."""
+
+    values: torch.Tensor
+    scales: torch.Tensor
+
+
+def quantize_rows(x: torch.Tensor) -> QuantizedRows:
+    """Each row of `x` `(rows, dim)`, bf16 or fp32, rounded to 255 steps of its largest magnitude.
+
+    A row with NaN or an infinity gets the scale NaN.
+    """
+    x = x.contiguous()
+    rows = _empty_rows(*x.shape)
+    _function("quantize_rows", x.dtype)(
+        _pointer(x), *_sizes(*x.shape), _pointer(rows.values), _pointer(rows.scales), _threads()
+    )
+    return rows
+
+
+def multiply(x: QuantizedRows, weight: torch.Tensor, buffer: torch.Tensor | None = None) -> torch.Tensor:
+    """The int32 sums `(rows, out)` of `x @ weight^T` for int8 `weight` `(out, in)`, in the memory of `buffer` if it
+    is large enough: int32 of one axis."""
+    size = (len(x.values), len(weight))
+    if buffer is None or buffer.numel() < size[0] * size[1]:
+        return torch._int_mm(x.values, weight.t())
+    return torch._int_mm(x.values, weight.t(), out=buffer[: size[0] * size[1]].view(size))
+
+
+def dequantize(
+    sums: torch.Tensor, row_scales: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor, output: torch.Tensor
+) -> None:
+    """`output = sums * row_scales * scales + bias`.
+
+    Args:
+        sums: int32 `(rows, out)`, contiguous.
+        row_scales: fp32 `(rows,)`.
+        scales, bias: fp32 `(out,)`.
+        output: bf16 or fp32 `(rows, out)` of any row stride with a contiguous last axis.
+    """
+    _function("dequantize", output.dtype)(
+        _pointer(sums),
+        *_sizes(*sums.shape),
+        *map(_pointer, (row_scales, scales, bias, output)),
+        *_sizes(output.stride(0)),
+        _threads(),
+    )
+
+
+def gelu_quantize_rows(
+    sums: torch.Tensor, row_scales: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor
+) -> QuantizedRows:
+    """`quantize_rows` of the tanh form of GELU of what `dequantize` would give, without its rounding."""
+    rows = _empty_rows(*sums.shape)
+    load(_SOURCE, FLAGS).gelu_quantize_rows(
+        _pointer(sums),
+        *_sizes(*sums.shape),
+        *map(_pointer, (row_scales, scales, bias, rows.values, rows.scales)),
+        _threads(),
+    )
+    return rows
+
+
+def _empty_rows(rows: int, dim: int) -> QuantizedRows:
+    return QuantizedRows(torch.empty(rows, dim, dtype=torch.int8), torch.empty(rows))
+
+
+def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+def _threads() -> ctypes.c_int:
+    return ctypes.c_int(torch.get_num_threads())

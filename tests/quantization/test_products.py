@@ -1,0 +1,100 @@
+"""Our int8 products against torchao's own, on the same weights."""
+
+import copy
+
+import pytest
+import torch
+from cogvx_kernels.cpu import int8
+
+from cogvx_fast import EngineConfig, accelerate
+from cogvx_fast.quantization import RECIPES
+from cogvx_fast.quantization.apply import quantize_transformer
+from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
+from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear
+from tests import toy
+from tests.transformer.test_plan import plain, relative, run, session
+
+needs_int8 = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+
+
+def quantized(variant="2b", recipe="int8", dtype=torch.float32):
+    exact = toy.transformer(variant).to(dtype)
+    model = FastCogVideoXTransformer3DModel.adopt(copy.deepcopy(exact))
+    quantize_transformer(model, RECIPES[recipe])
+    return exact, model
+
+
+@needs_int8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("variant", ["2b", "1.5-5b-i2v"])
+def test_both_products_are_as_far_from_exact(variant, dtype):
+    exact, model = quantized(variant, dtype=dtype)
+    ours, torchaos = session(recipe="int8"), session(recipe="int8", gemm="torchao")
+    expected = plain(exact, ours, dtype=dtype).float()
+    own, theirs = (run(model, current, dtype=dtype).float() for current in (ours, torchaos))
+    assert all(type(p.qkv) is type(p.out) is Int8Linear and type(p.ff) is Int8FeedForward for p in ours.block_plans)
+    assert all(p.qkv is p.out is p.ff is None for p in torchaos.block_plans)
+    assert relative(own, expected) <= 1.1 * relative(theirs, expected)
+    # Two roundings of the same numbers, each as far from the truth: no further from each other than they could be.
+    assert relative(own, theirs) <= 2 * relative(theirs, expected)
+
+
+@needs_int8
+def test_one_linear_gives_torchaos_numbers_within_the_rounding_of_its_activations():
+    _, model = quantized()
+    linear = model.transformer_blocks[0].ff.net[2]
+    x = torch.randn(2, 7, linear.in_features)
+    current = session(recipe="int8")
+    run(model, current)
+    ours = Int8Linear((current.block_plans[0].ff.second,), current.block_plans[0].ff.buffer)(x)
+    expected = torch.nn.functional.linear(x, linear.weight.dequantize(), linear.bias)
+    with torch.no_grad():
+        assert relative(ours, expected) <= 1.1 * relative(linear(x), expected)
+
+
+@needs_int8
+def test_no_copy_of_the_weights_is_made_and_one_buffer_serves_all():
+    _, model = quantized()
+    current = session(recipe="int8")
+    run(model, current)
+    for block, plan in zip(model.transformer_blocks, current.block_plans, strict=True):
+        assert plan.packed_bytes == 0
+        assert plan.qkv.weights[2].values.data_ptr() == block.attn1.to_v.weight.qdata.data_ptr()
+    assert len({plan.ff.buffer.data_ptr() for plan in current.block_plans}) == 1
+    larger = run(model, current, height=8, width=8)  # more rows than the buffer was made for
+    assert relative(larger, run(model, session(recipe="int8"), height=8, width=8)) == 0
+
+
+@needs_int8
+def test_a_plan_follows_replaced_weights():
+    _, model = quantized()
+    current = session(recipe="int8")
+    run(model, current)
+    other = quantized()[1].transformer_blocks[1]
+    model.transformer_blocks[0].ff.net[2].weight = other.ff.net[2].weight
+    assert torch.equal(run(model, current), run(model, session(recipe="int8")))
+    assert current.counts["plans"] == 2
+
+
+@pytest.mark.parametrize("recipe", ["int8-weight", "fp8-weight"])
+def test_weight_only_linears_are_called(recipe):
+    exact, model = quantized(recipe=recipe)
+    current = session(recipe=recipe)
+    output = run(model, current)
+    assert all(plan.qkv is plan.out is plan.ff is None for plan in current.block_plans)
+    assert 1e-4 < relative(output, plain(exact, current)) < 0.1
+
+
+def test_native_products_are_refused_where_there_are_none():
+    fast = accelerate(toy.pipeline(), EngineConfig(recipe="fp8-weight", gemm="native"))
+    with pytest.raises(
+        ValueError, match=r"gemm='native' cannot work here: .*'int8' alone.*what can: 'auto', 'torchao'"
+    ):
+        fast(**toy.inputs())
+
+
+@needs_int8
+def test_the_report_names_the_products():
+    fast = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
+    fast(**toy.inputs(num_steps=1, output_type="latent"))
+    assert "int8 products of our own in 3" in str(fast.engine_report())

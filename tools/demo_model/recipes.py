@@ -1,0 +1,179 @@
+"""What the quantization recipes do to the demo model's videos: their distance from exact, and what they show.
+
+`python -m tools.demo_model.recipes --work FOLDER` renders the evaluation's prompts with exact and with every recipe
+that the machine can run, one batch a file in FOLDER: stop and repeat to resume. `--rows FILE` then adds a row for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import random
+import uuid
+from pathlib import Path
+
+import torch
+
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline, demo_checkpoint
+from cogvx_fast.bench import rows
+from cogvx_fast.bench.contenders import as_plain
+from cogvx_fast.bench.provenance import collect
+from cogvx_fast.bench.quality import psnr, relative_error_at, ssim
+from cogvx_fast.quantization import RECIPES
+from cogvx_fast.quantization.recipes import targets, why_not
+
+from .data import HELD_OUT, describe
+from .reading import read
+
+EXACT = "exact"
+PROMPTS, STEPS, GUIDANCE, BATCH = 60, 50, 6.0, 10
+FLOOR_DB = 30.0  # of PSNR, for `balanced`
+MAX_LOST = 0.02  # of each accuracy
+FACTORS = ("background", "color", "shape", "motion")
+
+
+def engine(recipe: str) -> EngineConfig:
+    return EngineConfig() if recipe == EXACT else EngineConfig(recipe=recipe)
+
+
+def render(recipe: str, work: Path, dtype: str) -> list[dict]:
+    """All batches: prompts, latents after every step `(steps, clips, ...)`, frames `(clips, frames, 3, h, w)`."""
+    rng = random.Random(60)
+    prompts = [describe(scene, rng) for scene in HELD_OUT[:PROMPTS]]
+    batches, pipe = [], None
+    for start in range(0, PROMPTS, BATCH):
+        path = work / f"{recipe}-{dtype}-{start:02}.pt"
+        if not path.exists():
+            pipe = pipe or _pipeline(recipe, dtype)
+            batch = _render(pipe, prompts[start : start + BATCH], start)
+            partial = path.with_suffix(".partial")
+            torch.save(batch, partial)
+            partial.replace(path)
+            print(f"{path.name}: {batch['seconds']:.1f} s", flush=True)
+        batches.append(torch.load(path))
+    return batches
+
+
+def _pipeline(recipe: str, dtype: str) -> FastCogVideoXPipeline:
+    pipe = FastCogVideoXPipeline.from_pretrained(
+        demo_checkpoint(), torch_dtype=getattr(torch, dtype), engine=engine(recipe)
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _render(pipe: FastCogVideoXPipeline, prompts: list[str], start: int) -> dict:
+    latents = []
+
+    def keep(pipe: object, step: int, timestep: object, values: dict) -> dict:
+        latents.append(values["latents"].half())
+        return values
+
+    generators = [torch.Generator().manual_seed(start + i) for i in range(len(prompts))]
+    frames = pipe(
+        prompts,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=generators,
+        output_type="pt",
+        callback_on_step_end=keep,
+    ).frames
+    seconds = sum(pipe.stage_seconds.values())
+    return {"prompts": prompts, "latents": torch.stack(latents), "frames": frames.float().half(), "seconds": seconds}
+
+
+def accuracy(batches: list[dict]) -> dict[str, float]:
+    """The share of clips that show what their prompt says, by factor."""
+    right = dict.fromkeys(FACTORS, 0)
+    clips = [clip for batch in batches for clip in batch["frames"].float()]
+    for clip, scene in zip(clips, HELD_OUT, strict=False):
+        for name, match in read(clip).matches(scene).items():
+            right[name] += match
+    return {name: count / len(clips) for name, count in right.items()}
+
+
+def distance(batches: list[dict], exact: list[dict]) -> dict[str, float]:
+    """Means over clips: PSNR, SSIM, and the relative error of the latents after some of the steps."""
+    pairs = [
+        (clip.float(), other.float())
+        for batch, reference in zip(batches, exact, strict=True)
+        for clip, other in zip(batch["frames"], reference["frames"], strict=True)
+    ]
+    found = {
+        "psnr_db": sum(psnr(*pair) for pair in pairs) / len(pairs),
+        "psnr_lowest_db": min(psnr(*pair) for pair in pairs),
+        "ssim": sum(ssim(*pair) for pair in pairs) / len(pairs),
+    }
+    ours, theirs = (torch.cat([batch["latents"].float() for batch in part], dim=1) for part in (batches, exact))
+    errors = (ours - theirs).flatten(2).norm(dim=2) / theirs.flatten(2).norm(dim=2)
+    for step in (1, 10, 20, 30, 40, 50):
+        found[f"latent_error_step_{step}"] = errors[step - 1].mean().item()
+    return found
+
+
+def row(run: str, recipe: str, dtype: str, batches: list[dict], exact: list[dict]) -> rows.Row:
+    """The result row; its gate is red if an accuracy is lost, or `balanced` is further from exact than its floor."""
+    scores, before = accuracy(batches), accuracy(exact)
+    found = distance(batches, exact)
+    lost = [name for name in FACTORS if before[name] - scores[name] > MAX_LOST]
+    error, budget = relative_error_at(found["psnr_db"]), relative_error_at(FLOOR_DB)
+    green = error <= budget and not lost
+    detail = f"PSNR {found['psnr_db']:.1f} dB against exact, {FLOOR_DB:g} asked"
+    detail += (
+        f"; lost more than {MAX_LOST:.0%} of {', '.join(lost)}" if lost else "; no accuracy lost more than 2 points"
+    )
+    extras = found | {f"{name}_accuracy": score for name, score in scores.items()}
+    extras |= {f"{name}_accuracy_exact": score for name, score in before.items()}
+    return rows.Row(
+        run=run,
+        series="quality",
+        workload="demo",
+        stage="generation",
+        measures=f"{PROMPTS} held-out prompts, {STEPS} steps, guidance {GUIDANCE:g}, against engine='exact' in {dtype}",
+        shapes={"batch": BATCH, "steps": STEPS, "clips": PROMPTS},
+        dtype=dtype,
+        contender=recipe,
+        engine=as_plain(engine(recipe)),
+        engine_report=[],
+        command=f"python -m tools.demo_model.recipes --work FOLDER --dtype {dtype} --rows FILE",
+        gate="green" if green else "red",
+        gate_detail=detail,
+        reference=f"cogvx_fast, engine='exact', {dtype}, same seeds",
+        error=error,
+        own_error=None,
+        budget=budget,
+        n=PROMPTS,
+        p20_seconds=None,
+        p50_seconds=None,
+        p80_seconds=None,
+        first_call_seconds=None,
+        peak_memory_bytes=None,
+        peak_memory_kind="",
+        extras=extras,
+        expected_gain=None,
+        expected_why=None,
+        provenance=collect("cpu"),
+        time=datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo_model.recipes", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True, help="folder for the videos of every batch")
+    parser.add_argument("--recipe", choices=RECIPES, action="append", help="again for another; all without it")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--rows", type=Path, help="JSONL file that the result rows are added to")
+    arguments = parser.parse_args()
+    possible = [name for name, recipe in RECIPES.items() if why_not(recipe, targets()[0]) is None]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    exact, run = render(EXACT, arguments.work, arguments.dtype), uuid.uuid4().hex[:12]
+    for recipe in arguments.recipe or possible:
+        batches = render(recipe, arguments.work, arguments.dtype)
+        result = row(run, recipe, arguments.dtype, batches, exact)
+        print(recipe, result.gate, result.gate_detail, result.extras, flush=True)
+        if arguments.rows is not None:
+            rows.append(arguments.rows, result)
+
+
+if __name__ == "__main__":
+    main()
