@@ -7,7 +7,7 @@ import torch
 from cogvx_kernels.triton import operations
 from triton.runtime import interpreter
 
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, memory, model, place
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, ledger, model, place
 from tests.vae.conftest import distance, family, randn
 from tests.vae.test_memory import Allocations, Everywhere, smallest
 
@@ -100,7 +100,7 @@ def test_slices_of_rows_are_the_same_numbers(monkeypatch):
 def test_the_peak_is_the_bytes_allocated(monkeypatch, time):
     """Of what is launched nothing is run: only the memory counts."""
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *_, **__: None)
-    monkeypatch.setattr(memory, "WORKSPACE", 2**21)
+    monkeypatch.setattr(ledger, "WORKSPACE", 2**21)
     fast = FastAutoencoderKLCogVideoX.adopt(family().half())
     shape = (2, 16, time, 6, 8)
     latents, least = randn(*shape).half(), smallest(fast, shape)
