@@ -116,7 +116,7 @@ def causal_conv3d(
     """
     batch, time, rows, width, out_channels = out.shape
     past, past_strides = (x, (x.stride(0), 0)) if past is None else (past, past.stride()[:2])
-    kernel = causal_conv3d_kernels[kind_of(x.dtype, out_channels)](x.device)
+    kernel = causal_conv3d_kernels[kind_of(x.dtype, x.shape[4], out_channels)](x.device)
 
     def grid(meta):
         tiles = triton.cdiv(rows * width, meta["BLOCK_M"])

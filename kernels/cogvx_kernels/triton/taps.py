@@ -59,11 +59,12 @@ def tuned_kernels(fn: triton.JITFunction, restore: tuple[str, ...] = ()) -> dict
     return {kind: TunedKernel(fn, configs, ("CHANNELS", "OUT"), restore) for kind, configs in CONFIGS.items()}
 
 
-def kind_of(dtype: torch.dtype, out_channels: int) -> str:
+def kind_of(dtype: torch.dtype, channels: int, out_channels: int) -> str:
     """Which table of `CONFIGS` a convolution uses."""
     if dtype == torch.float32:
         return "float32"
-    return "narrow" if out_channels <= NARROW else "wide"
+    # Fewer channels than a product has come one by one through registers, of which wide tiles leave none.
+    return "narrow" if out_channels <= NARROW or channels < 16 else "wide"
 
 
 def most_channels(channels: int) -> int:

@@ -99,7 +99,7 @@ def upsample_conv2d(
     out_channels = weight.shape[2]
     frames = 2 * time - time % 2 if doubles_time else time
     out = torch.empty((batch, frames, 2 * height, 2 * width, out_channels), dtype=x.dtype, device=x.device)
-    kernel = upsample_conv2d_kernels[kind_of(x.dtype, out_channels)](x.device)
+    kernel = upsample_conv2d_kernels[kind_of(x.dtype, x.shape[4], out_channels)](x.device)
 
     def grid(meta):
         tiles = triton.cdiv(height * width, meta["BLOCK_M"])
