@@ -112,3 +112,15 @@ def test_the_report_names_the_products():
     fast = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
     fast(**toy.inputs(num_steps=1, output_type="latent"))
     assert "int8 products of our own in 3" in str(fast.engine_report())
+
+
+def test_compiled_blocks_run_torchaos_products_and_give_the_same_numbers():
+    exact, model = quantized()
+    compiled, called = session("blocks", recipe="int8"), session(recipe="int8", gemm="torchao")
+    torch._dynamo.reset()
+    output, expected = run(model, compiled), run(model, called)
+    torch._dynamo.reset()
+    assert all(plan.qkv is plan.ff is None for plan in compiled.block_plans)
+    truth = plain(exact, compiled)
+    assert relative(output, truth) <= 1.1 * relative(expected, truth)
+    assert relative(output, expected) < relative(expected, truth)
