@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(BIN)/pytest
 
-# Every kernel in every configuration for every GPU: minutes, and no GPU needed.
+# Every kernel in every configuration for every GPU, on all cores: minutes the first time, and no GPU needed.
 test-kernels: $(VENV)/.installed
 	$(BIN)/pytest -m kernels_all tests/kernels
 

@@ -13,6 +13,8 @@ from cogvx_kernels.cpu import attention as amx
 from cogvx_kernels.cpu import stream
 from cogvx_kernels.reference import LOG2_E
 
+from benchmarks.kernels.roofline import roofline, tensor_bytes
+
 BATCH, TOKENS, TEXT = 2, 1216, 226
 WIDTHS = {"2b": 1920, "5b": 3072}
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -59,13 +61,14 @@ def converted(values, dtype):
     return {name: convert(value) for name, value in values.items()}
 
 
+FRAMES = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d", "upsample_conv2d")  # in test_frames.py
 IN_8_BITS = ("quantize_rows", "scaled_linear")  # test_linear.py
 # What takes 8 bits is timed together with what makes them.
 CASES = [
     (operation, impl)
     for operation, names in ops.IMPLEMENTATIONS.items()
     for impl in names
-    if operation not in (*IN_8_BITS, "quantized_attention")
+    if operation not in (*FRAMES, *IN_8_BITS, "quantized_attention")
 ]
 
 
@@ -131,3 +134,6 @@ def test_operation(benchmark, operation, width, dtype, impl):
     benchmark.extra_info.update(device=DEVICE, shape=[BATCH, TOKENS, WIDTHS[width]], error=found, own_error=own)
     with torch.no_grad():
         benchmark.pedantic(synchronized, rounds=10, iterations=3, warmup_rounds=3)
+    flop = 4 * BATCH * TOKENS**2 * WIDTHS[width] if operation == "attention" and dtype != "fp32" else 0
+    seconds = benchmark.stats.stats.median
+    benchmark.extra_info.update(roofline(seconds, tensor_bytes((*given.values(), plain)), flop))

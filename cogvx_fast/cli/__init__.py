@@ -8,7 +8,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, doctor, generate, quantize
+from . import bench, doctor, generate, kernels, quantize
 from .console import results, say
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.command()(quantize.quantize)
 app.add_typer(bench.app, name="bench")
+app.add_typer(kernels.app, name="kernels")
 
 
 def _show_version(wanted: bool) -> None:

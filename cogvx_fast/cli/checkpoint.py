@@ -35,6 +35,8 @@ class Checkpoint:
     stored_dtype: str | None = None
     in_channels: int = 16
     out_channels: int = 16
+    num_attention_heads: int = 30
+    attention_head_dim: int = 64
     patch_size: int = 2
     patch_size_t: int | None = None
     sample_frames: int = 49

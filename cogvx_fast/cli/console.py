@@ -17,6 +17,11 @@ class UsageError(Exception):
 
     def __init__(self, argument: str, value: object, allowed: str) -> None:
         super().__init__(f"{argument}: {allowed}" if value is None else f"{argument} {value}: {allowed}")
+        self.argument, self.value, self.allowed = argument, value, allowed
+
+    def renamed(self, argument: str) -> UsageError:
+        """The same of an argument that another command calls by another name."""
+        return UsageError(argument, self.value, self.allowed)
 
 
 class OutputError(Exception):

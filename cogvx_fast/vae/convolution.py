@@ -1,16 +1,19 @@
 """The causal convolutions on channels-last frames, each made of a reference layer's own weights.
 
 A convolution reads its frames from a buffer that has the causal frames in front and zeros around; a buffer holds as
-many rows of the frames as the plan of the memory wants.
+many rows of the frames as the plan of the memory wants. The GPU's kernel needs neither: it takes the causal frames
+where they are, and zeros for granted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
+from cogvx_kernels import ops
 from cogvx_kernels.cpu import convolution as native
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
@@ -30,6 +33,23 @@ class Product(Protocol):
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         """The convolution of `buffer`; with `out`, written or added there, which is returned."""
+
+
+@dataclass
+class Unpadded:
+    """What the kernel reads in the place of a buffer.
+
+    Attributes:
+        frames: the rows of a slice and those above and below that there are.
+        past: those of the causal frames, or None where there are none.
+        rows: which of them are the slice.
+        remember: what to call, when they are convolved, with the last frames of both: they may lie where the past does.
+    """
+
+    frames: torch.Tensor
+    past: torch.Tensor | None
+    rows: tuple[int, int]
+    remember: Callable[[torch.Tensor], None] | None
 
 
 class TorchProduct:
@@ -66,8 +86,29 @@ class NativeProduct:
         return out
 
 
+class TritonProduct:
+    """The kernel of a GPU, which writes and adds in place."""
+
+    border = 0
+
+    def __init__(self, conv: nn.Conv3d):
+        self._conv = conv
+        # The order that the kernel reads, once for all slices.
+        self._weight = conv.weight.contiguous(memory_format=torch.channels_last_3d)
+
+    def __call__(self, buffer: Unpadded, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        residual = out if adds else None
+        given = (buffer.frames, self._weight, self._conv.bias, buffer.past, residual, out, buffer.rows)
+        result = ops.causal_conv3d(*given, impl="triton")
+        if buffer.remember is not None:
+            buffer.remember(_last_frames(buffer.past, buffer.frames, self._conv.kernel_size[0] - 1))
+        return result
+
+
 def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
     """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
+    if clip.product == "triton":
+        return TritonProduct(layer.conv)
     return NativeProduct(layer.conv) if clip.product == "cpu" else TorchProduct(layer.conv)
 
 
@@ -100,7 +141,7 @@ def add_causal_conv(
 
 def padded_rows(
     layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, border: int
-) -> Iterator[tuple[int, int, torch.Tensor]]:
+) -> Iterator[tuple[int, int, torch.Tensor | Unpadded]]:
     """What a causal convolution reads, some rows at a time: the first row, the one after the last, and the buffer.
 
     When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
@@ -134,6 +175,27 @@ def padded_rows(
             new.write(above, inner[:, time : time + history, : done - above])
         return buffer
 
+    def unpadded(first: int, last: int) -> Unpadded:
+        above, below = max(first - 1, 0), min(last + 1, height)
+        frames = like.new_empty(batch, time, below - above, width, channels)
+        fill(frames, above, below)
+        past = None if old is None else old.read(above, below).to(like.device)
+        done = height if last == height else last - 1  # one row behind, as above
+
+        def remember(frames: torch.Tensor) -> None:
+            new.write(above, frames[:, :, : done - above])
+
+        return Unpadded(frames, past, (first - above, last - above), None if new is None else remember)
+
     for first in range(0, height, step):
         last = min(first + step, height)
-        yield first, last, padded(first, last)
+        yield first, last, unpadded(first, last) if clip.product == "triton" else padded(first, last)
+
+
+def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:
+    """The last `number` of `past` and `frames`; the first frame stands for a past that is not there."""
+    missing = number - frames.shape[1]
+    if missing <= 0:
+        return frames[:, frames.shape[1] - number :]
+    before = frames[:, :1].expand(-1, missing, -1, -1, -1) if past is None else past[:, number - missing :]
+    return torch.cat([before, frames], dim=1)

@@ -27,7 +27,7 @@ class Clip:
 
     Attributes:
         impl: of the operations between the convolutions, as `cogvx_kernels.ops` names it.
-        product: of the convolutions themselves: "torch", or "cpu" for our own, see `convolution`.
+        product: of the convolutions themselves: "torch", or "cpu" or "triton" for our own, see `convolution`.
         rows: how many rows of a convolution are computed at a time, all of them where it is not named.
         frames_at_once: how many frames are resampled at a time, likewise.
         elsewhere: layers whose waiting frames (a convolution's last ones, an upsampling's input, the pixels) lie
@@ -43,6 +43,11 @@ class Clip:
     elsewhere: Container[nn.Module] = frozenset()
     caches: dict[nn.Module, KeptFrames] = field(default_factory=dict)
     is_last: bool = False
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the convolutions are kernels, too."""
+        return self.impl == "triton"
 
     def slices(self, layer: CogVideoXCausalConv3d, height: int) -> bool:
         """Whether a convolution of frames of `height` is computed some rows at a time."""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 import torch
 import torch.nn.functional as F
+from cogvx_kernels import ops
 from cogvx_kernels.cpu import convolution as native
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
+from torch import nn
 
 from .history import keep
 from .layers import Clip
@@ -23,6 +27,8 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
     back some rows at a time.
     """
     frames = holder.pop()
+    if upsamples_at_once(layer, clip.product, clip.elsewhere):
+        return ops.upsample_conv2d(frames, layer.conv.weight, layer.conv.bias, layer.compress_time, clip.product)
     like = frames.new_empty(0)
     batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
@@ -65,6 +71,11 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
     return out
 
 
+def upsamples_at_once(layer: CogVideoXUpsample3D, product: str, elsewhere: Container[nn.Module]) -> bool:
+    """Whether it is one kernel, which has no memory but its output's. Frames that wait elsewhere come back in rows."""
+    return product == "triton" and layer not in elsewhere
+
+
 def _phases_in_torch(
     strip: torch.Tensor,
     rows: tuple[int, int],
@@ -91,7 +102,7 @@ def _phases_in_torch(
         for frame, copies in zip(phase, numbers, strict=True):
             place[target : target + copies, p::2, q::2] = frame
             target += copies
-        del padded, phase
+        del padded, phase, frame
 
 
 def _phases_in_place(

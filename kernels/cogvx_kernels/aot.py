@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,10 +77,14 @@ def _pretend(target: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and what it is called with, dtypes in the place of tensors; the configuration is not among them."""
+    """A kernel and what it is called with, dtypes in the place of tensors; the configuration is not among them.
+
+    `tensors`: shape, and bytes of an element, of each tensor that it was traced with.
+    """
 
     kernel: TunedKernel
     arguments: dict[str, Any]
+    tensors: dict[str, tuple[tuple[int, ...], int]]
 
     @property
     def name(self) -> str:
@@ -138,9 +143,10 @@ def _operation(target: Callable) -> str:
 def _launch(call: dict[str, Any]) -> Launch:
     kernel = TunedKernel.of(kernel_side_table.get_kernel(call["kernel_idx"]))
     given = call["kwargs"] | kernel_side_table.get_constant_args(call["constant_args_idx"])
-    values = {name: value.meta["val"].dtype if hasattr(value, "meta") else value for name, value in given.items()}
+    fakes = {name: value.meta["val"] for name, value in given.items() if hasattr(value, "meta")}
+    values = given | {name: fake.dtype for name, fake in fakes.items()}
     values = {name: values.get(name) for name in kernel.fn.arg_names if name not in kernel.parameters}
-    return Launch(kernel, values)
+    return Launch(kernel, values, {name: (tuple(fake.shape), fake.element_size()) for name, fake in fakes.items()})
 
 
 def compile_for(launch: Launch, target: str, config: triton.Config) -> Compiled:
@@ -163,25 +169,78 @@ def compile_all(launch: Launch, targets: list[str] | None = None, first_only: bo
     ]
 
 
-def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: bool = True) -> list[Launch]:
-    """Every Triton launch of a transformer block `dim` wide, for any number of tokens.
+@dataclass(frozen=True)
+class Model:
+    """What the launches of a checkpoint depend on, at one size and dtype.
+
+    Attributes:
+        dtype: name of the stream's, as torch spells it.
+        rotary: whether positions are rotary (all checkpoints but CogVideoX-2b).
+        tokens: of the video, in one sample.
+        batch: samples of a forward pass: two with guidance.
+    """
+
+    heads: int
+    head_dim: int
+    dtype: str
+    rotary: bool
+    tokens: int
+    text_length: int = 226
+    batch: int = 2
+
+    @property
+    def launches(self) -> list[Launch]:
+        """Every launch that running it on a GPU can make: the list that is inspected and built ahead of time.
+
+        The exact transformer's first, then attention and linears in 8 bits, then the autoencoder's.
+        """
+        dim, dtype = self.heads * self.head_dim, getattr(torch, self.dtype)
+        sequence = self.text_length + self.tokens
+        block = model_launches(
+            dim, dtype, self.head_dim, self.rotary, batch=self.batch, sequence=sequence, text_length=self.text_length
+        )
+        if dtype not in ATTENTION_DTYPES:
+            return block
+        attention, linears = [], []
+        for value in (None, torch.float8_e4m3fn):
+            attention += int8_attention_launches(dim, dtype, self.head_dim, value, self.rotary)
+        for numbers in (torch.int8, torch.float8_e4m3fn):
+            linears += quantized_launches(dim, dtype, numbers)
+        return [*block, *attention, *linears, *vae_launches(dtype)]
+
+
+def model_launches(
+    dim: int,
+    dtype: torch.dtype,
+    head_dim: int = 64,
+    rotary: bool = True,
+    *,
+    batch: int = 2,
+    sequence: int = 300,
+    text_length: int = 226,
+) -> list[Launch]:
+    """Every Triton launch of a transformer block `dim` wide; the size of the stream changes no binary, but its bytes.
 
     Args:
         dtype: of the stream.
         rotary: whether positions are rotary (all checkpoints but CogVideoX-2b).
+        batch, sequence: samples and rows of the stream; `text_length` of the rows are text.
     """
+    heads = dim // head_dim
     with FakeTensorMode(), torch.device("cuda"):
-        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
-    norm = (vector, vector, vectors, vectors, 226, 1e-5, "triton")
+        x, vector, vectors = (
+            torch.empty(shape, dtype=dtype) for shape in ((batch, sequence, dim), (dim,), (1, 2, dim))
+        )
+    norm = (vector, vector, vectors, vectors, text_length, 1e-5, "triton")
     with FakeTensorMode(), torch.device("cuda"):
         # Q and K as they lie in the packed projection.
-        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
-        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        query, key, value = torch.empty((batch, sequence, 3, heads, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((batch, sequence, heads, head_dim), dtype=dtype)
         affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(300 - 226, head_dim)] * 2
+        tables = [torch.empty(sequence - text_length, head_dim)] * 2
 
     def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
-        return ops.qk_norm_rope(query, key, *affine, tuple(tables) or None, 226, 1e-6, "triton")
+        return ops.qk_norm_rope(query, key, *affine, tuple(tables) or None, text_length, 1e-6, "triton")
 
     # Q and K come contiguous from the norms, V is read where the projection put it.
     attention = []
@@ -189,11 +248,82 @@ def model_launches(dim: int, dtype: torch.dtype, head_dim: int = 64, rotary: boo
         attention = launches(lambda *a: ops.attention(*a, impl="triton"), normed, normed, value)
     return [
         *launches(lambda *a: ops.layer_norm_modulate(*a, *norm[4:]), x, *norm[:4]),
-        *launches(lambda *a: ops.gated_residual(*a, 226, "triton"), x, x, vectors),
+        *launches(lambda *a: ops.gated_residual(*a, text_length, "triton"), x, x, vectors),
         *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *norm[4:]), x, x, vectors, *norm[:4]),
         *launches(norm_rope, query, key, affine, tables if rotary else []),
         *attention,
     ]
+
+
+def vae_launches(
+    dtype: torch.dtype,
+    channels: tuple[int, ...] = (128, 256, 256, 512),
+    latents: tuple[int, int, int, int] = (16, 2, 60, 90),
+) -> list[Launch]:
+    """Every Triton launch of the autoencoder, each once: the decoder's in its order, then what only the encoder has.
+
+    Args:
+        channels: of the levels, from the pixels to the latents; multiples of 32.
+        latents: `(channels, time, height, width)`; the kernels are the same for any of the last three.
+    """
+    latent_channels, time, height, width = latents
+    mode, found = FakeTensorMode(), {}
+
+    def add(operation: Callable, *given: Any) -> None:
+        for launch in launches(lambda *given: operation(*given, impl="triton"), *given):
+            chosen = {name: value for name, value in launch.arguments.items() if name.isupper() or value is None}
+            found.setdefault((launch.name, *chosen.items()), launch)
+
+    def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        with mode, torch.device("cuda"):
+            return torch.empty(shape, dtype=dtype)
+
+    def norm(frames: tuple[int, ...], channels: int) -> None:
+        x, table = empty(*frames, channels), empty(1, *latents[1:], channels, dtype=torch.float32)
+        indices = [empty(length, dtype=torch.int64) for length in frames[1:]]
+        add(lambda x, impl: ops.group_norm_statistics(x, 32, impl=impl), x)
+        add(ops.group_norm_modulate_silu, x, table, table, *indices, x)
+
+    def conv(frames: tuple[int, ...], before: int, after: int, adds: bool = False) -> None:
+        # As channels-last weights lie.
+        weight = empty(after, 3, 3, 3, before).permute(0, 4, 1, 2, 3)
+        past = empty(1, 2, *frames[2:], before)
+        add(
+            ops.causal_conv3d,
+            empty(*frames, before),
+            weight,
+            empty(after),
+            past,
+            empty(*frames, after) if adds else None,
+        )
+
+    def upsample(frames: tuple[int, ...], channels: int, doubles_time: bool) -> tuple[int, ...]:
+        weight = empty(channels, channels, 3, 3)
+        add(
+            lambda *a, impl: ops.upsample_conv2d(*a, doubles_time, impl),
+            empty(*frames, channels),
+            weight,
+            empty(channels),
+        )
+        return 1, frames[1] * (1 + doubles_time), 2 * frames[2], 2 * frames[3]
+
+    frames, before = (1, time, height, width), channels[-1]
+    conv(frames, latent_channels, before)
+    for level, after in enumerate(reversed(channels)):
+        for first in (before, after):
+            norm(frames, first)
+            conv(frames, first, after)
+        conv(frames, after, after, adds=True)
+        if level < len(channels) - 1:
+            frames = upsample(frames, after, doubles_time=level < 2)
+        before = after
+    norm(frames, before)
+    conv(frames, before, 3)
+    conv(frames, 3, before)
+    for before, after in pairwise(channels):
+        conv(frames, before, after)
+    conv(frames, channels[-1], 2 * latent_channels)
+    return list(found.values())
 
 
 def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> list[Launch]:
@@ -261,28 +391,3 @@ def int8_attention_launches(
         *(launches(norm_rope, query, key, affine, tables) if fused else []),
         *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
     ]
-
-
-def resource_table(launches: list[Launch], targets: list[str]) -> str:
-    """A Markdown table of what every configuration takes on `targets`, as it is in `docs/kernels.md`."""
-    lines = [
-        "| kernel | GPU | configuration | registers | spills | shared, KiB | programs | limited by | in its code |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for launch in launches:
-        for compiled in compile_all(launch, targets):
-            took = compiled.resources
-            code = took.matrix or took.widths
-            cells = (
-                launch.name,
-                compiled.target,
-                describe(compiled.config),
-                took.registers,
-                took.spills,
-                f"{took.shared / 1024:.1f}",
-                took.programs,
-                took.limited_by,
-                ", ".join(f"{count} {kind}" for kind, count in code.items()),
-            )
-            lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tempfile
@@ -81,13 +82,25 @@ class Resources:
 
 
 def read(compiled: CompiledKernel, target: str) -> Resources:
-    """The resources of a kernel compiled for `target`."""
+    """The resources of a kernel compiled for `target`.
+
+    Raises:
+        RuntimeError: where the tools that read machine code are not installed, for a target of Nvidia's.
+    """
+    if "amdgcn" not in compiled.asm and (reason := why_not()):
+        raise RuntimeError(f"machine code cannot be read: {reason}")
     return _read_amd(compiled, target) if "amdgcn" in compiled.asm else _read_nvidia(compiled, target)
 
 
 def disassemble(compiled: CompiledKernel) -> str:
     """The machine code as text."""
     return compiled.asm["amdgcn"] if "amdgcn" in compiled.asm else _run("nvdisasm", "-c", compiled.asm["cubin"])
+
+
+def why_not() -> str | None:
+    """What keeps machine code from being read, or None: the tools come with triton's wheel, not with every build."""
+    missing = [tool for tool in ("cuobjdump", "nvdisasm") if not os.access(_TOOLS / tool, os.X_OK)]
+    return f"{' and '.join(missing)} of the triton wheel are not in {_TOOLS}" if missing else None
 
 
 def _run(tool: str, option: str, cubin: bytes) -> str:
@@ -103,7 +116,7 @@ def _read_nvidia(compiled: CompiledKernel, target: str) -> Resources:
     registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
     code = disassemble(compiled)
     per_warp = -(-registers // 8) * 8 * 32  # registers are given out to warps in blocks of 256
-    by_registers = (1 << 16) // per_warp // _warps(compiled)
+    by_registers = (1 << 16) // per_warp // warps(compiled)
     programs, limited_by = _programs(compiled, target, by_registers)
     return Resources(
         registers,
@@ -117,7 +130,7 @@ def _read_nvidia(compiled: CompiledKernel, target: str) -> Resources:
     )
 
 
-def _warps(compiled: CompiledKernel) -> int:
+def warps(compiled: CompiledKernel) -> int:
     """Those of the kernel's options and those that warp specialization adds."""
     return getattr(compiled.metadata, "total_num_warps", None) or compiled.metadata.num_warps
 
@@ -149,7 +162,7 @@ def _programs(compiled: CompiledKernel, target: str, by_registers: int) -> tuple
     bounds = {
         "registers": by_registers,
         "shared memory": limits.shared // (shared + reserved) if shared + reserved else limits.programs,
-        "warps": limits.warps // _warps(compiled),
+        "warps": limits.warps // warps(compiled),
         "programs": limits.programs,
     }
     limited_by = min(bounds, key=bounds.get)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
 from cogvx_kernels.cpu import frames
+from cogvx_kernels.triton import why_not
 
 needs_compiler = pytest.mark.skipif(frames.why_not() is not None, reason=str(frames.why_not()))
 IMPLS = ["torch", pytest.param("cpu", marks=needs_compiler)]
@@ -86,7 +87,54 @@ def test_what_does_not_fit_is_refused():
         ops.group_norm_modulate_silu(x, table, table, index, index, index, x[:, :1])
     with pytest.raises(ValueError, match="rows must be int64 \\(3,\\)"):
         ops.group_norm_modulate_silu(x, table, table, index, index, index, torch.empty_like(x))
-    with pytest.raises(ValueError, match="impl='triton' is unknown to group_norm_statistics"):
-        ops.group_norm_statistics(x, 2, impl="triton")
+    with pytest.raises(ValueError, match="impl='fast' is unknown to group_norm_statistics"):
+        ops.group_norm_statistics(x, 2, impl="fast")
     with pytest.raises(ValueError, match="whose rows are contiguous"):
         ops.group_norm_statistics(x.transpose(3, 4), 2, impl="cpu")
+
+
+@pytest.mark.parametrize(("kernel", "size"), [(3, 3), (1, 1), (1, 3), (2, 1)])
+def test_causal_convolution_is_torchs_of_padded_frames(kernel, size):
+    x, past = (randn(2, time, 4, 5, 6, seed=seed).double() for seed, time in enumerate((3, kernel - 1)))
+    weight, bias = randn(7, 6, kernel, size, size, seed=2).double(), randn(7, seed=3).double()
+    residual = randn(2, 3, 4, 5, 7, seed=4).double()
+    for front, given in ((past, past), (x[:, :1].repeat(1, kernel - 1, 1, 1, 1), None)):
+        frames = torch.cat([front, x], dim=1).permute(0, 4, 1, 2, 3)
+        expected = F.conv3d(frames, weight, bias, padding=(0, size // 2, size // 2)).permute(0, 2, 3, 4, 1)
+        torch.testing.assert_close(ops.causal_conv3d(x, weight, bias, given), expected)
+        output = torch.full_like(expected[:, :, 1:3], float("nan"))
+        ops.causal_conv3d(x, weight, bias, given, residual[:, :, 1:3], output, (1, 3))
+        torch.testing.assert_close(output, (expected + residual)[:, :, 1:3])
+
+
+@pytest.mark.parametrize("time", [1, 2, 3, 4])
+@pytest.mark.parametrize("doubles", [True, False])
+def test_phases_are_the_convolution_of_the_doubled_frames(time, doubles):
+    x = randn(2, time, 3, 5, 6, seed=0).double()
+    weight, bias = randn(7, 6, 3, 3, seed=1).double(), randn(7, seed=2).double()
+    large = F.interpolate(x.flatten(0, 1).permute(0, 3, 1, 2), scale_factor=2, mode="nearest")
+    expected = F.conv2d(large, weight, bias, padding=1).permute(0, 2, 3, 1).unflatten(0, (2, time))
+    if doubles and time % 2:
+        expected = torch.cat([expected[:, :1], expected[:, 1:].repeat_interleave(2, dim=1)], dim=1)
+    elif doubles:
+        expected = expected.repeat_interleave(2, dim=1)
+    torch.testing.assert_close(ops.upsample_conv2d(x, weight, bias, doubles), expected)
+
+
+def test_convolutions_refuse_what_does_not_fit():
+    x, weight = torch.zeros(1, 2, 3, 4, 6), torch.zeros(5, 6, 3, 3, 3)
+    with pytest.raises(ValueError, match=r"weight must be \(out channels, 6, kernel, size, size\) with an odd size"):
+        ops.causal_conv3d(x, weight[..., :2, :2])
+    with pytest.raises(ValueError, match=r"past must be \(1, 2, 3, 4, 6\), got \(1, 1, 3, 4, 6\)"):
+        ops.causal_conv3d(x, weight, past=x[:, :1])
+    with pytest.raises(ValueError, match=r"rows=\(1, 4\) must be first and after the last of the 3 rows"):
+        ops.causal_conv3d(x, weight, rows=(1, 4))
+    with pytest.raises(ValueError, match=r"residual must be \(1, 2, 3, 4, 5\) torch.float32"):
+        ops.causal_conv3d(x, weight, residual=x)
+    with pytest.raises(ValueError, match=r"bias must be \(5,\)"):
+        ops.causal_conv3d(x, weight, torch.zeros(6))
+    with pytest.raises(ValueError, match=r"weight must be \(out channels, 6, 3, 3\)"):
+        ops.upsample_conv2d(x, weight)
+    if why_not() is None:
+        with pytest.raises(ValueError, match='upsample_conv2d: impl="triton" takes tensors on a GPU, got cpu'):
+            ops.upsample_conv2d(x, weight[:, :, 0], impl="triton")

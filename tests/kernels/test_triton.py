@@ -15,13 +15,23 @@ INTERPRETED = sorted(path.name for path in Path(__file__).with_name("interpreted
 needs_triton = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
-@needs_triton
-@pytest.mark.parametrize("module", INTERPRETED)
-def test_interpreted(module):
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"tests/kernels/interpreted/{module}"]
+def interpret(path, *options):
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, f"tests/kernels/interpreted/{path}"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
+
+
+@needs_triton
+@pytest.mark.parametrize("module", INTERPRETED)
+def test_interpreted(module):
+    interpret(module)
+
+
+@needs_triton
+@pytest.mark.kernels_all
+def test_what_takes_long_to_interpret():
+    interpret("", "-m", "kernels_all")
 
 
 @needs_triton

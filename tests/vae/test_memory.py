@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cogvx_fast import EngineConfig, accelerate
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, convolution, layers, memory, model
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, convolution, layers, ledger, memory, model
 from cogvx_fast.vae.place import Place
 from tests import toy
 
@@ -162,7 +162,7 @@ def test_slices_of_any_height_give_the_same(fast, monkeypatch, rows, impl):
 def test_a_workspace_too_large_is_sliced_without_a_budget(fast, monkeypatch):
     shape = (1, 16, 2, 6, 8)
     before = fast.plan_decode(shape)
-    monkeypatch.setattr(memory, "WORKSPACE", 2**18)
+    monkeypatch.setattr(ledger, "WORKSPACE", 2**18)
     after = fast.plan_decode(shape)
     assert not before.rows and after.rows and after.peak < before.peak
 

@@ -6,6 +6,7 @@ exist for an operation raises.
 
 from .attention import attention, norm_rope, qk_norm_rope
 from .checks import IMPLEMENTATIONS
+from .convolutions import causal_conv3d, upsample_conv2d
 from .frames import group_norm_modulate_silu, group_norm_statistics
 from .int8_attention import FUSED_HEAD_DIM, int8_attention, qk_norm_rope_int8, quantize_qk, quantized_attention
 from .linear import quantize_rows, scaled_linear
@@ -15,6 +16,7 @@ __all__ = [
     "FUSED_HEAD_DIM",
     "IMPLEMENTATIONS",
     "attention",
+    "causal_conv3d",
     "gated_residual",
     "gated_residual_layer_norm_modulate",
     "group_norm_modulate_silu",
@@ -28,4 +30,5 @@ __all__ = [
     "quantize_rows",
     "quantized_attention",
     "scaled_linear",
+    "upsample_conv2d",
 ]

@@ -24,14 +24,16 @@ IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
     "attention": ("torch", "amx", "triton"),
+    "group_norm_statistics": ("torch", "cpu", "triton"),
+    "group_norm_modulate_silu": ("torch", "cpu", "triton"),
+    "causal_conv3d": ("torch", "triton"),
+    "upsample_conv2d": ("torch", "triton"),
     "quantize_rows": ("torch", "triton"),
     "scaled_linear": ("torch", "triton"),
     "quantize_qk": ("torch", "triton"),
     "qk_norm_rope_int8": ("torch", "triton"),
     "quantized_attention": ("torch", "triton"),
     "int8_attention": ("torch", "triton"),
-    "group_norm_statistics": ("torch", "cpu"),
-    "group_norm_modulate_silu": ("torch", "cpu"),
 }
 
 

@@ -6,7 +6,7 @@ import torch
 
 from .. import reference
 from ..cpu import frames as cpu_frames
-from .checks import check_cpu_frames, check_frames, check_impl
+from .checks import check_cpu_frames, check_frames, check_impl, check_triton, gpu
 
 
 def group_norm_statistics(
@@ -17,7 +17,8 @@ def group_norm_statistics(
     Args:
         x: `(batch, time, height, width, channels)`.
         groups: divides the channels.
-        impl: "torch", or "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None.
+        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None;
+            "triton": fp16, bf16 or fp32 on a GPU.
 
     Returns:
         Two tensors `(batch, groups)`, fp32 (fp64 for fp64 frames).
@@ -33,6 +34,10 @@ def group_norm_statistics(
     if impl == "cpu":
         check_cpu_frames(operation, x)
         return cpu_frames.group_norm_statistics(x, groups, eps)
+    if impl == "triton":
+        check_triton(operation, x)
+        in_rows = x.stride(3) == x.shape[4] and x.stride(1) == x.shape[2] * x.stride(2)
+        return gpu.group_norm_statistics(x if in_rows else x.contiguous(), groups, eps)
     return reference.group_norm_statistics(x, groups, eps)
 
 
@@ -57,7 +62,8 @@ def group_norm_modulate_silu(
         frames, rows, columns: int64 `(time,)`, `(height,)` and `(width,)`, where in the tables each frame, row and
             column is. They are not checked against the tables' sizes: that would be a synchronisation on a GPU.
         out: of the shape and dtype of `x`; may be a view with rows and frames of padding around it, not `x` itself.
-        impl: "torch", or "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None.
+        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None;
+            "triton": fp16, bf16 or fp32 with contiguous channels on a GPU.
 
     Raises:
         ValueError: for shapes that do not fit or an unknown `impl`.
@@ -78,11 +84,14 @@ def group_norm_modulate_silu(
     for name, index, length in (("frames", frames, time), ("rows", rows, height), ("columns", columns, width)):
         if tuple(index.shape) != (length,) or index.dtype != torch.int64:
             raise ValueError(f"{operation}: {name} must be int64 ({length},), got {index.dtype} {tuple(index.shape)}")
+    if impl == "torch":
+        return reference.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)
     if impl == "cpu":
         check_cpu_frames(operation, x, out)
-        tables_fit = all(table.is_contiguous() and table.dtype == torch.float32 for table in (scale, shift))
-        if not tables_fit or not all(index.is_contiguous() for index in (frames, rows, columns)):
-            raise ValueError(f'{operation}: impl="cpu" takes contiguous fp32 tables and contiguous indices')
-        cpu_frames.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)
     else:
-        reference.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)
+        check_triton(operation, x, out)
+    tables_fit = all(table.is_contiguous() and table.dtype == torch.float32 for table in (scale, shift))
+    if not tables_fit or not all(index.is_contiguous() for index in (frames, rows, columns)):
+        raise ValueError(f'{operation}: impl="{impl}" takes contiguous fp32 tables and contiguous indices')
+    compute = cpu_frames if impl == "cpu" else gpu
+    return compute.group_norm_modulate_silu(x, scale, shift, frames, rows, columns, out)

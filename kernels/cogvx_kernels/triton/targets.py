@@ -61,14 +61,16 @@ def why_not_e4m3(device: torch.device) -> str | None:
 class TunedKernel:
     """A kernel and its short list of configurations for each target; called with a device, it gives what to launch.
 
-    On a GPU the list is timed once for each value of the arguments in `key`. What cannot be timed, because it is
-    traced or interpreted without one, takes the first. A kernel that a target cannot run has no list for it.
+    On a GPU the list is timed once for each value of the arguments in `key`; the tensors in `restore` are read as well
+    as written, and get their contents back each time. What cannot be timed, because it is traced or interpreted
+    without a GPU, takes the first. A kernel that a target cannot run has
+    no list for it.
     """
 
     _made: ClassVar[list[TunedKernel]] = []
 
-    def __init__(self, fn: triton.JITFunction, configs: Configs, key: tuple[str, ...]):
-        self.fn, self.configs, self.key = fn, configs, key
+    def __init__(self, fn: triton.JITFunction, configs: Configs, key: tuple[str, ...], restore: tuple[str, ...] = ()):
+        self.fn, self.configs, self.key, self.restore = fn, configs, key, restore
         self._tuners: dict[tuple[str, bool], Autotuner] = {}
         self._made.append(self)
 
@@ -76,6 +78,11 @@ class TunedKernel:
     def of(cls, tuner: Autotuner) -> TunedKernel:
         """The one that gave `tuner`."""
         return next(kernel for kernel in cls._made if tuner in kernel._tuners.values())
+
+    @classmethod
+    def all(cls) -> tuple[TunedKernel, ...]:
+        """Every kernel that has been defined."""
+        return tuple(cls._made)
 
     @property
     def parameters(self) -> frozenset[str]:
@@ -89,8 +96,9 @@ class TunedKernel:
             target = next(iter(self.configs))
         if (target, can_time) not in self._tuners:
             choices = list(self.configs[target])
-            tuner = triton.autotune(choices if can_time else choices[:1], key=list(self.key))(self.fn)
-            self._tuners[target, can_time] = tuner
+            choices = choices if can_time else choices[:1]
+            make = triton.autotune(choices, key=list(self.key), restore_value=list(self.restore) or None)
+            self._tuners[target, can_time] = make(self.fn)
         return self._tuners[target, can_time]
 
 

@@ -25,6 +25,7 @@ QUERY, KEY, VALUE = half(2, 5, 3, 2, 64).unbind(2)
 NUMBERS, CHANNELS = torch.ones(2, 5, 16, dtype=torch.int8), torch.ones(16)
 LINEAR = (NUMBERS, torch.ones(2, 5), torch.ones(16, 16, dtype=torch.int8), CHANNELS, VECTOR, "gelu_tanh")
 COSINES, SINES, AFFINE = torch.rand(3, 64), torch.rand(3, 64), half(64)
+FRAMES, TABLES, INDEX = half(1, 2, 2, 2, 16), torch.rand(1, 1, 1, 1, 16), torch.zeros(2, dtype=torch.int64)
 CASES = {
     "layer_norm_modulate": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5),
     "gated_residual": (STREAM, STREAM.clone(), GATE, 2),
@@ -32,6 +33,10 @@ CASES = {
     "norm_rope": (QUERY, AFFINE, AFFINE, COSINES, SINES, 2, 1e-6),
     "qk_norm_rope": (QUERY, KEY, AFFINE, AFFINE, None, None, None, None, 2, 1e-6),
     "attention": (QUERY, KEY, VALUE, 0.125),
+    "group_norm_statistics": (FRAMES, 4, 1e-6),
+    "group_norm_modulate_silu": (FRAMES, TABLES, TABLES.clone(), INDEX, INDEX, INDEX, torch.zeros_like(FRAMES)),
+    "causal_conv3d": (FRAMES, half(3, 3, 3, 3, 16), half(3), FRAMES.clone(), None, half(1, 2, 1, 2, 3), 1),
+    "upsample_conv2d": (FRAMES, half(2, 2, 5, 2, 2, 16), half(5), True),
     "layer_norm_modulate_quantized": (STREAM, VECTOR, VECTOR, SHIFT, SCALE, 2, 1e-5, torch.int8),
     "gated_residual_layer_norm_modulate_quantized": (
         *(STREAM, STREAM.clone(), GATE, None, None, SHIFT, SCALE, 2, 1e-5),
@@ -60,7 +65,7 @@ def test_opcheck(name):
     torch.library.opcheck(getattr(operations, name), CASES[name], test_utils=tests)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, arguments in CASES.items() if arguments[0] is not FRAMES])
 def test_empty_tensors(name):
     arguments = [x[:0] if torch.is_tensor(x) and x.ndim > 2 and x is not COSINES else x for x in CASES[name]]
     output = getattr(operations, name)(*arguments)

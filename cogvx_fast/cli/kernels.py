@@ -1,0 +1,386 @@
+"""`cogvx-fast kernels`: compile the GPU kernels without a GPU, and see what they need and what limits them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from .console import OutputError, UsageError, exit_codes, messages, results, say
+from .generate import Precision
+
+if TYPE_CHECKING:
+    from cogvx_kernels.aot import Compiled, Model
+    from cogvx_kernels.farm import Job
+    from cogvx_kernels.inspection import Inspection
+
+    from .checkpoint import Checkpoint
+
+PAGE_TARGETS = "sm_80,sm_89,sm_90"
+DIM, VIDEO_TOKENS = 1920, 17550  # CogVideoX-2b at 49 frames of 480x720
+_WIDE = 160  # characters, for tables
+Result = TypeVar("Result")
+
+app = typer.Typer(help="Compile the GPU kernels without a GPU, and see what limits them.", no_args_is_help=True)
+
+Arch = Annotated[
+    str, typer.Option("--arch", help="GPUs, with commas between them: sm_80 (A100), sm_89 (RTX 40), sm_90 (H100), ….")
+]
+CheckpointOption = Annotated[
+    str | None,
+    typer.Option(
+        "--checkpoint",
+        help="Folder or Hub id of a CogVideoX in diffusers format; only its JSON files are read.",
+        show_default="the demo checkpoint",
+    ),
+]
+Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes that compile.", show_default="one for each core")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--out", help="The cache's folder.", show_default="$TRITON_CACHE_DIR, else ~/.triton/cache"),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="For machines: print JSON.")]
+
+
+@app.command("inspect")
+def inspect(
+    arch: Arch = PAGE_TARGETS,
+    kernel: Annotated[
+        str | None, typer.Option(help="Kernels, with commas between them.", show_default="all of them")
+    ] = None,
+    dtype: Annotated[
+        Precision | None, typer.Option(help="Of the stream.", show_default="float16, or the checkpoint's")
+    ] = None,
+    dim: Annotated[
+        int | None, typer.Option(help="Width of the stream, heads of 64.", show_default=f"{DIM}, CogVideoX-2b's")
+    ] = None,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(help="Instead of --dim: folder or Hub id of a checkpoint, at its own size.", show_default=False),
+    ] = None,
+    first: Annotated[
+        bool, typer.Option("--first", help="Only the configuration that is listed first for each GPU.")
+    ] = False,
+    jobs: Jobs = None,
+    as_json: AsJson = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown.")] = False,
+    write: Annotated[
+        Path | None, typer.Option(help="Rewrite the section between this page's markers.", show_default=False)
+    ] = None,
+    check: Annotated[
+        Path | None,
+        typer.Option(help="Only see whether this page's section is up to date: status 1 if not.", show_default=False),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw it, a .png.", show_default=False)] = None,
+) -> None:
+    """Show registers, spills, shared memory, and the cycles that each pipe needs for the inner loops.
+
+    Everything is read from the machine code that Triton makes; nothing is timed.
+    """
+    with exit_codes(), _said_when_interrupted():
+        page = write or check
+        text = _read_page(page) if page else ""
+        targets = _targets(arch)
+        _check_plot(plot, targets)
+        model = _inspected_model(checkpoint, dim, dtype)
+        _check_tools(targets)
+        from cogvx_kernels import farm, inspection, inspection_report
+
+        wanted = farm.jobs(model, targets, _kernels(kernel, model), first)
+        stamp = inspection_report.fingerprint(wanted) if page else ""
+        if check:
+            if inspection_report.stamp_of(text) != stamp:
+                raise OutputError(f"{check} is out of date; run: cogvx-fast kernels inspect --write {check}")
+            say(results, f"{check} is up to date")
+            return
+        found = _run(wanted, inspection.inspect, jobs, "inspecting")
+        block = _block_kernels(model)
+        if plot is not None:
+            _write(plot, inspection_report.plot(found))
+        if write is not None:
+            section = f"{inspection_report.markdown(found)}\n\n{block}"
+            _write(write, inspection_report.with_section(text, section, stamp).encode())
+            say(results, f"wrote {write}: {len(found)} configurations")
+        elif as_json:
+            print(json.dumps(inspection_report.as_json(found), indent=1))
+        elif as_markdown:
+            print(f"{inspection_report.markdown(found)}\n\n{block}")
+        else:
+            _show(found)
+            say(results, block)
+
+
+@app.command("build")
+def build(
+    arch: Arch,
+    checkpoint: CheckpointOption = None,
+    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", show_default="the model's")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.", show_default="the model's")] = None,
+    frames: Annotated[int | None, typer.Option(help="Number of frames.", show_default="the model's")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Precision.", show_default="the model's own")] = None,
+    jobs: Jobs = None,
+    out: Cache = None,
+) -> None:
+    """Compile every kernel that a checkpoint can need, into a cache that Triton finds on the GPU machine.
+
+    What is in the cache already is not compiled again, so that an interrupted build goes on where it was.
+    """
+    with exit_codes(), _said_when_interrupted():
+        targets, cache = _targets(arch), _cache(out)
+        model = _model(*_checkpoint(checkpoint), height, width, frames, dtype)
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError("--out", repr(str(cache)), f"cannot be made: {error.strerror}") from None
+        os.environ["TRITON_CACHE_DIR"] = str(cache.resolve())  # the processes that compile read it, too
+        from cogvx_kernels import farm, prebuilt
+
+        entries = _run(farm.jobs(model, targets), prebuilt.entry, jobs, "compiling")
+        made = prebuilt.Manifest.here(_version(), targets, [_described(model)], entries)
+        with contextlib.suppress(prebuilt.ManifestError):
+            made = made.merged(prebuilt.read(cache))
+        _write(cache / prebuilt.MANIFEST, made.to_json().encode())
+        say(results, f"{len(entries)} configurations for {', '.join(targets)} are in {cache}")
+        say(results, f"on the GPU machine, at the same place: TRITON_CACHE_DIR={cache.resolve()}")
+
+
+@app.command("check")
+def check(
+    out: Cache = None,
+    relocate: Annotated[
+        bool, typer.Option("--relocate", help="First mend the paths of a cache that was moved or copied.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """See whether Triton will find a cache that `build` made: same versions, nothing missing or damaged.
+
+    Exits with status 1 if it will not find all of it.
+    """
+    with exit_codes():
+        cache = _cache(out)
+        from cogvx_kernels import prebuilt
+
+        try:
+            manifest = prebuilt.read(cache)
+        except prebuilt.ManifestError as error:
+            raise OutputError(str(error)) from None
+        if relocate:
+            for path, content in prebuilt.relocate(cache, manifest).items():
+                _write(path, content.encode())
+        found = prebuilt.problems(cache, manifest, _version())
+        if as_json:
+            print(json.dumps({"cache": str(cache), "entries": len(manifest.entries), "problems": found}, indent=1))
+        for problem in found:
+            say(messages, problem, style="red")
+        if found:
+            raise OutputError(f"{cache}: {len(found)} problems; Triton would compile again what it does not find")
+        if not as_json:
+            say(results, f"{cache} is whole: {len(manifest.entries)} configurations for {', '.join(manifest.backends)}")
+
+
+def _targets(arch: str) -> list[str]:
+    _check_triton()
+    from cogvx_kernels.triton.targets import TARGETS
+
+    names = [name.strip() for name in arch.split(",")]
+    for name in names:
+        if name not in TARGETS:
+            raise UsageError("--arch", repr(name), f"is unknown; allowed: {', '.join(TARGETS)}")
+    return list(dict.fromkeys(names))
+
+
+def _check_triton() -> None:
+    from cogvx_kernels.triton import why_not
+
+    if why_not() is not None:
+        raise OutputError(f"kernels cannot be compiled here: {why_not()}")
+    with messages.status("loading torch and triton"):
+        import cogvx_kernels.aot  # noqa: F401
+
+
+def _check_tools(targets: list[str]) -> None:
+    from cogvx_kernels import machine_code
+
+    reason = machine_code.why_not()
+    if reason is not None and any(target.startswith("sm_") for target in targets):
+        raise OutputError(f"machine code cannot be read here: {reason}")
+
+
+def _kernels(asked: str | None, model: Model) -> list[str] | None:
+    from cogvx_kernels import farm
+
+    if asked is None:
+        return None
+    names, known = [name.strip() for name in asked.split(",")], farm.kernel_names(model)
+    for name in names:
+        if name not in known:
+            raise UsageError("--kernel", repr(name), f"is not launched by this model; allowed: {', '.join(known)}")
+    return names
+
+
+def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
+    from cogvx_kernels.aot import Model
+
+    if checkpoint is not None:
+        if dim is not None:
+            raise UsageError("--dim", dim, "cannot be combined with --checkpoint, which has its own")
+        return _model(*_checkpoint(checkpoint), None, None, None, dtype)
+    if dim is not None and (dim < 64 or dim % 64):
+        raise UsageError("--dim", dim, "must be a multiple of 64, the width of a head")
+    name = dtype.value if dtype else "float16"
+    return Model((dim or DIM) // 64, 64, name, rotary=dim not in (None, DIM), tokens=VIDEO_TOKENS)
+
+
+def _block_kernels(model: Model) -> str:
+    """What a block launches, in a sentence."""
+    import torch
+
+    from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
+    from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
+
+    if model.dtype == "float32":
+        return "In float32 attention is torch's own."
+    names = block_kernels(model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
+    return f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}."
+
+
+def _checkpoint(name: str | None) -> tuple[Checkpoint, str]:
+    """The checkpoint, and the name of its argument."""
+    from . import validate
+    from .checkpoint import read_checkpoint
+
+    try:
+        return read_checkpoint(validate.model_or_demo(name)), "--checkpoint"
+    except UsageError as error:
+        raise error.renamed("--checkpoint") from None
+
+
+def _model(
+    checkpoint: Checkpoint,
+    argument: str,
+    height: int | None,
+    width: int | None,
+    frames: int | None,
+    dtype: Precision | None,
+) -> Model:
+    from cogvx_kernels.aot import Model
+
+    from . import validate
+    from .checkpoint import PIXELS_PER_LATENT
+
+    head_dim = checkpoint.attention_head_dim
+    if head_dim < 2 or head_dim & (head_dim - 1):
+        raise UsageError(argument, repr(checkpoint.source), f"has heads of {head_dim}; the kernels take powers of two")
+    pixels = validate.video_size(height, width, checkpoint)
+    latent_frames = (validate.num_frames(frames, checkpoint) - 1) // 4 + 1
+    rows, columns = (side // PIXELS_PER_LATENT // checkpoint.patch_size for side in pixels)
+    return Model(
+        heads=checkpoint.num_attention_heads,
+        head_dim=head_dim,
+        dtype=dtype.value if dtype else checkpoint.native_dtype,
+        rotary=checkpoint.use_rotary_positional_embeddings,
+        tokens=-(-latent_frames // (checkpoint.patch_size_t or 1)) * rows * columns,
+        text_length=checkpoint.max_text_seq_length,
+    )
+
+
+def _described(model: Model) -> dict[str, Any]:
+    import dataclasses
+
+    return dataclasses.asdict(model)
+
+
+def _version() -> str:
+    from cogvx_fast import __version__
+
+    return __version__
+
+
+def _cache(out: Path | None) -> Path:
+    return out or Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
+
+
+def _run(wanted: list[Job], work: Callable[[Compiled], Result], jobs: int | None, what: str) -> list[Result]:
+    """The result of each job, in their order, with a bar while they run."""
+    from cogvx_kernels import farm
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    if jobs is not None and jobs < 1:
+        raise UsageError("--jobs", jobs, "must be at least 1")
+    made: dict[Job, Result] = {}
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=messages, transient=True) as progress:
+        task = progress.add_task(what, total=len(wanted))
+        try:
+            for job, result in farm.run(wanted, work, jobs or len(os.sched_getaffinity(0))):
+                made[job] = result
+                progress.advance(task)
+        except farm.CompileError as error:
+            raise OutputError(f"does not compile: {error}") from None
+    return [made[job] for job in wanted]
+
+
+def _show(found: list[Inspection]) -> None:
+    from cogvx_kernels import inspection_report
+    from rich.console import Console
+    from rich.table import Table
+
+    # Columns that are cut off or folded say nothing: a narrow terminal folds the lines instead.
+    wide = Console(file=results.file, width=max(results.width, _WIDE))
+    for title, rows in (("Resources", inspection_report.resource_rows), ("Inner loops", inspection_report.loop_rows)):
+        header, cells = rows(found)
+        for name in dict.fromkeys(row[0] for row in cells):
+            table = Table(*header[1:], title=f"{title} of {name}", title_justify="left")
+            for row in cells:
+                if row[0] == name:
+                    table.add_row(*row[1:])
+            wide.print(table)
+    for note in dict.fromkeys(f"{one.target}: {one.note}" for one in found if one.note):
+        say(results, note)
+
+
+def _read_page(page: Path) -> str:
+    from cogvx_kernels.inspection_report import with_section
+
+    try:
+        text = page.read_text(encoding="utf-8")
+        with_section(text, "", "")  # refused before minutes of compiling
+    except (OSError, ValueError) as error:
+        raise UsageError("--write", repr(str(page)), getattr(error, "strerror", None) or str(error)) from None
+    return text
+
+
+def _check_plot(path: Path | None, targets: list[str]) -> None:
+    if path is None:
+        return
+    if not any(target.startswith("sm_") for target in targets):
+        raise UsageError("--plot", repr(str(path)), f"has nothing to show for {', '.join(targets)}: no pipes are known")
+    if path.suffix != ".png":
+        raise UsageError("--plot", repr(str(path)), "must end in .png")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise UsageError("--plot", None, 'needs matplotlib: pip install "cogvx_fast[plots]"') from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    from cogvx_fast.bench.files import write_whole
+
+    try:
+        write_whole(path, content)
+    except OSError as error:
+        raise OutputError(f"{path} could not be written: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _said_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(messages, "interrupted; what was compiled is kept and will not be compiled again", style="yellow")
+        raise typer.Exit(130) from None

@@ -1,0 +1,226 @@
+"""What is compiled ahead of time is what run time looks up, and a cache that will not be found is told from one."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from cogvx_kernels.triton import why_not
+
+if why_not() is not None:
+    pytest.skip(why_not(), allow_module_level=True)
+
+import triton
+from cogvx_kernels import aot, farm, prebuilt
+from cogvx_kernels.triton import operations
+from cogvx_kernels.triton.targets import TunedKernel
+from triton import knobs
+from triton.runtime import driver
+
+from cogvx_fast import EngineConfig
+from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, plan
+from tests import toy
+from tests.transformer.test_model import forward_inputs
+
+TARGET, VERSION = "sm_90", "1.2.3"
+OF_A_STEP = [
+    "layer_norm_modulate",
+    "gated_residual",
+    "gated_residual_layer_norm_modulate",
+    "qk_norm_rope",
+    "attention",
+]
+
+
+class DryDriver(aot._NoDevice):
+    """A GPU on which every launch succeeds and computes nothing, and every configuration takes equally long."""
+
+    def __init__(self, target):
+        super().__init__(target)
+        self.launched = []
+        self.launcher_cls = lambda source, metadata: lambda *_: self.launched.append(metadata.hash)
+        properties = {"max_shared_mem": 1 << 20}
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda device: properties, load_binary=lambda *_: (object(), object(), 0, 0, 1024)
+        )
+
+    def get_current_device(self):
+        return "dry"  # nothing that was compiled for another is in memory: all is looked up
+
+    def get_benchmarker(self):
+        return lambda call, quantiles: [call(), 1.0, 1.0, 1.0][1:]
+
+
+@pytest.fixture
+def dry_run(monkeypatch):
+    """Launches end here; gives what was launched, and what was looked up in triton's cache: folder to "was found"."""
+    device, looked_up = DryDriver(aot.TARGETS[TARGET]), {}
+    folders = {}
+
+    def listen(src, metadata, metadata_group, times, cache_hit):
+        folder = Path(next(iter(metadata_group.values()))).parent.name
+        looked_up[folder] = cache_hit
+        folders[metadata["hash"]] = folder
+
+    def tuner(kernel, _):  # as on a GPU, where all configurations are timed
+        return triton.autotune(list(kernel.configs[TARGET]), key=list(kernel.key))(kernel.fn)
+
+    monkeypatch.setattr(knobs.compilation, "listener", listen)
+    monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
+    monkeypatch.setattr(TunedKernel, "__call__", tuner)
+    monkeypatch.setattr(plan, "_place", lambda block: (torch.device("cuda"), block.attn1.to_q.weight.dtype))
+    before = driver._active
+    driver.set_active(device)
+    yield SimpleNamespace(launched=lambda: {folders[key] for key in device.launched}, looked_up=looked_up)
+    driver.set_active(before)
+    for kernel in TunedKernel.all():
+        kernel.fn.device_caches.pop("dry", None)
+
+
+@torch.no_grad()
+def generate(variant, dtype, batch):
+    """A step as the engine makes it on a GPU; the numbers are garbage, as nothing is computed between the products."""
+    reference = toy.transformer(variant, attention_head_dim=64, num_layers=1).to(dtype)
+    model = FastCogVideoXTransformer3DModel.adopt(reference)
+    for processor in model.joint_processors:
+        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
+    scheduler = toy.scheduler()
+    scheduler.set_timesteps(2)
+    inputs = forward_inputs(model, batch=batch, dtype=dtype)
+    with model.session(EngineSession(EngineConfig(), scheduler)) as session:
+        model(**inputs | {"timestep": scheduler.timesteps[0].expand(batch)})
+        assert session.counts["modulation"] == session.counts["plans"] == 1
+        model(**inputs)  # the modulation of each sample by itself, as without a session
+
+
+MODELS = [("2b", torch.float16), pytest.param(("1.5-5b", torch.bfloat16), marks=pytest.mark.kernels_all)]
+
+
+@pytest.fixture(scope="module", params=MODELS, ids=str)
+def built(request):
+    """A variant, its dtype, and what is compiled ahead of time for it."""
+    variant, dtype = request.param
+    model = aot.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
+    jobs = farm.jobs(model, [TARGET], kernels=OF_A_STEP)
+    entries = [entry for _, entry in farm.run(jobs, prebuilt.entry, 1)]
+    return variant, dtype, entries
+
+
+def test_run_time_looks_up_what_was_built(built, dry_run):
+    variant, dtype, entries = built
+    assert len(entries) >= 10
+    for batch in (2, 1):
+        generate(variant, dtype, batch)
+    assert dry_run.looked_up and all(dry_run.looked_up.values()), "something was compiled at run time"
+    built_ahead = {entry.folder for entry in entries}
+    assert set(dry_run.looked_up) == built_ahead, "something was built that run time does not look up"
+    assert dry_run.launched() == built_ahead
+
+
+def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_path):
+    variant, dtype, _ = built
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
+    generate(variant, dtype, 2)
+    assert dry_run.looked_up and not any(dry_run.looked_up.values())
+
+
+@pytest.fixture(scope="module")
+def entry():
+    model = aot.Model(2, 64, "float16", False, tokens=12, text_length=16)
+    job = farm.jobs(model, ["sm_80"], ["gated_residual"], first=True)
+    ((_, entry),) = farm.run(job, prebuilt.entry, 1)
+    return entry
+
+
+@pytest.fixture
+def cache(tmp_path, entry):
+    """A cache of one kernel, as if it had been built in this folder, and its manifest."""
+    shutil.copytree(Path(knobs.cache.dir) / entry.folder, tmp_path / entry.folder)
+    manifest = prebuilt.Manifest.here(VERSION, ["sm_80"], [{"heads": 2}], [entry])
+    for path, content in prebuilt.relocate(tmp_path, manifest).items():
+        path.write_text(content)
+    (tmp_path / prebuilt.MANIFEST).write_text(manifest.to_json())
+    return tmp_path
+
+
+def problems(cache):
+    return prebuilt.problems(cache, prebuilt.read(cache), VERSION)
+
+
+def test_a_whole_cache_has_no_problems(cache):
+    assert problems(cache) == []
+
+
+def test_missing_and_damaged_files_are_named(cache, entry):
+    folder = cache / entry.folder
+    (folder / "gated_residual_kernel.cubin").write_bytes(b"")
+    assert problems(cache) == ["gated_residual sm_80 ROWS 2, 8 warps: not as it was built: gated_residual_kernel.cubin"]
+    (folder / "gated_residual_kernel.json").unlink()
+    assert problems(cache) == ["gated_residual sm_80 ROWS 2, 8 warps: missing: gated_residual_kernel.json"]
+    shutil.rmtree(folder)
+    assert "missing: " in problems(cache)[0]
+
+
+def test_a_moved_cache_is_seen_and_mended(cache, tmp_path_factory):
+    moved = tmp_path_factory.mktemp("moved") / "cache"
+    shutil.move(cache, moved)
+    assert "it was moved" in problems(moved)[0]
+    for path, content in prebuilt.relocate(moved, prebuilt.read(moved)).items():
+        path.write_text(content)
+    assert problems(moved) == [] and not prebuilt.relocate(moved, prebuilt.read(moved))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"triton": "0"}, "built by triton 3"),
+        ({"backends": {"sm_80": "ptxas 1"}}, "sm_80: built by another ptxas"),
+        ({"environment": {"DISABLE_LLVM_OPT": "1"}}, "built with the environment {'DISABLE_LLVM_OPT': '1'}"),
+    ],
+)
+def test_other_versions_are_seen(cache, change, message):
+    manifest = dataclasses.replace(prebuilt.read(cache), **change)
+    (found,) = prebuilt.problems(cache, manifest, VERSION)
+    assert message in found
+
+
+def test_another_source_of_a_kernel_is_seen(cache, entry):
+    manifest = prebuilt.read(cache)
+    manifest = dataclasses.replace(manifest, entries=[dataclasses.replace(entry, source="0")])
+    (found,) = prebuilt.problems(cache, manifest, "9.9")
+    assert (
+        found == f"gated_residual: the kernel's source has changed since (cogvx_fast {VERSION} built it, here is 9.9)"
+    )
+
+
+def test_builds_add_up_unless_the_versions_changed(cache, entry):
+    first = prebuilt.read(cache)
+    other = dataclasses.replace(entry, folder="OTHER")
+    second = prebuilt.Manifest.here(VERSION, ["sm_90"], [{"heads": 4}], [other])
+    both = second.merged(first)
+    assert [e.folder for e in both.entries] == [entry.folder, "OTHER"] and set(both.backends) == {"sm_80", "sm_90"}
+    assert both.models == [{"heads": 2}, {"heads": 4}]
+    assert second.merged(dataclasses.replace(first, triton="0")) == second
+    assert second.merged(None) == second
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "is not there"), ("{", "cannot be read"), ("[]", "cannot be read"), ('{"schema": 99}', "another schema")],
+)
+def test_a_manifest_that_is_none(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / prebuilt.MANIFEST).write_text(content)
+    with pytest.raises(prebuilt.ManifestError, match=message):
+        prebuilt.read(tmp_path)
+
+
+def test_the_manifest_says_what_it_holds(cache):
+    content = json.loads((cache / prebuilt.MANIFEST).read_text())
+    assert content["versions"].keys() == {"torch", "triton", "cogvx_fast", "python"}
+    assert content["entries"][0]["kernel"] == "gated_residual" and content["models"] == [{"heads": 2}]
