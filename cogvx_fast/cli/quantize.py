@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from cogvx_fast.quiet import quiet_imports
+
 from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
@@ -39,7 +41,8 @@ def quantize(
         if not model.is_dir():
             raise UsageError("MODEL", repr(str(model)), "no such folder; must be a checkpoint in diffusers format")
         with messages.status("loading torch and torchao") as status:
-            from cogvx_fast.quantization.convert import quantize_checkpoint
+            with quiet_imports():
+                from cogvx_fast.quantization.convert import quantize_checkpoint
 
             try:
                 manifest = quantize_checkpoint(

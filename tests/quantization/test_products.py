@@ -7,10 +7,11 @@ import torch
 from cogvx_kernels.cpu import int8
 
 from cogvx_fast import EngineConfig, accelerate
-from cogvx_fast.quantization import RECIPES
-from cogvx_fast.quantization.apply import quantize_transformer
+from cogvx_fast.bench.quality import snr_db
+from cogvx_fast.quantization import RECIPES, Scheme
+from cogvx_fast.quantization.apply import quantize_modules, quantize_transformer
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear
+from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, Int8Weight
 from tests import toy
 from tests.transformer.test_plan import plain, relative, run, session
 
@@ -50,6 +51,19 @@ def test_one_linear_gives_torchaos_numbers_within_the_rounding_of_its_activation
     expected = torch.nn.functional.linear(x, linear.weight.dequantize(), linear.bias)
     with torch.no_grad():
         assert relative(ours, expected) <= 1.1 * relative(linear(x), expected)
+
+
+@needs_int8
+@pytest.mark.parametrize("outliers", [1, 30])
+def test_outliers_cost_our_product_what_they_cost_torchaos(outliers):
+    linear = torch.nn.Linear(1920, 256).requires_grad_(False)
+    x = torch.randn(64, 1920)
+    x[:, ::200] *= outliers
+    expected = linear(x)
+    quantize_modules(torch.nn.ModuleDict({"linear": linear}), lambda name: Scheme.INT8)
+    ours = relative(Int8Linear((Int8Weight.of(linear),), torch.empty(0, dtype=torch.int32))(x), expected)
+    assert ours == pytest.approx(relative(linear(x), expected), rel=0.03)
+    assert snr_db(ours) > (35 if outliers == 1 else 25)
 
 
 @needs_int8
@@ -98,3 +112,15 @@ def test_the_report_names_the_products():
     fast = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
     fast(**toy.inputs(num_steps=1, output_type="latent"))
     assert "int8 products of our own in 3" in str(fast.engine_report())
+
+
+def test_compiled_blocks_run_torchaos_products_and_give_the_same_numbers():
+    exact, model = quantized()
+    compiled, called = session("blocks", recipe="int8"), session(recipe="int8", gemm="torchao")
+    torch._dynamo.reset()
+    output, expected = run(model, compiled), run(model, called)
+    torch._dynamo.reset()
+    assert all(plan.qkv is plan.ff is None for plan in compiled.block_plans)
+    truth = plain(exact, compiled)
+    assert relative(output, truth) <= 1.1 * relative(expected, truth)
+    assert relative(output, expected) < relative(expected, truth)
