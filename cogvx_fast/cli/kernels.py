@@ -369,7 +369,7 @@ def _check_plot(path: Path | None, targets: list[str]) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    from cogvx_fast.bench.files import write_whole
+    from cogvx_fast.files import write_whole
 
     try:
         write_whole(path, content)

@@ -111,20 +111,18 @@ def describe(config: triton.Config) -> str:
     return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
 
 
-def trace(function: Callable, *arguments: Any, target: str = "sm_89") -> torch.fx.Graph:
-    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it.
-
-    `target` matters only to kernels that not every GPU has the dtypes for; sm_89 has all of them.
-    """
-    with _pretend(target), torch.no_grad():
+def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
+    """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
+    # Which GPU does not matter, as long as it has every dtype.
+    with _pretend("sm_89"), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 
-def launches(function: Callable, *arguments: Any, target: str = "sm_80") -> list[Launch]:
+def launches(function: Callable, *arguments: Any) -> list[Launch]:
     """Every Triton launch of `function` called with CUDA tensors of one `FakeTensorMode`, in order."""
     return [
         _launch(node.kwargs)
-        for node in trace(function, *arguments, target=target).nodes
+        for node in trace(function, *arguments).nodes
         if node.target is triton_kernel_wrapper_functional
     ]
 
@@ -389,5 +387,5 @@ def int8_attention_launches(
     fused = head_dim <= ops.FUSED_HEAD_DIM
     return [
         *(launches(norm_rope, query, key, affine, tables) if fused else []),
-        *launches(attention, normed, value, guard, target="sm_89" if smooth else "sm_80"),
+        *launches(attention, normed, value, guard),
     ]

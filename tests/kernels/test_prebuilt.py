@@ -105,7 +105,8 @@ def built(request):
     """A variant, its dtype, and what is compiled ahead of time for it."""
     variant, dtype = request.param
     model = aot.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
-    jobs = farm.jobs(model, [TARGET], kernels=OF_A_STEP)
+    # A model's launches begin with those of a step; the same kernels come again in 8 bits.
+    jobs = [job for job in farm.jobs(model, [TARGET], kernels=OF_A_STEP) if job.launch < len(OF_A_STEP)]
     entries = [entry for _, entry in farm.run(jobs, prebuilt.entry, 1)]
     return variant, dtype, entries
 
