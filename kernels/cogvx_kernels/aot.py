@@ -8,7 +8,7 @@ same versions looks up when it calls the operation.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -27,7 +27,7 @@ from triton.runtime.jit import MockTensor
 from . import machine_code, ops
 from .reference import GROUP
 from .triton.attention import DTYPES as ATTENTION_DTYPES
-from .triton.targets import TARGETS, TunedKernel
+from .triton.targets import E4M3_TARGETS, TARGETS, TunedKernel
 
 # Aten operations and Python's own that launch nothing: views, and memory for a kernel to write.
 _FREE = frozenset(
@@ -89,6 +89,12 @@ class Launch:
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__.removesuffix("_kernel")
+
+    def configs(self, target: str) -> Sequence[triton.Config]:
+        """Those that can be chosen on `target`; none where it has no list, or lacks a dtype that the launch has."""
+        if torch.float8_e4m3fn in self.arguments.values() and target not in E4M3_TARGETS:
+            return ()
+        return self.kernel.configs.get(target, ())
 
 
 @dataclass(frozen=True)
@@ -163,7 +169,7 @@ def compile_all(launch: Launch, targets: list[str] | None = None, first_only: bo
     return [
         compile_for(launch, target, config)
         for target in targets or TARGETS
-        for config in launch.kernel.configs.get(target, ())[: 1 if first_only else None]
+        for config in launch.configs(target)[: 1 if first_only else None]
     ]
 
 

@@ -69,7 +69,7 @@ def jobs(model: Model, targets: Sequence[str], kernels: Sequence[str] | None = N
             continue
         seen.add(same)
         for target in targets:
-            choices = launch.kernel.configs.get(target, ())  # not every GPU has the dtypes of every kernel
+            choices = launch.configs(target)
             found += [Job(model, index, target, choice) for choice in range(len(choices[:1] if first else choices))]
     return found
 

@@ -21,6 +21,9 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),  # MI300
 }
 
+# Those that multiply numbers of float8_e4m3fn; the MI300 has another kind of e4m3.
+E4M3_TARGETS = frozenset(("sm_89", "sm_90", "sm_100", "sm_120"))
+
 # TRITON_INTERPRET=1, set before kernels are defined, runs them on the CPU, element by element in numpy: for tests.
 INTERPRETED = bool(knobs.runtime.interpret)
 
