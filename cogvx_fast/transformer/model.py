@@ -205,6 +205,7 @@ def _run_blocks(
             stream = torch.compile(FastCogVideoXBlock.forward, fullgraph=True)(block, *arguments, plan)
         else:
             stream = block(*arguments, plan)
-    video = transformer.norm_final(stream[:, text_seq_length:])
+    # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
+    video = transformer.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
     video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
     return transformer.proj_out(video)

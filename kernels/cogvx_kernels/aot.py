@@ -66,7 +66,7 @@ class _NoDevice:
 
 
 @contextlib.contextmanager
-def _pretend(target: str) -> Iterator[None]:
+def pretend(target: str) -> Iterator[None]:
     before = driver._active  # asking for `driver.active` would look for a GPU
     driver.set_active(_NoDevice(TARGETS[target]))
     try:
@@ -120,7 +120,7 @@ def describe(config: triton.Config) -> str:
 def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:
     """The graph of `function` over fake tensors with Triton launches and aten operations in it, as inductor sees it."""
     # Which GPU does not matter, as long as it has every dtype.
-    with _pretend("sm_89"), torch.no_grad():
+    with pretend("sm_89"), torch.no_grad():
         return make_fx(dispatch_functionalize(function), tracing_mode="fake")(*arguments).graph
 
 
@@ -158,7 +158,7 @@ def compile_for(launch: Launch, target: str, config: triton.Config) -> Compiled:
     arguments = {
         name: MockTensor(value) if isinstance(value, torch.dtype) else value for name, value in launch.arguments.items()
     }
-    with _pretend(target):
+    with pretend(target):
         kernel = launch.kernel.fn.warmup(**arguments, **config.all_kwargs(), grid=(1,))
     return Compiled(launch, target, config, kernel, machine_code.read(kernel, target))
 
