@@ -54,7 +54,11 @@ class FramesInMemory:
         self._tensor = tensor
 
     def write(self, first: int, rows: torch.Tensor) -> None:
-        self._tensor[:, :, first : first + rows.shape[2]] = rows
+        place = self._tensor[:, :, first : first + rows.shape[2]]
+        # Frame by frame: rows of several have gaps between them, and between devices gaps cost a copy.
+        for sample in range(rows.shape[0]):
+            for t in range(rows.shape[1]):
+                place[sample, t] = rows[sample, t]
 
     def read(self, first: int, last: int) -> torch.Tensor:
         return self._tensor[:, :, first:last]

@@ -152,7 +152,7 @@ class Ledger:
                 taken = 4 * batch * read * norm[3] * channels if self.filling else 0
                 filled = max(8 * table + filled + taken, table * (8 + (self.itemsize if self.itemsize < 4 else 0)))
             cached = 0
-            if layer in self.elsewhere:  # what is read of it, or a frame on its way there
+            if layer in self.elsewhere and (old or not self.fuses):  # what is read of it, or a frame on its way there
                 cached = self.size((*((batch, history) if old else (1, 1)), read, width, channels))
             if in_place and (rows < height or whole == 0):
                 return buffer + max(filled, cached)

@@ -67,6 +67,7 @@ class _NoDevice:
 
 @contextlib.contextmanager
 def pretend(target: str) -> Iterator[None]:
+    """Within the block Triton takes this machine for one with a GPU of `TARGETS`; nothing can be launched."""
     before = driver._active  # asking for `driver.active` would look for a GPU
     driver.set_active(_NoDevice(TARGETS[target]))
     try:

@@ -121,12 +121,16 @@ def test_the_peak_of_encoding(fast):
 
 
 # Of the family's own VAE, two bytes a number, as on a GPU.
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize(("budget", "slices"), [("4GiB", 32), ("1.5GiB", 1)])
-def test_the_family_at_its_own_size_fits(budget, slices):
+def test_the_family_at_its_own_size_fits(budget, slices, device):
     with init_empty_weights():
         vae = FastAutoencoderKLCogVideoX.adopt(AutoencoderKLCogVideoX())
     shape, limit = (1, 16, 13, 60, 90), EngineConfig(vae_memory=budget).vae_memory
-    place = Place(torch.device("cpu"), torch.bfloat16, impl="cpu")
+    place = {
+        "cpu": Place(torch.device("cpu"), torch.bfloat16, impl="cpu"),
+        "cuda": Place(torch.device("cuda"), torch.float16, "triton", "triton"),
+    }[device]
     plan = memory.plan_decode(vae, shape, model.chunk_spans(13, 2), place, limit)
     assert plan.peak <= limit and min(plan.rows.values()) >= slices
     assert plan.put_away < 2**30 if budget == "4GiB" else plan.put_away < 3 * 2**30
