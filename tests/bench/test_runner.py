@@ -232,6 +232,14 @@ def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
         plan(workload, {"ours": CONTENDERS["ours"]})
 
 
+def test_where_no_reference_fits_the_distance_from_diffusers_is_stated(toy_workload):
+    workload = dataclasses.replace(toy_workload, stages=("vae-decode",), one_call=True, too_large="no room")
+    rows = runner.run(plan(workload, ("diffusers", "ours")))
+    assert [row.gate for row in rows] == ["lossy", "lossy"] and rows[0].error == 0
+    assert 0 < rows[1].error < 1e-5 and rows[1].budget is None and rows[1].own_error is None
+    assert "no room" in rows[1].gate_detail and rows[1].reference == "diffusers, eager, float32"
+
+
 def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
     contender = Contender(functools.partial(wrong, scale=1.01), "wrong", lossy="1% more")
     (row,) = runner.run(plan(toy_step, {"wrong": contender}))
