@@ -113,7 +113,7 @@ class _Bench:
 
     def expected(self) -> dict[str, list[torch.Tensor] | None]:
         """The reference's outputs for the gate's inputs, by stage; its wide models are gone afterwards."""
-        if self.plan.workload.too_large is not None:
+        if self._too_large is not None:
             return dict.fromkeys(self.plan.workload.stages)
         wide = reference_dtype(_dtype(self.plan))
         oracle, outputs = widened(self.pipe, wide), {}
@@ -169,8 +169,9 @@ class _Bench:
             del output
             own = errors if own is None else own
             verdict = _verdict(contender, errors, own)
-            if (too_large := self.plan.workload.too_large) is not None:
-                verdict = Verdict("lossy", f"distance from diffusers at the same precision: {too_large}", errors[0])
+            if self._too_large is not None:
+                detail = f"distance from diffusers at the same precision: {self._too_large}"
+                verdict = Verdict("lossy", detail, errors[0])
             entry = _Entry(contender, verdict, prepared, call, seconds)
             measured = {
                 "n": 1,
@@ -196,7 +197,11 @@ class _Bench:
     @property
     def _reference(self) -> str:
         own = _dtype(self.plan)
-        return _name(reference_dtype(own) if self.plan.workload.too_large is None else own)
+        return _name(reference_dtype(own) if self._too_large is None else own)
+
+    @property
+    def _too_large(self) -> str | None:
+        return self.plan.workload.too_large.get(self.plan.dtype)
 
     def _call(self, stage: str, pipe: DiffusionPipeline) -> StageCall:
         return STAGES[stage].make(pipe, self.plan.workload, _dtype(self.plan))

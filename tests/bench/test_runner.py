@@ -233,7 +233,9 @@ def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
 
 
 def test_where_no_reference_fits_the_distance_from_diffusers_is_stated(toy_workload):
-    workload = dataclasses.replace(toy_workload, stages=("vae-decode",), one_call=True, too_large="no room")
+    workload = dataclasses.replace(
+        toy_workload, stages=("vae-decode",), one_call=True, too_large={"float32": "no room"}
+    )
     rows = runner.run(plan(workload, ("diffusers", "ours")))
     assert [row.gate for row in rows] == ["lossy", "lossy"] and rows[0].error == 0
     assert 0 < rows[1].error < 1e-5 and rows[1].budget is None and rows[1].own_error is None
