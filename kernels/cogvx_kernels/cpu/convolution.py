@@ -77,7 +77,7 @@ def convolution(
 
     Args:
         x: fp32 `(batch, time + kt - 1, stride * (height - 1) + kh, stride * (width - 1) + kw, in)`, padded by the
-            caller; up to `stride - 1` rows and columns more are not read. Any strides in memory with contiguous channels.
+            caller; up to `stride - 1` rows and columns more are not read. Any strides in memory, contiguous channels.
         packed: the weight, by `pack`.
         bias: `(out,)` or None.
         kernel: `(kt, kh, kw)`.
