@@ -47,14 +47,13 @@ from .lowering import (
     report_vae,
 )
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
+from .quantization.hub import hub_arguments, quantized_folder
 from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest
 from .quantization.pipeline import check_engine
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
 
 _MODELS = ("transformer", "text_encoder", "vae")
-# Of `from_pretrained`, those that say how and whence files are downloaded.
-HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
 
 
 class FastPipelineMixin:
@@ -87,8 +86,8 @@ class FastPipelineMixin:
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded.
 
-        A folder that `cogvx-fast quantize` wrote gives a quantized pipeline, without its full-precision weights ever
-        being in memory. Its files are checked first.
+        A folder that `cogvx-fast quantize` wrote, or the Hub id of one, gives a quantized pipeline, without its
+        full-precision weights ever being in memory. Its files are checked first.
 
         Raises:
             ValueError: for an engine that cannot work, or a quantized checkpoint that is of another torchao, broken,
@@ -97,21 +96,17 @@ class FastPipelineMixin:
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-        if is_quantized_checkpoint(pretrained_model_name_or_path):
-            kwargs |= _quantized_parts(Path(pretrained_model_name_or_path), kwargs)
-        else:
-            config = EngineConfig.from_name(kwargs.get("engine", "exact"))
+        config = EngineConfig.from_name(kwargs.get("engine", "exact"))
+        hub = hub_arguments(kwargs)
+        if not is_quantized_checkpoint(pretrained_model_name_or_path):
             config.check_machine()
-            if config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
-                hub = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-                dtype = kwargs.get("dtype")
-                check_checkpoint(
-                    pretrained_model_name_or_path,
-                    cls._reference,
-                    config,
-                    dtype if isinstance(dtype, torch.dtype) else None,
-                    hub,
-                )
+        folder = quantized_folder(pretrained_model_name_or_path, hub)
+        if folder is not None:
+            pretrained_model_name_or_path = folder
+            kwargs |= _quantized_parts(folder, kwargs)
+        elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
+            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
+            check_checkpoint(pretrained_model_name_or_path, cls._reference, config, dtype, hub)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:

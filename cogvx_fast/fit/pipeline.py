@@ -35,8 +35,7 @@ def fit_new(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[EngineCo
     """
     target, dtype = destination(pipeline), pipeline.transformer.dtype
     loaded = getattr(pipeline.transformer, "recipe", None)
-    if config.recipe is not None:
-        check_engine(config, loaded)
+    check_engine(config, loaded)
     request = Request.default(pipeline.transformer.config, type(pipeline))
     left = options(config, target, dtype, RECIPES.get(loaded), _scheme_of(pipeline.text_encoder))
     choice = _choose(_models(pipeline), request, config, target, dtype, left)

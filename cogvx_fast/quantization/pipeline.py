@@ -54,7 +54,7 @@ def destination(pipeline: DiffusionPipeline) -> Target:
 
 def check_engine(config: EngineConfig, loaded: str | None) -> None:
     """Raise a ValueError for an engine that a transformer quantized by recipe `loaded` (None: not) cannot run in."""
-    if loaded is None or config.recipe in (BALANCED, loaded):
+    if loaded is None or config.tier is None or config.recipe in (BALANCED, loaded):
         return
     if config.recipe is None:
         raise ValueError(
