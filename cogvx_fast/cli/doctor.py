@@ -21,7 +21,7 @@ COMPONENTS = {
     "text_encoder": "text encoder",
     "transformer": "transformer",
     "vae": "autoencoder",
-    "packed": "packed weights",
+    "packed": "copies of weights",
     "tables": "tables and buffers",
     "activations": "activations of a step",
 }

@@ -113,7 +113,7 @@ class Demand:
         own = {
             "text": {"activations": self.encoding_text},
             "encode": {"frames": self.encode},
-            "step": {"packed weights": self.step.packed, "tables": self.step.kept, "activations": self.step.peak},
+            "step": {"copies of weights": self.step.packed, "tables": self.step.kept, "activations": self.step.peak},
             "decode": {"frames": self.decode},
         }
         sizes = [f"{name} {size_in_words(size)}" for name, size in (held | own[stage]).items() if size]
@@ -167,7 +167,7 @@ class Predictor:
             transformer=transformer_bytes(self.models, option.recipe, dtype),
             vae=vae_bytes(self.models, dtype),
             encoding_text=text_encoding_bytes(self.models, request.text_tokens, dtype, option.text_encoder),
-            step=step_memory(config, clip, dtype, way, engine),
+            step=step_memory(config, clip, dtype, way, engine, mapped=self.device.type == "cpu"),
             encode=encode,
             decode=decode,
             offloads=option.offloads,

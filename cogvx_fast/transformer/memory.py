@@ -85,7 +85,7 @@ class StepMemory:
     """Bytes beside the weights.
 
     Attributes:
-        packed: copies of weights, held while a generation denoises.
+        packed: copies of weights, in oneDNN's order or merged, held while a generation denoises.
         kept: tables, the projected text, positions and the blocks' common buffers, likewise.
         peak: what a step allocates on top at its worst moment.
     """
@@ -100,18 +100,26 @@ class StepMemory:
 
 
 def step_memory(
-    transformer: Mapping[str, Any], clip: Clip, dtype: torch.dtype, way: Way, config: EngineConfig
+    transformer: Mapping[str, Any],
+    clip: Clip,
+    dtype: torch.dtype,
+    way: Way,
+    config: EngineConfig,
+    mapped: bool = False,
 ) -> StepMemory:
     """
     Args:
         transformer: its configuration, as its `config.json` has it, with nothing left out.
+        mapped: whether the weights lie in a file that is mapped, as loading leaves them on a CPU: where Q, K and V are
+            merged, their own weights then go on counting.
 
     Tensors alone: what the allocator keeps and the libraries' own buffers come on top. Counted against a CPU's
     allocator; for a GPU it is arithmetic.
     """
     width = transformer["num_attention_heads"] * transformer["attention_head_dim"]
     layers, each = transformer["num_layers"], dtype.itemsize
-    packed = layers * 12 * width**2 * each if way.packs else 0
+    merges = mapped and config.fuse_projections and way.product in (Product.BUFFERED, Product.PLAIN)
+    packed = layers * (12 if way.packs else 3 if merges else 0) * width**2 * each
     modulation = (layers * 12 + 2) * width * each
     text = clip.batch * clip.text_tokens * width * each
     adds_positions = not transformer["use_rotary_positional_embeddings"] and not clip.reads_positions
