@@ -15,6 +15,7 @@ from .words import seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 _COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
@@ -54,13 +55,14 @@ def plot(group: Group) -> bytes:
 def plot_tradeoff(quality: Group, others: Sequence[Group]) -> bytes:
     """A group of quality rows as PNG: over the time of a step, as a share of exact's, its SNR and the videos' PSNR.
 
-    A line joins those than which none is both faster and better.
+    A line joins those than which none is both faster and better; squares are diffusers.
     """
     from matplotlib.figure import Figure
 
     timed, found = timed_group(quality, others), points(quality, others)
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4), layout="constrained")
     step = "a step" if timed is None else f"a {timed.first.workload} step"
+    drawn: dict[str, PathCollection] = {}
     for axes, name, words in zip(
         figure.subplots(1, 2),
         ("snr_db", "psnr_db"),
@@ -70,11 +72,11 @@ def plot_tradeoff(quality: Group, others: Sequence[Group]) -> bytes:
         shown = [point for point in found if point.gain is not None and getattr(point, name) is not None]
         places = [(1 / point.gain, getattr(point, name)) for point in shown]
         for point, place in zip(shown, places, strict=True):
-            color = _COLORS["baseline" if point.name.startswith("diffusers") else "green"]
-            axes.scatter(*place, color=color, zorder=2)
-            axes.annotate(f"  {point.name if point.name != EXACT else 'exact'}", place, va="center", fontsize=7)
+            marker = "s" if point.name.startswith("diffusers") else "o"
+            label = "exact" if point.name == EXACT else point.name
+            drawn[label] = axes.scatter(*place, color=f"C{found.index(point)}", marker=marker, zorder=2)
         best = front(places)
-        axes.plot([time for time, _ in best], [value for _, value in best], color=_COLORS["green"], lw=0.8, zorder=1)
+        axes.plot([time for time, _ in best], [value for _, value in best], color=_COLORS["baseline"], lw=0.8, zorder=1)
         axes.axvline(1, color=_COLORS["baseline"], lw=1)
         axes.axhline(30, color=_COLORS["none"], lw=1)
         axes.set_xlabel(f"time of {step}, exact = 1", fontsize=8)
@@ -82,6 +84,7 @@ def plot_tradeoff(quality: Group, others: Sequence[Group]) -> bytes:
         axes.set_xlim(0, 1.35 * max([1, *(time for time, _ in places)]))
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return _png(figure, quality)
 
 
