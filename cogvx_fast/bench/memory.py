@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..machine import return_freed_memory
 
 _RSS = "growth of the process's peak resident memory (VmHWM) during one warm call"
 _CUDA = "torch.cuda.max_memory_allocated during one warm call, all that is held included"
@@ -30,7 +31,8 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int | No
         return torch.cuda.max_memory_allocated(), _CUDA
     if device.type != "cpu":
         return None, f"not measured: no peak counter is known for {device.type}"
-    trim()
+    # What freed tensors left in the heap would be taken for memory that is held.
+    return_freed_memory()
     try:
         before = resident()
         return max(0, peak_resident(call) - before), _RSS
@@ -59,13 +61,6 @@ def peak_resident(call: Callable[[], Any]) -> int:
 def resident() -> int:
     """The bytes of this process that are resident now."""
     return _status("VmRSS")
-
-
-def trim() -> None:
-    """Give back what freed tensors left in the heap: it would be taken for memory that is held."""
-    found = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if found is not None:
-        found(0)
 
 
 def _status(name: str) -> int:

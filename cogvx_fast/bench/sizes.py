@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 from ..config import EngineConfig
+from ..machine import return_freed_memory
 from ..quantization import RECIPES
 from ..quantization.recipes import Recipe, Target, why_not
 from .contenders import as_plain
-from .memory import peak_resident, resident, trim
+from .memory import peak_resident, resident
 from .models import build_pipeline
 from .provenance import collect
 from .rows import Row
@@ -188,7 +189,7 @@ def _measured(order: dict[str, Any]) -> dict[str, int]:
     recipe = None if order["recipe"] is None else RECIPES[order["recipe"]]
     # What loading and running import, compile and keep, they import, compile and keep now.
     _step(_load(Path(order["small"]), recipe, dtype), _smallest(workload), dtype)
-    trim()
+    return_freed_memory()
     before = resident()
     pipe = []
     loading = peak_resident(lambda: pipe.append(_load(Path(order["folder"]), recipe, dtype)))
