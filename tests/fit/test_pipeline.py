@@ -66,7 +66,7 @@ def test_what_does_not_fit_is_refused_with_what_would():
         limited(exact - 1, tier="exact")
     pipe = limited(exact, tier="exact")
     with pytest.raises(LimitError, match=r"17 frames of 32x32 .*; what fits: that limit, or .*9 frames of this size"):
-        pipe(**toy.inputs(num_frames=17))
+        pipe(**toy.inputs(num_frames=17, num_steps=50))
     assert pipe(**toy.inputs(num_steps=1)).frames.isfinite().all()
 
 
