@@ -6,7 +6,7 @@ import enum
 import re
 from dataclasses import dataclass, fields
 
-from .quantization.recipes import BALANCED, RECIPES, TEXT_ENCODER_SCHEMES, check_possible
+from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, check_possible
 
 # Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
 # asking for one says so instead of silently running another.
@@ -50,10 +50,12 @@ class EngineConfig:
     """How a pipeline is made fast. Immutable; a string such as `"exact"` stands for the preset of that name.
 
     Attributes:
-        tier: the contract, one of `TIERS`; None: "balanced" with a recipe, else "exact".
+        tier: the contract, one of `TIERS`; None: "balanced" with a recipe, else "exact". With a memory limit and no
+            recipe it stays None until that has chosen: "exact" if that fits, else "balanced".
         recipe: which linears are quantized and how, one of `quantization.RECIPES`; "balanced", which is what its tier
-            takes if none is named, stands for the best for the device and dtype, named in the report. A recipe that no
-            device of this machine can run is refused when the pipeline is made.
+            takes if none is named, stands for the best for the device and dtype, named in the report; "native" leaves
+            the transformer as it is. A recipe that no device of this machine can run is refused when the pipeline is
+            made.
         text_encoder: likewise for the text encoder, one of `quantization.TEXT_ENCODER_SCHEMES`; "auto": the recipe's,
             "native": as it is.
         gemm: a `QuantizedGemm` or its value: who multiplies. Both give the same numbers within rounding.
@@ -73,6 +75,10 @@ class EngineConfig:
             channels-last convolutions round two to three times as much as the order that diffusers uses.
         vae_memory: what the autoencoder's frames may take, in bytes or as "4GiB": layers are then computed some rows at
             a time, which changes nothing but the order of rounding. None: as little as costs no time.
+        memory_limit: what the tensors of a generation may take on its device, in bytes or as "8GiB", weights included.
+            Chosen is, when the pipeline is made and again for the size of each generation, the most exact way that
+            fits: which of `recipe`, `text_encoder`, `pack_weights` and `vae_memory` stand at their defaults, and on a
+            GPU whether each model is there only while it runs. See the report; None: no limit.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
     """
@@ -88,15 +94,18 @@ class EngineConfig:
     fuse_operations: bool = True
     fast_vae: bool | None = None
     vae_memory: int | str | None = None
+    memory_limit: int | str | None = None
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
 
     def __post_init__(self) -> None:
-        if self.tier is None:
-            object.__setattr__(self, "tier", "exact" if self.recipe is None else BALANCED)
+        if self.tier is None and self.recipe is not None:
+            object.__setattr__(self, "tier", BALANCED)
+        if self.tier is None and self.memory_limit is None:
+            object.__setattr__(self, "tier", "exact")
         if self.tier in PLANNED_TIERS:
             raise ValueError(f"engine tier {self.tier!r} is planned but not in this version; available: {_names()}")
-        if self.tier not in TIERS:
+        if self.tier not in (None, *TIERS):
             raise ValueError(f"engine tier {self.tier!r} is unknown; available: {_names()}")
         for field in fields(self):
             value = getattr(self, field.name)
@@ -108,10 +117,12 @@ class EngineConfig:
         self._enforce("gemm", QuantizedGemm)
         self._enforce("attention", AttentionBackend)
         self._enforce("compile", CompileMode)
-        if self.vae_memory is not None:
-            object.__setattr__(self, "vae_memory", _bytes("vae_memory", self.vae_memory))
+        for name in ("vae_memory", "memory_limit"):
+            if getattr(self, name) is None:
+                continue
+            object.__setattr__(self, name, _bytes(name, getattr(self, name)))
             if self.fast_vae is False:
-                raise ValueError("EngineConfig.vae_memory needs fast_vae=True: diffusers' own code knows no budget")
+                raise ValueError(f"EngineConfig.{name} needs fast_vae=True: diffusers' own code knows no budget")
             object.__setattr__(self, "fast_vae", True)  # a budget asks for it
 
     def _check_recipe(self) -> None:
@@ -128,10 +139,12 @@ class EngineConfig:
                         f"{BALANCED!r}"
                     )
             return
+        if self.tier is None:
+            return
         if self.recipe is None:
             object.__setattr__(self, "recipe", BALANCED)
-        if self.recipe not in (BALANCED, *RECIPES):
-            allowed = ", ".join(map(repr, (BALANCED, *RECIPES)))
+        if self.recipe not in (BALANCED, NATIVE, *RECIPES):
+            allowed = ", ".join(map(repr, (BALANCED, NATIVE, *RECIPES)))
             raise ValueError(f"EngineConfig.recipe={self.recipe!r} is unknown; allowed: {allowed}")
 
     def check_machine(self) -> None:

@@ -12,13 +12,17 @@ from . import machine
 from .attention import check_available, resolve
 from .attention.backends import Capability
 from .config import TIERS, AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
+from .fit.choice import Choice
+from .fit.pipeline import fit_new
 from .quantization.pipeline import quantize_pipeline
 from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .transformer.quantized import Int8Linear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
+from .vae.memory import size_in_words
 from .vae.place import Place
 
+MEMORY = "memory"
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
@@ -265,6 +269,23 @@ PASSES: tuple[Callable[[DiffusionPipeline, EngineConfig], ReportLine], ...] = (
 )
 
 
+def report_memory(choice: Choice | None, limit: int, what: str) -> ReportLine:
+    """What a memory limit has led to, in words; `what`: is made."""
+    if choice is None:
+        return ReportLine(MEMORY, False, "offloading finer than whole models, turned on by hand, is not planned")
+    return ReportLine(MEMORY, True, f"{size_in_words(limit)} for {what}: {choice}")
+
+
 def lower(pipeline: DiffusionPipeline, config: EngineConfig) -> EngineReport:
-    """Run all passes on `pipeline`, in place and in order."""
-    return EngineReport(config, tuple(run(pipeline, config) for run in PASSES))
+    """Run all passes on `pipeline`, in place and in order.
+
+    With a memory limit what it leaves open is decided first, and the report's `config` is the one with that.
+
+    Raises:
+        ValueError: for an engine that cannot work, or a limit in which nothing fits.
+    """
+    lines = []
+    if config.memory_limit is not None:
+        config, choice = fit_new(pipeline, config)
+        lines.append(report_memory(choice, config.memory_limit, "the model's own size"))
+    return EngineReport(config, (*lines, *(run(pipeline, config) for run in PASSES)))

@@ -5,7 +5,9 @@ loop then runs our transformer.
 """
 
 import contextlib
+import dataclasses
 import functools
+import inspect
 import json
 import time
 from collections.abc import Iterator
@@ -28,6 +30,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
+from .fit.pipeline import check_checkpoint, fit_generation
+from .fit.request import Request
+from .hooks import moves_weights
 from .lowering import (
     EngineReport,
     adopt_vae,
@@ -37,14 +42,18 @@ from .lowering import (
     choose_compile,
     exact_fallback,
     lower,
+    report_memory,
     report_projections,
     report_vae,
 )
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
+from .quantization.hub import hub_arguments, quantized_folder
 from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest
 from .quantization.pipeline import check_engine
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
+
+_MODELS = ("transformer", "text_encoder", "vae")
 
 
 class FastPipelineMixin:
@@ -62,19 +71,23 @@ class FastPipelineMixin:
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
         engine: str | EngineConfig = "exact",
     ):
-        self._engine_config = EngineConfig.from_name(engine)
+        self._asked_config = EngineConfig.from_name(engine)
         super().__init__(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
         self.stage_seconds: dict[str, float] = {}
-        self._report = lower(self, self._engine_config)
+        self._lower()
+
+    def _lower(self) -> None:
+        self._report = lower(self, self._asked_config)
+        self._engine_config = self._report.config
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded.
 
-        A folder that `cogvx-fast quantize` wrote gives a quantized pipeline, without its full-precision weights ever
-        being in memory. Its files are checked first.
+        A folder that `cogvx-fast quantize` wrote, or the Hub id of one, gives a quantized pipeline, without its
+        full-precision weights ever being in memory. Its files are checked first.
 
         Raises:
             ValueError: for an engine that cannot work, or a quantized checkpoint that is of another torchao, broken,
@@ -83,10 +96,17 @@ class FastPipelineMixin:
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-        if is_quantized_checkpoint(pretrained_model_name_or_path):
-            kwargs |= _quantized_parts(Path(pretrained_model_name_or_path), kwargs)
-        else:
-            EngineConfig.from_name(kwargs.get("engine", "exact")).check_machine()
+        config = EngineConfig.from_name(kwargs.get("engine", "exact"))
+        hub = hub_arguments(kwargs)
+        if not is_quantized_checkpoint(pretrained_model_name_or_path):
+            config.check_machine()
+        folder = quantized_folder(pretrained_model_name_or_path, hub)
+        if folder is not None:
+            pretrained_model_name_or_path = folder
+            kwargs |= _quantized_parts(folder, kwargs)
+        elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
+            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
+            check_checkpoint(pretrained_model_name_or_path, cls._reference, config, dtype, hub)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -101,6 +121,28 @@ class FastPipelineMixin:
                 f" {self.transformer.recipe}` writes such a checkpoint from the full-precision one"
             )
         super().save_pretrained(*args, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> "FastPipelineMixin":
+        """As in diffusers. Where a memory limit asks for it, a GPU gets each model while it runs, not all at once."""
+        device = _device(*args, **kwargs)
+        if device is None or device.type == "cpu" or self._asked_config.memory_limit is None:
+            return super().to(*args, **kwargs)
+        if moves_weights(self.transformer):
+            return self
+        if not self._offloads_on(device):
+            return super().to(*args, **kwargs)
+        dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), None)
+        if dtype is not None:
+            super().to(dtype)
+        self.enable_model_cpu_offload(device=device)
+        return self
+
+    def _offloads_on(self, device: torch.device) -> bool:
+        """Whether a generation of the model's own size has to on `device`."""
+        config, asked = self._engine_config, self._asked_config
+        config = dataclasses.replace(config, pack_weights=asked.pack_weights, vae_memory=asked.vae_memory)
+        _, choice = fit_generation(self, config, Request.default(self.transformer.config, self._reference), device)
+        return choice is not None and choice.option.offloads
 
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers.
@@ -126,6 +168,7 @@ class FastPipelineMixin:
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         _check_latents(latents)
+        self._leave_loop()
         with self._stage("decode"):
             frames = super().decode_latents(latents)
         self._note_decoding(latents)
@@ -180,15 +223,31 @@ class FastPipelineMixin:
             config["vae"] = ["diffusers", AutoencoderKLCogVideoX.__name__]
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
+    def _leave_loop(self) -> None:
+        """After the last step, and not in a callback's preview: what the steps kept need not lie beside the frames."""
+        session = getattr(self.transformer, "_session", None)
+        if session is None or self._current_timestep is not None:
+            return
+        if session.block_plans:
+            self._report = self._report.with_line(report_projections(session))
+        session.release()
+
     @contextlib.contextmanager
-    def engine_session(self) -> Iterator[None]:
-        """An engine session for one call of the parent, and the time each stage of it takes."""
+    def engine_session(self, request: Request | None = None) -> Iterator[None]:
+        """An engine session for one call of the parent, and the time each stage of it takes.
+
+        Args:
+            request: the size of what is made; None: the model's own.
+
+        Raises:
+            ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
+        """
         transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
         if not isinstance(transformer, FastCogVideoXTransformer3DModel):
             # The user put another transformer in place since.
-            self._report = lower(self, self._engine_config)
+            self._lower()
             transformer = self.transformer
-        config = self._engine_config
+        config = self._fitted(request)
         check_quantization(self, config)
         compiles, line = choose_compile(self, config)
         lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
@@ -206,6 +265,25 @@ class FastPipelineMixin:
         seconds = self.stage_seconds
         elapsed = time.perf_counter() - started
         seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
+
+    def _request(self, *args: Any, **kwargs: Any) -> Request:
+        """The size of what a call of the parent with these arguments makes."""
+        arguments = inspect.signature(self._reference.__call__).bind_partial(self, *args, **kwargs).arguments
+        return Request.of_call(self.transformer.config, self._reference, arguments)
+
+    def _fitted(self, request: Request | None) -> EngineConfig:
+        """The engine for what is made now: with a memory limit, what fits at its size and where the weights are."""
+        config, asked = self._engine_config, self._asked_config
+        if asked.memory_limit is None:
+            return config
+        request = request or Request.default(self.transformer.config, self._reference)
+        device = self._execution_device
+        config = dataclasses.replace(config, pack_weights=asked.pack_weights, vae_memory=asked.vae_memory)
+        config, choice = fit_generation(self, config, request, device)
+        self._report = self._report.with_line(report_memory(choice, asked.memory_limit, str(request)))
+        if choice is not None and choice.option.offloads and not moves_weights(self.transformer):
+            self.enable_model_cpu_offload(device=device)
+        return config
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -227,7 +305,7 @@ class FastCogVideoXPipeline(FastPipelineMixin, CogVideoXPipeline):
 
     @functools.wraps(CogVideoXPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session():
+        with self.engine_session(self._request(*args, **kwargs)):
             return super().__call__(*args, **kwargs)
 
 
@@ -238,7 +316,7 @@ class FastCogVideoXImageToVideoPipeline(FastPipelineMixin, CogVideoXImageToVideo
 
     @functools.wraps(CogVideoXImageToVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session():
+        with self.engine_session(self._request(*args, **kwargs)):
             return super().__call__(*args, **kwargs)
 
 
@@ -249,7 +327,7 @@ class FastCogVideoXVideoToVideoPipeline(FastPipelineMixin, CogVideoXVideoToVideo
 
     @functools.wraps(CogVideoXVideoToVideoPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session():
+        with self.engine_session(self._request(*args, **kwargs)):
             return super().__call__(*args, **kwargs)
 
 
@@ -260,7 +338,7 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
 
     @functools.wraps(CogVideoXFunControlPipeline.__call__)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session():
+        with self.engine_session(self._request(*args, **kwargs)):
             return super().__call__(*args, **kwargs)
 
 
@@ -278,6 +356,12 @@ def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if "text_encoder" not in asked:
         parts["text_encoder"] = load_text_encoder(folder, manifest)
     return parts
+
+
+def _device(*args: Any, **kwargs: Any) -> torch.device | None:
+    """The device among the arguments of a pipeline's `to`."""
+    value = next((value for value in (*args, kwargs.get("device")) if isinstance(value, str | torch.device)), None)
+    return None if value is None else torch.device(value)
 
 
 def _check_latents(latents: torch.Tensor) -> None:

@@ -30,3 +30,19 @@ def test_what_cannot_work_says_what_would(engine, error, message):
 def test_fields_are_checked():
     with pytest.raises(ValueError, match=r"EngineConfig.modulation_table='yes' must be True or False"):
         EngineConfig(modulation_table="yes")
+
+
+def test_a_memory_limit_leaves_precision_open_until_it_has_chosen():
+    config = EngineConfig(memory_limit="8GiB")
+    assert (config.memory_limit, config.tier, config.recipe, config.fast_vae) == (8 * 2**30, None, None, True)
+    assert EngineConfig(memory_limit=10**9, tier="exact").tier == "exact"
+    assert EngineConfig(memory_limit="1.5 GB", recipe="int8").tier == "balanced"
+    assert EngineConfig(recipe="native").tier == "balanced"
+
+
+@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "8", "8 apples", "0GiB"])
+def test_a_memory_limit_is_a_size(limit):
+    with pytest.raises(ValueError, match=r"EngineConfig.memory_limit=.* must be a number of bytes or a string"):
+        EngineConfig(memory_limit=limit)
+    with pytest.raises(ValueError, match="memory_limit needs fast_vae=True"):
+        EngineConfig(memory_limit="1GiB", fast_vae=False)

@@ -41,6 +41,10 @@ class Group:
     def is_quality(self) -> bool:
         return self.first.series == "quality"
 
+    @property
+    def is_sizes(self) -> bool:
+        return self.first.series == "sizes"
+
     def of_stage(self, stage: str) -> list[Row]:
         return [row for row in self.rows if row.stage == stage]
 

@@ -43,6 +43,7 @@ class Prepared:
         compiling: entered around the first call, in which what compiles is compiled.
         note: what there is to add to what a row of the stage measures.
         extras: numbers for the row, the unit in the name.
+        late_extras: those that are known once the calls were made.
     """
 
     pipeline: DiffusionPipeline
@@ -53,6 +54,7 @@ class Prepared:
     compiling: Callable[[], AbstractContextManager] = contextlib.nullcontext
     note: str = ""
     extras: Mapping[str, float] = field(default_factory=dict)
+    late_extras: Callable[[], Mapping[str, float]] = dict
 
 
 Builder = Callable[[CogVideoXPipeline, Workload, str], Prepared]

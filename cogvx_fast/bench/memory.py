@@ -34,12 +34,33 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int | No
     # What freed tensors left in the heap would be taken for memory that is held.
     return_freed_memory()
     try:
+        before = resident()
+        return max(0, peak_resident(call) - before), _RSS
+    except ResetError as error:
+        return None, f"not measured: {error}"
+
+
+class ResetError(OSError):
+    """The kernel's peak counter cannot be reset."""
+
+
+def peak_resident(call: Callable[[], Any]) -> int:
+    """The most bytes of this process that are resident during a call.
+
+    Raises:
+        ResetError: where that cannot be told from what was before.
+    """
+    try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
-        before = _status("VmRSS")
     except OSError as error:
-        return None, f"not measured: /proc/self/clear_refs cannot be written ({error.strerror})"
+        raise ResetError(f"/proc/self/clear_refs cannot be written ({error.strerror})") from None
     call()
-    return max(0, _status("VmHWM") - before), _RSS
+    return _status("VmHWM")
+
+
+def resident() -> int:
+    """The bytes of this process that are resident now."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

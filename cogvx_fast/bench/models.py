@@ -29,7 +29,7 @@ def build_pipeline(workload: Workload, dtype: torch.dtype, device: torch.device)
             text_encoder=None,
             vae=_random(AutoencoderKLCogVideoX, workload.vae, dtype, device, seed=1),
             transformer=_random(CogVideoXTransformer3DModel, workload.transformer, dtype, device, seed=0),
-            scheduler=_scheduler(),
+            scheduler=scheduler(),
         )
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
@@ -78,7 +78,7 @@ def _random(cls: type, config: dict | None, dtype: torch.dtype, device: torch.de
     return randomize(model, seed, dtype, device).to(device=device, dtype=dtype).eval()
 
 
-def _scheduler() -> CogVideoXDDIMScheduler:
+def scheduler() -> CogVideoXDDIMScheduler:
     """CogVideoX-2b's."""
     return CogVideoXDDIMScheduler(
         beta_start=0.00085,

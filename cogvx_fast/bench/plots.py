@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from ..files import write_whole
 from .comparison import Group, groups, speedup
-from .report import seconds
 from .rows import Row
-from .tradeoff import points, timed_group
+from .tradeoff import EXACT, front, points, timed_group
+from .words import seconds
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.collections import PathCollection
     from matplotlib.figure import Figure
 
 _COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
@@ -30,6 +31,8 @@ def write_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     written = []
     found = groups(rows)
     for group in found:
+        if group.is_sizes:  # the table says it
+            continue
         path = Path(folder) / f"{group.slug}.png"
         write_whole(path, plot_tradeoff(group, found) if group.is_quality else plot(group))
         written.append(path)
@@ -50,26 +53,38 @@ def plot(group: Group) -> bytes:
 
 
 def plot_tradeoff(quality: Group, others: Sequence[Group]) -> bytes:
-    """The recipes of a group of quality rows as PNG: PSNR over the time of a step, as a share of exact's."""
+    """A group of quality rows as PNG: over the time of a step, as a share of exact's, its SNR and the videos' PSNR.
+
+    A line joins those than which none is both faster and better; squares are diffusers.
+    """
     from matplotlib.figure import Figure
 
-    timed = timed_group(quality, others)
-    figure = Figure(figsize=(6, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for point in points(quality, others):
-        if point.gain is None:
-            continue
-        axes.scatter(1 / point.gain, point.quality.extras["psnr_db"], color=_COLORS["green"], zorder=2)
-        place = (1 / point.gain, point.quality.extras["psnr_db"])
-        axes.annotate(f"  {point.recipe}", place, va="center", fontsize=8)
-    axes.axvline(1, color=_COLORS["baseline"], lw=1)
-    axes.axhline(30, color=_COLORS["none"], lw=1)
+    timed, found = timed_group(quality, others), points(quality, others)
+    figure = Figure(figsize=(9, 4), layout="constrained")
     step = "a step" if timed is None else f"a {timed.first.workload} step"
-    axes.set_xlabel(f"time of {step}, exact = 1", fontsize=8)
-    axes.set_ylabel("PSNR against exact, dB; 30 asked", fontsize=8)
-    axes.set_xlim(0, 1.4)
-    axes.tick_params(labelsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
+    drawn: dict[str, PathCollection] = {}
+    for axes, name, words in zip(
+        figure.subplots(1, 2),
+        ("snr_db", "psnr_db"),
+        ("signal-to-noise of the step, dB", "PSNR of the videos against exact, dB; 30 asked"),
+        strict=True,
+    ):
+        shown = [point for point in found if point.gain is not None and getattr(point, name) is not None]
+        places = [(1 / point.gain, getattr(point, name)) for point in shown]
+        for point, place in zip(shown, places, strict=True):
+            marker = "s" if point.name.startswith("diffusers") else "o"
+            label = "exact" if point.name == EXACT else point.name
+            drawn[label] = axes.scatter(*place, color=f"C{found.index(point)}", marker=marker, zorder=2)
+        best = front(places)
+        axes.plot([time for time, _ in best], [value for _, value in best], color=_COLORS["baseline"], lw=0.8, zorder=1)
+        axes.axvline(1, color=_COLORS["baseline"], lw=1)
+        axes.axhline(30, color=_COLORS["none"], lw=1)
+        axes.set_xlabel(f"time of {step}, exact = 1", fontsize=8)
+        axes.set_ylabel(words, fontsize=8)
+        axes.set_xlim(0, 1.35 * max([1, *(time for time, _ in places)]))
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     return _png(figure, quality)
 
 

@@ -10,6 +10,7 @@ from ..files import write_whole
 from . import tradeoff
 from .comparison import Group, break_even, groups, over_bound, over_previous, speedup
 from .rows import Row
+from .words import seconds, size
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTHING = "Nothing has been measured yet: there are no result rows."
@@ -18,7 +19,8 @@ _LEGEND = (
     "the time as a multiple of the step's linears and attention alone, in the same run. *Pays after*: calls until a "
     "longer first call than diffusers' is made up for. *Error*: relative to diffusers in float32 (for float32: in "
     "float64), and as a multiple of diffusers' own at that precision; above 1.1 the speed is refused. *Recipes* may "
-    "lose precision: refused is what is further than 30 dB from the reference in one step, or 30 dB PSNR in the videos."
+    "lose precision: refused is what is further than 30 dB from the reference in one step, or 30 dB PSNR in videos; "
+    "*sizes*: resident memory of a fresh process, where freed memory is given back and, last, as glibc keeps it."
 )
 
 
@@ -33,7 +35,7 @@ def report(rows: Sequence[Row], plots: str | None = None) -> str:
     parts = ["# Benchmarks", "Made by `cogvx-fast bench report` from `benchmarks/results`.", _LEGEND]
     for group in groups(rows):
         parts += [f"## {group.title}", provenance(group), _table(group, groups(rows))]
-        if plots is not None:
+        if plots is not None and not group.is_sizes:
             parts.append(_image(group, plots))
         parts.append(_details(group))
     return "\n\n".join(parts) + "\n"
@@ -47,7 +49,8 @@ def readme_section(rows: Sequence[Row], plots: str) -> str:
     parts = []
     for group in found:
         body = _table(group, found, short=True)
-        parts += [f"**{group.title}**: {provenance(group)}", body, _image(group, plots)]
+        parts += [f"**{group.title}**: {provenance(group)}", body]
+        parts += [] if group.is_sizes else [_image(group, plots)]
     return "\n\n".join([*parts, _LEGEND])
 
 
@@ -95,6 +98,8 @@ def _read_with_markers(path: Path, section: str) -> tuple[str, str]:
 
 
 def _table(group: Group, others: Sequence[Group], short: bool = False) -> str:
+    if group.is_sizes:
+        return sizes_table(group)
     return tradeoff.table(group, others) if group.is_quality else table(group, short)
 
 
@@ -138,6 +143,32 @@ def table(group: Group, short: bool = False) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def sizes_table(group: Group) -> str:
+    """What each recipe takes on disk and in memory, as a Markdown table; beside it what was predicted."""
+    columns = [
+        "contender",
+        "on disk",
+        "loading: peak (predicted)",
+        "running: peak (predicted)",
+        "off",
+        "glibc's own way",
+    ]
+    lines = [columns, ["---"] * len(columns)]
+    for row in group.rows:
+        found = {name.removesuffix("_bytes"): size(value) for name, value in row.extras.items()}
+        lines.append(
+            [
+                row.contender,
+                found["disk"],
+                f"{found['loading_peak']} ({found['loading_predicted']})",
+                f"{found['running_peak']} ({found['running_predicted']})",
+                f"{row.extras['running_peak_bytes'] / row.extras['running_predicted_bytes'] - 1:+.1%}",
+                found["running_peak_keeping"],
+            ]
+        )
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def _cells(row: Row, group: Group) -> dict[str, str]:
     if row.gate == "red":
         time = f"refused: {row.gate_detail}"
@@ -154,7 +185,7 @@ def _cells(row: Row, group: Group) -> dict[str, str]:
         "x arithmetic": _times(over_bound(row, group)),
         "first call": seconds(row.first_call_seconds),
         "pays after": _calls(break_even(row, group)),
-        "peak memory": _size(row.peak_memory_bytes),
+        "peak memory": size(row.peak_memory_bytes),
         "error (x diffusers' own)": _error(row),
     }
 
@@ -180,33 +211,12 @@ def _commit(row: Row) -> str:
     return f"commit {commit[:10]}" + (" with changes" if dirty else "")
 
 
-def seconds(value: float | None) -> str:
-    """A time with three significant digits and its unit; "" for None."""
-    if value is None:
-        return ""
-    for unit, factor in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
-        if value * factor >= 1 or unit == "µs":
-            return f"{_significant(value * factor)} {unit}"
-    raise AssertionError
-
-
-def _significant(value: float, digits: int = 3) -> str:
-    decimals = max(0, digits - 1 - math.floor(math.log10(value))) if value > 0 else 0
-    return f"{value:,.{decimals}f}"
-
-
 def _times(value: float | None, digits: int = 2) -> str:
     return "" if value is None else f"{value:.{digits}f}x"
 
 
 def _calls(value: float | None) -> str:
     return "" if value is None else "never" if math.isinf(value) else f"{value:,.0f} calls"
-
-
-def _size(value: int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value / 1e9:.2f} GB" if value >= 1e9 else f"{value / 1e6:.1f} MB"
 
 
 def _error(row: Row) -> str:

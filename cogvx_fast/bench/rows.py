@@ -18,7 +18,7 @@ SCHEMA = 1
 MIN_RUNS = 5
 # none: a bound, which computes no result that could be judged; lossy: another result by design, its distance stated.
 GATES = ("green", "red", "none", "lossy")
-SERIES = ("contenders", "ablation", "recipes", "quality")
+SERIES = ("contenders", "ablation", "recipes", "quality", "sizes")
 _SPEEDS = ("p20_seconds", "p50_seconds", "p80_seconds", "first_call_seconds", "peak_memory_bytes")
 
 
@@ -33,8 +33,9 @@ class Row:
     Attributes:
         run: the same for all rows of one run; only those may be compared as ratios.
         series: "contenders"; "ablation", where each row adds one optimization to the one before; "recipes", which may
-            lose precision down to a floor; or "quality", which states distances and readings of videos in extras, of
-            `n` of them, and no times.
+            lose precision down to a floor; "quality", which states distances and readings of videos in extras, of `n`
+            of them, and no times; or "sizes", likewise of bytes on disk and in memory, with the distance of what was
+            predicted as the error.
         measures: in words, what one measured call is.
         shapes: layers, batch, frames, pixels, tokens and the like.
         engine: the fields of the `EngineConfig` as resolved; None for a contender that is not ours.
@@ -90,18 +91,18 @@ class Row:
         for name, allowed in (("gate", GATES), ("series", SERIES)):
             if getattr(self, name) not in allowed:
                 raise RowError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
-        if self.series == "quality":
-            self._check_quality()
+        if self.series in ("quality", "sizes"):
+            self._check_extras()
         elif self.gate == "red":
             self._check_refused()
         else:
             self._check_times()
 
-    def _check_quality(self) -> None:
+    def _check_extras(self) -> None:
         stated = [name for name in _SPEEDS if getattr(self, name) is not None]
         if stated or self.n < 1 or not self.extras:
             raise RowError(
-                f"a row of quality has videos and extras, and no times: {', '.join(stated) or 'n or extras'}"
+                f"a row of {self.series} has n and extras, and no times: {', '.join(stated) or 'n or extras'}"
             )
         if self.gate == "green" and not (self.error is not None and self.error <= (self.budget or 0)):
             raise RowError(f"the gate is green, but error={self.error} is not within budget={self.budget}")

@@ -182,7 +182,7 @@ class _Bench:
                 "peak_memory_bytes": peak,
                 "peak_memory_kind": kind.replace("one warm call", "the call that is timed, the first of its kind"),
                 "engine_report": prepared.report(),
-                "extras": dict(prepared.extras),
+                "extras": {**prepared.extras, **prepared.late_extras()},
             }
             yield self._row(stage, name, entry, **(measured if entry.verdict.gate != "red" else {}))
             _free(self.device)
@@ -266,7 +266,8 @@ class _Bench:
                 "peak_memory_kind": kind,
                 "engine_report": entry.prepared.report(),
                 # Compiling belongs into first calls; where it did not stay there, the times of the run are in doubt.
-                "extras": dict(entry.prepared.extras) | ({"graphs_compiled_while_timing": late} if late else {}),
+                "extras": {**entry.prepared.extras, **entry.prepared.late_extras()}
+                | ({"graphs_compiled_while_timing": late} if late else {}),
             }
         return measured
 

@@ -153,3 +153,11 @@ WORKLOADS: dict[str, Workload] = {
         ),
     )
 }
+
+
+def check_sizes(workload: Workload, device: str) -> None:
+    """Raise a ValueError that gives the reason if sizes cannot be measured of `workload` on `device`."""
+    if workload.transformer is None or workload.layers_of is None:
+        raise ValueError("--sizes needs one with a transformer of real layer sizes, such as dit-2b")
+    if device != "cpu":
+        raise ValueError(f"--sizes counts what a process has resident: it needs --device cpu, not {device}")

@@ -58,6 +58,10 @@ def run(
     recipes: Annotated[
         bool, typer.Option("--recipes", help="As contenders: the quantization recipes beside exact.")
     ] = False,
+    sizes: Annotated[
+        bool,
+        typer.Option("--sizes", help="Instead of times: bytes on disk and in memory by recipe, beside the predicted."),
+    ] = False,
     runs: Annotated[int, typer.Option(help="Timed calls of each contender, at least 5.")] = 5,
     steps: Annotated[
         int | None, typer.Option(help="Denoising steps of a generation.", show_default="the workload's")
@@ -73,16 +77,20 @@ def run(
     Exits with status 1 if the correctness gate of any contender is red: its row states no speed.
     """
     with exit_codes(), _said_when_interrupted():
+        from cogvx_fast.bench.workloads import check_sizes
+
         from . import loading
 
         chosen = _workload(workload, steps)
-        series = _series(contenders, ablation, recipes)
-        names = None if series == "ablation" else _contender_names(contenders, series)
+        series = _series(contenders, ablation, recipes, sizes)
+        names = None if series in ("ablation", "sizes") else _contender_names(contenders, series)
         if runs < 5:
             raise UsageError("--runs", runs, "must be at least 5: a median of fewer says little")
         chosen_device = loading.choose_device(device)
         try:
             chosen.check(chosen_device)
+            if series == "sizes":
+                check_sizes(chosen, chosen_device)
         except ValueError as error:
             raise UsageError("WORKLOAD", repr(workload), str(error)) from None
         path = out or RESULTS / f"{chosen.name}.jsonl"
@@ -161,13 +169,14 @@ def _all_contenders() -> dict[str, Contender]:
     return CONTENDERS
 
 
-def _series(asked: str | None, ablation: bool, recipes: bool) -> str:
+def _series(asked: str | None, ablation: bool, recipes: bool, sizes: bool) -> str:
     """Which series the rows are of."""
-    if ablation and recipes:
-        raise UsageError("--recipes", None, "cannot be combined with --ablation")
-    if ablation and asked is not None:
-        raise UsageError("--contenders", repr(asked), "cannot be combined with --ablation, which has its own")
-    return "ablation" if ablation else "recipes" if recipes else "contenders"
+    given = [name for name, on in (("ablation", ablation), ("sizes", sizes), ("recipes", recipes)) if on]
+    if len(given) > 1:
+        raise UsageError(f"--{given[1]}", None, f"cannot be combined with --{given[0]}")
+    if asked is not None and (ablation or sizes):
+        raise UsageError("--contenders", repr(asked), f"cannot be combined with --{given[0]}, which has its own")
+    return given[0] if given else "contenders"
 
 
 def _contender_names(asked: str | None, series: str) -> list[str]:
@@ -222,27 +231,12 @@ def _run(
     command: str,
     out: Path,
 ) -> list[Row]:
-    from cogvx_fast.bench import rows, runner
+    from cogvx_fast.bench import rows, runner, sizes
     from cogvx_fast.bench.ablation import ablation
     from cogvx_fast.bench.recipes import recipes
 
     from . import loading
 
-    known = _all_contenders()
-    if series == "ablation":
-        contenders = ablation(workload.name, dtype)
-    else:
-        available = recipes() if series == "recipes" else known
-        contenders = {name: available[name] for name in names}
-    plan = runner.Plan(
-        workload=workload,
-        contenders=contenders,
-        dtype=dtype,
-        device=device,
-        command=command,
-        runs=runs,
-        series=series,
-    )
     head = f"{workload.name} {dtype}"
     with loading.quiet_libraries(), messages.status(Text(head)) as status:
 
@@ -253,16 +247,38 @@ def _run(
                 raise OutputError(f"{out}: the row could not be added: {error}") from error
             say(results, _line(row))
 
-        made = runner.run(plan, sink, lambda text: status.update(Text(f"{head} {text}")))
+        def tell(text: str) -> None:
+            status.update(Text(f"{head} {text}"))
+
+        if series == "sizes":
+            return sizes.run(workload, dtype, command, sink, tell)
+        known = _all_contenders()
+        if series == "ablation":
+            contenders = ablation(workload.name, dtype)
+        else:
+            available = recipes() if series == "recipes" else known
+            contenders = {name: available[name] for name in names}
+        plan = runner.Plan(
+            workload=workload,
+            contenders=contenders,
+            dtype=dtype,
+            device=device,
+            command=command,
+            runs=runs,
+            series=series,
+        )
+        made = runner.run(plan, sink, tell)
     for line in _break_even_lines(made):
         say(results, line)
     return made
 
 
 def _line(row: Row) -> str:
-    from cogvx_fast.bench.report import seconds
+    from cogvx_fast.bench.words import seconds
 
     head = f"{row.workload} {row.dtype} {row.stage:<10} {row.contender:<24}"
+    if row.series == "sizes":
+        return f"{head} {row.extras['running_peak_bytes'] / 1e6:,.1f} MB while running, {row.gate_detail}"
     if row.gate == "red":
         return f"{head} REFUSED, {row.gate_detail}"
     spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}"

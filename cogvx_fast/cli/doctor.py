@@ -17,6 +17,15 @@ from .generate import Precision
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao")
 
+COMPONENTS = {
+    "text_encoder": "text encoder",
+    "transformer": "transformer",
+    "vae": "autoencoder",
+    "packed": "copies of weights",
+    "tables": "tables and buffers",
+    "activations": "activations of a step",
+}
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -64,12 +73,17 @@ def doctor(
         str | None,
         typer.Option(help="Plan quantized weights: balanced, int8, int8-weight, fp8, fp8-weight.", show_default=False),
     ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(help="What all may take, such as 8GiB: shows what would be chosen.", show_default=False),
+    ] = None,
 ) -> None:
     """Show versions, devices with their capabilities, optional backends, and what a video of some size will take."""
     with exit_codes():
         memory = None
-        if any(value is not None for value in (model, height, width, frames, dtype, device, vae_memory, recipe)):
-            memory = _plan_memory(model, height, width, frames, dtype and dtype.value, device, vae_memory, recipe)
+        budgets = vae_memory, recipe, memory_limit
+        if any(value is not None for value in (model, height, width, frames, dtype, device, *budgets)):
+            memory = _plan_memory(model, height, width, frames, dtype and dtype.value, device, *budgets)
         report = examine()
         if memory is not None:
             report["memory"] = memory
@@ -88,13 +102,16 @@ def _plan_memory(
     device: str | None,
     budget: str | None,
     recipe: str | None,
+    limit: str | None,
 ) -> dict[str, Any]:
     from . import loading, validate
     from .checkpoint import Checkpoint, read_checkpoint
-    from .memory import model_memory, vae_memory
+    from .memory import model_memory, request_of, vae_memory
 
     if recipe is not None and model is None:
         raise UsageError("--recipe", repr(recipe), "needs --model, whose layers it names")
+    if limit is not None and model is None:
+        raise UsageError("--memory-limit", repr(limit), "needs --model, whose weights count")
     found = None if model is None else read_checkpoint(model)
     size_of = found or Checkpoint("the family")
     pixels = validate.video_size(height, width, size_of)
@@ -103,7 +120,8 @@ def _plan_memory(
     chosen_dtype = loading.choose_dtype(dtype, chosen, size_of)
     memory = vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
     if found is not None:
-        memory["models"] = model_memory(found, *pixels, num_frames, chosen_dtype, chosen, recipe)
+        request = request_of(found, *pixels, num_frames)
+        memory["models"] = model_memory(found, request, chosen_dtype, chosen, recipe, budget, limit)
     return memory
 
 
@@ -225,9 +243,13 @@ def _show_memory(memory: dict[str, Any]) -> None:
         models = memory["models"]
         title = f"Memory of the models, predicted: recipe {models['recipe'] or 'none'}, {size}"
         table = Table("component", "size", title=title, title_justify="left")
-        for component in ("text_encoder", "transformer", "activations"):
-            table.add_row(component.replace("_", " "), f"{models[component] / 2**30:.3f} GiB")
+        for component, name in COMPONENTS.items():
+            table.add_row(name, f"{models[component] / 2**30:.3f} GiB")
+        for stage, size in models["stages"].items():
+            table.add_row(f"in all, stage {stage!r}", f"{size / 2**30:.3f} GiB")
         results.print(table)
+        if "choice" in models:
+            results.print(f"With this limit: {models['choice']}", markup=False, highlight=False)
 
 
 def _gib(size: int | None) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogvx_fast.quiet import quiet_imports
 
 from .checkpoint import PIXELS_PER_LATENT, Checkpoint, read_config
 from .console import UsageError
+
+if TYPE_CHECKING:
+    from cogvx_fast.fit.request import Request
 
 
 def vae_memory(
@@ -70,40 +73,79 @@ def vae_memory(
 
 
 def model_memory(
-    checkpoint: Checkpoint, height: int, width: int, num_frames: int, dtype: str, device: str, recipe: str | None
+    checkpoint: Checkpoint,
+    request: Request,
+    dtype: str,
+    device: str,
+    recipe: str | None,
+    budget: str | None,
+    limit: str | None,
 ) -> dict[str, Any]:
-    """Bytes of text encoder, transformer and a step's activations, with guidance; `recipe` as `EngineConfig` has it.
+    """What a generation takes by component and by stage.
+
+    Args:
+        recipe, budget, limit: `recipe`, `vae_memory` and `memory_limit` of an `EngineConfig`.
+
+    Returns:
+        `recipe`; in bytes `text_encoder`, `transformer`, `vae` (weights), `packed`, `tables` and `activations` of a
+        step, and by name the `stages`; with a limit also `choice`, in words.
 
     Raises:
-        UsageError: for a recipe that is unknown or cannot run on `device`.
+        UsageError: for a recipe that is unknown or cannot run on `device`, and for a limit in which nothing fits.
     """
     with quiet_imports():
         import torch
 
-        from cogvx_fast.quantization import BALANCED, RECIPES
-        from cogvx_fast.quantization.memory import predict
+        from cogvx_fast import EngineConfig
+        from cogvx_fast.fit.demand import Option, Predictor
+        from cogvx_fast.fit.pipeline import predict_choice
+        from cogvx_fast.quantization import BALANCED, NATIVE, RECIPES
+        from cogvx_fast.quantization.memory import Models
         from cogvx_fast.quantization.recipes import Target, best, refusal, why_not
 
     precision, target = getattr(torch, dtype), Target.of(torch.device(device))
-    if recipe not in (None, BALANCED, *RECIPES):
-        raise UsageError("--recipe", repr(recipe), f"is unknown; allowed: {', '.join((BALANCED, *RECIPES))}")
+    if recipe not in (None, BALANCED, NATIVE, *RECIPES):
+        raise UsageError("--recipe", repr(recipe), f"is unknown; allowed: {', '.join((BALANCED, NATIVE, *RECIPES))}")
     chosen = best(target, precision) if recipe == BALANCED else RECIPES.get(recipe)
     if chosen is not None and why_not(chosen, target, precision) is not None:
         raise UsageError("--recipe", repr(recipe), refusal(chosen, target, precision))
-    transformer = read_config(checkpoint.source, "transformer/config.json")
-    prediction = predict(
-        transformer,
-        read_config(checkpoint.source, "text_encoder/config.json"),
-        chosen,
-        None if chosen is None else chosen.text_encoder,
-        precision,
-        batch=2,
-        tokens=checkpoint.max_text_seq_length + _video_tokens(checkpoint, height, width, num_frames),
+    models = Models.from_configs(
+        *(read_config(checkpoint.source, f"{part}/config.json") for part in ("transformer", "text_encoder", "vae"))
     )
-    return {"recipe": None if chosen is None else chosen.name, **dataclasses.asdict(prediction)}
+    if limit is None:
+        config = EngineConfig(recipe=recipe, vae_memory=budget)
+        option = Option(chosen, None if chosen is None else chosen.text_encoder)
+        demand, choice = Predictor(models, request, torch.device(device), precision, config).demand(option), None
+    else:
+        try:
+            config = EngineConfig(recipe=recipe, vae_memory=budget, memory_limit=limit)
+            choice = predict_choice(models, request, config, torch.device(device), precision)
+        except ValueError as error:
+            raise UsageError("--memory-limit", repr(limit), str(error)) from None
+        demand, chosen = choice.demand, choice.option.recipe
+    return {
+        "recipe": None if chosen is None else chosen.name,
+        "text_encoder": demand.text_encoder,
+        "transformer": demand.transformer,
+        "vae": demand.vae,
+        "packed": demand.step.packed,
+        "tables": demand.step.kept,
+        "activations": demand.step.peak,
+        "stages": demand.stages,
+    } | ({} if choice is None else {"choice": str(choice)})
 
 
-def _video_tokens(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> int:
-    latent_frames = -(-((num_frames - 1) // 4 + 1) // (checkpoint.patch_size_t or 1))
-    side = PIXELS_PER_LATENT * checkpoint.patch_size
-    return latent_frames * (height // side) * (width // side)
+def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> Request:
+    """A generation of one video of this size, with guidance."""
+    with quiet_imports():
+        import diffusers
+
+        from cogvx_fast.fit.request import Request
+
+    return Request.default(
+        dataclasses.asdict(checkpoint),
+        getattr(diffusers, checkpoint.pipeline_class, None),
+        num_frames=num_frames,
+        height=height,
+        width=width,
+    )

@@ -1,64 +1,65 @@
-"""What the weights of a pipeline take by recipe, and the activations of a step, from configurations alone."""
+"""What the models of a pipeline take by recipe, and the stages of a generation, from shapes alone."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import CogVideoXTransformer3DModel
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
+from .apply import is_quantized, storage_bytes
 from .recipes import T5, Recipe, Scheme
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """Bytes by component: the weights of each model, and what a step of the transformer allocates at its peak."""
+class Models:
+    """The models of a pipeline, whose weights are not looked at and may be on the meta device; None: it has none."""
 
-    text_encoder: int
-    transformer: int
-    activations: int
+    transformer: CogVideoXTransformer3DModel
+    text_encoder: T5EncoderModel | None
+    vae: AutoencoderKLCogVideoX | None
+
+    @classmethod
+    def from_configs(
+        cls, transformer: Mapping[str, Any], text_encoder: Mapping[str, Any] | None, vae: Mapping[str, Any] | None
+    ) -> Models:
+        """Without weights, from what their `config.json` has."""
+        with init_empty_weights():
+            model = CogVideoXTransformer3DModel.from_config(dict(transformer))
+            encoder = None if text_encoder is None else T5EncoderModel(T5Config(**text_encoder))
+            autoencoder = None if vae is None else AutoencoderKLCogVideoX.from_config(dict(vae))
+        if encoder is not None:
+            encoder.encoder.embed_tokens.weight = encoder.shared.weight  # making it without weights has untied them
+        return cls(model, encoder, autoencoder)
 
 
-def predict(
-    transformer: dict[str, Any],
-    text_encoder: dict[str, Any],
-    recipe: Recipe | None,
-    text_scheme: Scheme | None,
-    dtype: torch.dtype,
-    batch: int,
-    tokens: int,
-) -> Prediction:
-    """
-    Args:
-        transformer, text_encoder: their configurations, as their `config.json` has them.
-        recipe: None for weights as they are.
-        text_scheme: of the text encoder; None likewise.
-        batch: samples of a step, two with guidance.
-        tokens: text and video tokens of a sample.
-    """
-    with init_empty_weights():
-        model = CogVideoXTransformer3DModel.from_config(transformer)
-        encoder = T5EncoderModel(T5Config(**text_encoder))
-    encoder.encoder.embed_tokens.weight = encoder.shared.weight  # making it without weights has untied them
-    scheme_of = recipe.scheme_of if recipe is not None else lambda name: None
-    width = model.config.num_attention_heads * model.config.attention_head_dim
-    return Prediction(
-        weight_bytes(encoder, lambda name: text_scheme if re.fullmatch(T5, name) else None, dtype),
-        weight_bytes(model, scheme_of, dtype),
-        activation_bytes(batch * tokens, width, dtype, recipe is not None and Scheme.INT8 in recipe.schemes),
-    )
+def transformer_bytes(models: Models, recipe: Recipe | None, dtype: torch.dtype) -> int:
+    """The transformer's weights; `recipe`: None for weights as they are."""
+    return weight_bytes(models.transformer, recipe.scheme_of if recipe is not None else lambda name: None, dtype)
+
+
+def text_encoder_bytes(models: Models, scheme: Scheme | None, dtype: torch.dtype) -> int:
+    """The text encoder's, likewise."""
+    if models.text_encoder is None:
+        return 0
+    return weight_bytes(models.text_encoder, lambda name: scheme if re.fullmatch(T5, name) else None, dtype)
+
+
+def vae_bytes(models: Models, dtype: torch.dtype) -> int:
+    return 0 if models.vae is None else weight_bytes(models.vae, lambda name: None, dtype)
 
 
 def weight_bytes(model: nn.Module, scheme_of: Callable[[str], Scheme | None], dtype: torch.dtype) -> int:
-    """The bytes of all parameters of `model`, which needs none, once `scheme_of` has quantized its linears.
+    """The bytes of all parameters and buffers of `model`, which needs none, once `scheme_of` has quantized its linears.
 
     torchao keeps int8 scales in the dtype of the weight and a zero point of a byte beside each, fp8 scales in fp32.
+    What is quantized already counts as it is.
     """
     total, seen, given = 0, set(), dtype
     for name, module in model.named_modules():
@@ -69,21 +70,28 @@ def weight_bytes(model: nn.Module, scheme_of: Callable[[str], Scheme | None], dt
             if parameter is None or parameter in seen:
                 continue
             seen.add(parameter)
-            if kind == "weight" and scheme is not None:
+            if kind == "weight" and is_quantized(module):
+                total += storage_bytes(parameter)
+            elif kind == "weight" and scheme is not None:
                 each = dtype.itemsize + 1 if scheme in (Scheme.INT8, Scheme.INT8_WEIGHT) else 4
                 total += parameter.numel() + len(parameter) * each
             else:
                 total += parameter.numel() * dtype.itemsize
+        # Loading leaves buffers as they are: of 2b, which has no file for its positions, in float64.
+        total += sum(storage_bytes(buffer) for buffer in module._buffers.values() if buffer is not None)
     return total
 
 
-def activation_bytes(rows: int, width: int, dtype: torch.dtype, int8: bool) -> int:
-    """The peak of a block over `rows` rows of `width`: in its feed-forward, whose inner side is four times as wide.
+def text_encoding_bytes(models: Models, tokens: int, dtype: torch.dtype, scheme: Scheme | None) -> int:
+    """What encoding a prompt of `tokens` tokens allocates at its peak: in a layer's attention or its feed-forward.
 
-    Alive then are the block's input, its stream after attention, attention's result, the normed stream and the
-    feed-forward's inside and result. In int8 the inside is a byte and its sums four; the normed stream's bytes are
-    there too. Tensors alone: what the allocator keeps and the library's own buffers come on top.
+    The table of relative positions is alive beside four of its size at most in attention, and one more in the
+    feed-forward, where an 8-bit weight is widened (fp8 of half precision by way of fp32).
     """
-    row = width * dtype.itemsize
-    inside = 4 * width + 4 * width * 4 + width if int8 else 4 * row
-    return rows * (5 * row + inside)
+    if models.text_encoder is None:
+        return 0
+    config, each = models.text_encoder.config, dtype.itemsize
+    scores, rows, wide = (count * tokens * each for count in (config.num_heads * tokens, config.d_model, config.d_ff))
+    weight = 0 if scheme is None else config.d_model * config.d_ff * each
+    widening = 5 if scheme is Scheme.FP8_WEIGHT and each == 2 else 2 if scheme is Scheme.FP8_WEIGHT else 1
+    return max(4 * scores + 4 * rows, 2 * scores + 4 * rows + 3 * wide + widening * weight)

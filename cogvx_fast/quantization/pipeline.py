@@ -11,7 +11,7 @@ from ..config import EngineConfig
 from ..hooks import moves_weights
 from ..transformer import FastCogVideoXTransformer3DModel
 from .apply import Extent, is_quantized, quantize_text_encoder, quantize_transformer, shared_copy, storage_bytes
-from .recipes import BALANCED, RECIPES, Recipe, Scheme, Target, best, refusal, targets, why_not
+from .recipes import BALANCED, NATIVE, RECIPES, Recipe, Scheme, Target, best, refusal, targets, why_not
 
 
 def quantize_pipeline(pipeline: DiffusionPipeline, config: EngineConfig) -> str | None:
@@ -26,6 +26,8 @@ def quantize_pipeline(pipeline: DiffusionPipeline, config: EngineConfig) -> str 
     check_engine(config, loaded)
     if config.recipe is None:
         return None
+    if config.recipe == NATIVE:
+        return f"transformer as it is; {_text_encoder(pipeline, text_encoder_scheme(config, None))}"
     target, dtype = destination(pipeline), pipeline.transformer.dtype
     recipe = RECIPES[loaded] if loaded else best(target, dtype) if config.recipe == BALANCED else RECIPES[config.recipe]
     if recipe is None:
@@ -52,7 +54,7 @@ def destination(pipeline: DiffusionPipeline) -> Target:
 
 def check_engine(config: EngineConfig, loaded: str | None) -> None:
     """Raise a ValueError for an engine that a transformer quantized by recipe `loaded` (None: not) cannot run in."""
-    if loaded is None or config.recipe in (BALANCED, loaded):
+    if loaded is None or config.tier is None or config.recipe in (BALANCED, loaded):
         return
     if config.recipe is None:
         raise ValueError(
@@ -65,10 +67,10 @@ def check_engine(config: EngineConfig, loaded: str | None) -> None:
     )
 
 
-def text_encoder_scheme(config: EngineConfig, recipe: Recipe) -> Scheme | None:
+def text_encoder_scheme(config: EngineConfig, recipe: Recipe | None) -> Scheme | None:
     """What becomes of the text encoder's linears; None: nothing."""
     if config.text_encoder == "auto":
-        return recipe.text_encoder
+        return None if recipe is None else recipe.text_encoder
     return None if config.text_encoder == "native" else Scheme(config.text_encoder)
 
 

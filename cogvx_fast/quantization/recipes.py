@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from torchao.core.config import AOBaseConfig
 
 BALANCED = "balanced"
+# The transformer as it is, where the text encoder alone is quantized.
+NATIVE = "native"
 # The linears of a block that run over all tokens, as `named_modules()` of the transformer names them. With an adapter
 # beside it, a linear lies one level deeper.
 ATTENTION = r"transformer_blocks\.\d+\.attn1\.to_(q|k|v|out\.0)(\.base_layer)?"
@@ -185,7 +187,7 @@ def why_not_native(recipe: Recipe, target: Target) -> str | None:
 def check_possible(name: str, among: list[Target] | None = None) -> None:
     """Raise a ValueError for a recipe that no device of `among` (None: of this machine) can run; says what can."""
     among = targets() if among is None else among
-    if name != BALANCED and all(why_not(RECIPES[name], target) is not None for target in among):
+    if name in RECIPES and all(why_not(RECIPES[name], target) is not None for target in among):
         raise ValueError(refusal(RECIPES[name], among[0]))
 
 

@@ -120,6 +120,11 @@ class EngineSession:
             self.counts["plans"] += 1
         return self.block_plans
 
+    def release(self) -> None:
+        """Forget all that is kept: the steps are done, and what comes next may need the memory."""
+        self.block_plans, self._table, self._text = [], None, None
+        self._positions.clear()
+
 
 def _version(tensor: torch.Tensor | None) -> int | None:
     """How often the tensor was written to in place; None where torch does not count (inference tensors)."""

@@ -16,6 +16,14 @@ from .place import Place
 SMALL_WORKSPACE = 32 * 2**20
 
 
+class BudgetError(ValueError):
+    """A budget that is too small; `smallest`: the bytes that would do."""
+
+    def __init__(self, message: str, smallest: int):
+        super().__init__(message)
+        self.smallest = smallest
+
+
 @dataclass(frozen=True)
 class MemoryPlan:
     """How the layers run and what that takes.
@@ -63,7 +71,7 @@ def plan_decode(
         keeps_output: whether the pixels of all chunks are joined at the end (not so in a stream).
 
     Raises:
-        ValueError: if the budget is below the smallest that works, which is named.
+        BudgetError: if the budget is below the smallest that works, which is named.
     """
     return _plan(DecoderLedger, vae, shape, spans, place, budget, keeps_output)
 
@@ -107,10 +115,11 @@ def _plan(
     if budget is not None and ledger.peak > budget:
         smallest = run(waiting, 0, least=0)
         if smallest.peak > budget:
-            raise ValueError(
+            raise BudgetError(
                 f"a budget of {size_in_words(budget)} is too small for {_in_words(shape)}: the smallest possible is"
                 f" {size_in_words(smallest.peak)} ({smallest.peak} bytes), for {smallest.layer(vae)}; fewer rows,"
-                " columns or samples at once take less"
+                " columns or samples at once take less",
+                smallest.peak,
             )
         ledger = smallest
     where = place_of(place.device) if ledger.elsewhere else ""

@@ -30,3 +30,12 @@ def test_the_contenders_share_unchanged_weights():
     assert torch.equal(outputs[2], expected)
     errors = [((output - expected).norm() / expected.norm()).item() for output in outputs[:2]]
     assert all(1e-3 < error < 0.05 for error in errors)
+
+
+def test_contenders_say_what_their_weights_take():
+    pipe = toy.pipeline()
+    held = {}
+    for name in ("diffusers", "ours", "ours-int8", "diffusers-int8", "diffusers-int8-compile-freeze"):
+        held[name] = recipes()[name].build(pipe, None, "dit-step").late_extras()["weights_bytes"]
+    assert held["diffusers"] == held["ours"] == sum(p.numel() * 4 for p in pipe.transformer.parameters())
+    assert held["ours-int8"] == held["diffusers-int8"] == held["diffusers-int8-compile-freeze"] < held["ours"]

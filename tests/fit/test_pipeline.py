@@ -1,0 +1,143 @@
+"""A pipeline in a memory limit: what becomes of it when it is made, for each generation, and on a GPU."""
+
+import pytest
+import torch
+
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate
+from cogvx_fast.fit import pipeline as fit
+from cogvx_fast.fit.choice import LimitError
+from cogvx_fast.fit.request import Request
+from cogvx_fast.quantization import pipeline as quantization
+from cogvx_fast.quantization.apply import quantized_names
+from cogvx_fast.quantization.recipes import Target
+from tests import toy
+
+GPU = Target("cuda", "a GPU of 8.0", (8, 0))
+CPU = Target("cpu", "a CPU", int8_units="units")
+
+
+def memory_line(pipe):
+    return next(line for line in pipe.engine_report().lines if line.name == "memory")
+
+
+def limited(limit, **fields):
+    return accelerate(toy.pipeline("5b"), EngineConfig(memory_limit=limit, **fields))
+
+
+def smallest(**fields):
+    """Bytes below which the toy does not fit, and the least that an exact one takes."""
+    found = []
+    for tier in (None, "exact"):
+        with pytest.raises(LimitError) as error:
+            limited(1, tier=tier, **fields)
+        found.append(error.value.smallest[1].peak)
+    return found
+
+
+def test_what_fits_exact_is_exact():
+    pipe = limited("1GiB")
+    assert pipe.engine_report().config.tier == "exact"
+    assert memory_line(pipe).detail.startswith("1.00 GiB for the model's own size: transformer as it is")
+    expected = accelerate(toy.pipeline("5b"))(**toy.inputs()).frames
+    assert torch.equal(pipe(**toy.inputs()).frames, expected)
+    assert "for 9 frames of 32x32" in memory_line(pipe).detail
+
+
+def test_precision_goes_when_nothing_else_helps():
+    least, exact = smallest()
+    assert least < exact
+    kept = limited(exact)
+    assert not [*quantized_names(kept.transformer), *quantized_names(kept.text_encoder)]
+    assert kept.vae.memory_budget is not None  # the frames gave way first
+    text_alone = limited(exact - 1)
+    assert text_alone.transformer.recipe is None and list(quantized_names(text_alone.text_encoder))
+    assert text_alone.engine_report().config.recipe == "native"
+    quantized = limited(least)
+    assert quantized.transformer.recipe in ("int8-weight", "int8")  # by what this CPU multiplies
+    assert quantized.engine_report().config.tier == "balanced"
+    assert quantized(**toy.inputs(num_steps=1)).frames.isfinite().all()
+
+
+def test_what_does_not_fit_is_refused_with_what_would():
+    least, exact = smallest()
+    with pytest.raises(LimitError, match=rf"the smallest possible is .*\({least} bytes\), with transformer int8"):
+        limited(least - 1)
+    with pytest.raises(LimitError, match=r"what fits: that limit, or a pipeline of another precision: transformer"):
+        limited(exact - 1, tier="exact")
+    pipe = limited(exact, tier="exact")
+    with pytest.raises(LimitError, match=r"17 frames of 32x32 .*; what fits: that limit, or .*9 frames of this size"):
+        pipe(**toy.inputs(num_frames=17, num_steps=50))
+    assert pipe(**toy.inputs(num_steps=1)).frames.isfinite().all()
+
+
+def test_refused_before_anything_is_loaded(tmp_path):
+    toy.pipeline().save_pretrained(tmp_path)
+    for weights in tmp_path.rglob("*.safetensors"):
+        weights.write_bytes(b"never read")
+    with pytest.raises(LimitError, match=r"memory_limit=0\.01 MiB is too small for 9 frames of 32x32 in bfloat16"):
+        FastCogVideoXPipeline.from_pretrained(tmp_path, dtype=torch.bfloat16, engine=EngineConfig(memory_limit="10KiB"))
+
+
+def test_what_is_quantized_stays_so():
+    pipe = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
+    again = accelerate(pipe, EngineConfig(memory_limit="1GiB"))
+    assert again.transformer.recipe == "int8" and again.engine_report().config.recipe == "int8"
+    with pytest.raises(ValueError, match="is quantized already, by recipe 'int8'"):
+        accelerate(pipe, EngineConfig(memory_limit="1GiB", recipe="fp8-weight"))
+
+
+def test_what_the_steps_kept_is_gone_when_frames_are_decoded(monkeypatch):
+    pipe, held = accelerate(toy.pipeline()), []
+    decode = pipe.vae.decode
+
+    def watched(*args, **kwargs):
+        session = pipe.transformer._session
+        held.append(0 if session is None else len(session.block_plans))
+        return decode(*args, **kwargs)
+
+    monkeypatch.setattr(pipe.vae, "decode", watched)
+
+    def preview(pipe, step, timestep, kwargs):
+        pipe.decode_latents(kwargs["latents"])
+        return kwargs
+
+    pipe(**toy.inputs(num_steps=2, callback_on_step_end=preview))
+    assert held == [3, 3, 0]  # a preview leaves the loop what it needs
+    assert "Q, K and V in one product in 3 of 3 blocks" in str(pipe.engine_report())
+
+
+class OnGpu:
+    """A pipeline that believes in a GPU: what it would offload is noted, and nothing moves."""
+
+    def __init__(self, monkeypatch, limit):
+        for module in (quantization, fit):
+            monkeypatch.setattr(module, "targets", lambda: [GPU])
+        monkeypatch.setattr(Target, "of", classmethod(lambda cls, device: GPU if device.type == "cuda" else CPU))
+        self.offloaded, self.moved = [], []
+        self.pipe = accelerate(toy.pipeline("5b"), EngineConfig(memory_limit=limit))
+        monkeypatch.setattr(self.pipe, "enable_model_cpu_offload", lambda device: self.offloaded.append(device))
+        monkeypatch.setattr(
+            "diffusers.DiffusionPipeline.to", lambda pipe, *args, **kwargs: self.moved.append(args) or pipe
+        )
+
+
+def test_a_gpu_gets_a_model_at_a_time_where_that_is_what_fits(monkeypatch):
+    ample = OnGpu(monkeypatch, "1GiB")
+    assert ample.pipe.to("cuda") is ample.pipe
+    assert ample.moved == [("cuda",)] and not ample.offloaded
+    # Less than all weights and more than the largest model with what it computes.
+    weights = sum(p.numel() * 4 for m in (ample.pipe.transformer, ample.pipe.vae) for p in m.parameters())
+    tight = OnGpu(monkeypatch, weights)
+    assert tight.pipe.to("cuda", torch.float32) is tight.pipe
+    assert tight.offloaded == [torch.device("cuda")] and tight.moved == [(torch.float32,)]
+    assert "each model on the device only while it runs" in memory_line(tight.pipe).detail
+
+
+def test_offloading_by_hand_counts(monkeypatch):
+    pipe = toy.pipeline("5b")
+    fast = accelerate(pipe, EngineConfig(memory_limit="1GiB"))
+    request = Request.default(fast.transformer.config)
+    fast.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
+    assert fit.fit_generation(fast, fast.engine_report().config, request, torch.device("cpu"))[1] is None
+    fast(**toy.inputs(num_steps=1))
+    assert "finer than whole models" in memory_line(fast).detail
