@@ -12,6 +12,7 @@ from ..attention.backends import CAPABILITIES, Capability
 from ..config import AttentionBackend
 from ..hooks import is_hooked
 from .plan import UNPLANNED, BlockPlan
+from .scaled import QuantizedRows
 
 
 class JointAttnProcessor:
@@ -29,7 +30,7 @@ class JointAttnProcessor:
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedRows,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         text_seq_length: int = 0,
@@ -38,7 +39,8 @@ class JointAttnProcessor:
     ) -> torch.Tensor:
         """
         Args:
-            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
+            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text; in 8 bits with scales where
+                `plan` has products for that.
             encoder_hidden_states: unused, there for the signature that `Attention` calls.
             attention_mask: additive or boolean, broadcastable to `(batch, heads, sequence, sequence)`, or None.
             image_rotary_emb: cosines and sines `(tokens, head_dim)` for the video rows, or None.
@@ -133,7 +135,7 @@ def _rotate_video(
 
 def attend(
     attn: Attention,
-    stream: torch.Tensor,
+    stream: torch.Tensor | QuantizedRows,
     text_seq_length: int,
     image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
     attention_kwargs: dict | None,

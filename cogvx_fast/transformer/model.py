@@ -6,6 +6,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -196,15 +197,30 @@ def _run_blocks(
     compile_blocks: bool,
 ) -> torch.Tensor:
     """The stream through all blocks and the final projection: `(batch, video tokens, patch * out_channels)`."""
-    for block, vectors, plan in zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True):
-        arguments = (stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
+    blocks = list(zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True))
+    # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
+    whole, branches = FastCogVideoXBlock.forward, FastCogVideoXBlock.run_branches
+    if compile_blocks:
+        whole, branches = (torch.compile(function, fullgraph=True) for function in (whole, branches))
+    normed = None  # of the stream, for the next block, where the one before gave it along with its last addition
+    for (block, vectors, plan), following in zip_longest(blocks, blocks[1:]):
+        arguments = (vectors, text_seq_length, image_rotary_emb, attention_kwargs)
         if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-            stream = transformer._gradient_checkpointing_func(block, *arguments)
-        elif compile_blocks and not plan.hooked:
-            # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
-            stream = torch.compile(FastCogVideoXBlock.forward, fullgraph=True)(block, *arguments, plan)
+            stream = transformer._gradient_checkpointing_func(block, stream, *arguments)
+        elif plan.hooked or not (plan.chains or compile_blocks):
+            stream = block(stream, *arguments, plan)
+        elif not plan.chains:
+            stream = whole(block, stream, *arguments, plan)
         else:
-            stream = block(*arguments, plan)
+            if normed is None:
+                normed = block.enter(stream, vectors[0], text_seq_length, plan)
+            stream, forwarded = branches(block, stream, normed, *arguments, plan)
+            if following is not None and following[2].chains:
+                after, (first, _), its_plan = following
+                parts = (stream, forwarded, vectors[1].gate, first)
+                stream, normed = after.enter_after(*parts, text_seq_length, its_plan)
+            else:
+                stream, normed = block.leave(stream, forwarded, vectors[1], text_seq_length, plan), None
     # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
     video = transformer.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
     video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift

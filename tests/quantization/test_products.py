@@ -11,7 +11,7 @@ from cogvx_fast.bench.quality import snr_db
 from cogvx_fast.quantization import RECIPES, Scheme
 from cogvx_fast.quantization.apply import quantize_modules, quantize_transformer
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, Int8Weight
+from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, QuantizedWeight
 from tests import toy
 from tests.transformer.test_plan import plain, relative, run, session
 
@@ -61,7 +61,7 @@ def test_outliers_cost_what_rounding_to_the_rows_largest_value_must(outliers):
     x[:, ::200] *= outliers
     expected, predicted = linear(x), rounding_error(x, linear.weight, linear.bias)
     quantize_modules(torch.nn.ModuleDict({"linear": linear}), lambda name: Scheme.INT8)
-    ours = relative(Int8Linear((Int8Weight.of(linear),), torch.empty(0, dtype=torch.int32))(x), expected)
+    ours = relative(Int8Linear((QuantizedWeight.of(linear),), torch.empty(0, dtype=torch.int32))(x), expected)
     assert ours == pytest.approx(relative(linear(x), expected), rel=0.03)
     assert ours == pytest.approx(predicted, rel=0.04)  # 60 draws: within 2%; 41 dB without outliers, 25 with
     assert outliers > 1 or snr_db(ours) > 35
