@@ -29,7 +29,11 @@ class AttentionBackend(enum.StrEnum):
 
 
 class QuantizedGemm(enum.StrEnum):
-    """What multiplies quantized weights; `AUTO` takes ours where there is one for the device and the recipe."""
+    """What multiplies quantized weights; `AUTO` takes ours where there is one for the device and the recipe.
+
+    On a GPU it does so where every product of a block can be ours: norms and GELU then write 8 bits, and nothing else,
+    for the next product. `NATIVE` takes those that can be.
+    """
 
     AUTO = "auto"
     TORCHAO = "torchao"

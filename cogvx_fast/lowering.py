@@ -16,6 +16,7 @@ from .quantization.pipeline import quantize_pipeline
 from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .transformer.quantized import Int8Linear
+from .transformer.scaled import ScaledLinear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 from .vae.place import Place
 
@@ -137,12 +138,16 @@ def report_projections(session: EngineSession) -> ReportLine:
     plans = session.block_plans
     merged = sum(plan.qkv is not None for plan in plans)
     in_int8 = sum(isinstance(plan.qkv, Int8Linear) for plan in plans)
+    scaled = [plan.qkv.dtype for plan in plans if isinstance(plan.qkv, ScaledLinear)]
     packed = sum(plan.packed_bytes for plan in plans)
     parts = [f"Q, K and V in one product in {merged} of {len(plans)} blocks"]
     if merged < len(plans):
         parts.append("the others have adapters, hooks or quantized weights: their own modules are called")
     if in_int8:
         parts.append(f"int8 products of our own in {in_int8}")
+    for dtype in dict.fromkeys(scaled):
+        name = str(dtype).removeprefix("torch.")
+        parts.append(f"{name} products of our own, fed by 8-bit norms, in {scaled.count(dtype)}")
     if packed:
         parts.append(f"weights packed for oneDNN, {packed / 1e6:.1f} MB more while a generation runs")
     native = sum(plan.impl == "cpu" for plan in plans)

@@ -25,6 +25,8 @@ FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)(\.base_layer)?"
 T5 = r"encoder\.block\.\d+\.layer\.\d+\.(SelfAttention\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
 # torchao multiplies rowwise fp8 with the tensor cores that came with this compute capability.
 FP8_CAPABILITY = (8, 9)
+# What our own kernels for GPUs are made for, at least.
+TRITON_CAPABILITY = (8, 0)
 
 
 class Scheme(enum.StrEnum):
@@ -174,7 +176,14 @@ def why_not(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) ->
 def why_not_native(recipe: Recipe, target: Target) -> str | None:
     """What keeps products of our own from running `recipe` on `target`, or None."""
     from cogvx_kernels.cpu import int8
+    from cogvx_kernels.triton import why_not as why_not_triton
 
+    if target.device == "cuda":
+        if not any(scheme.multiplies_8_bits for scheme in recipe.schemes):
+            return f"on a GPU there are some for recipes 'int8' and 'fp8' alone, not for {recipe.name!r}"
+        if target.capability is not None and target.capability < TRITON_CAPABILITY:
+            return f"they need compute capability {_dotted(TRITON_CAPABILITY)} or newer; this is {target.name}"
+        return why_not_triton()
     if target.device != "cpu":
         return f"there are none for {target.device}"
     if Scheme.INT8 not in recipe.schemes:

@@ -184,7 +184,7 @@ def plan_block(
         packed_out = _pack([out], rows)
     if on_cpu and not compiled and config.gemm is not QuantizedGemm.TORCHAO and int8.why_not() is None:
         merged, packed_out, feed_forward = _int8_products(block, rows, buffers, (merged, packed_out, feed_forward))
-    if device.type == "cuda" and config.gemm is not QuantizedGemm.TORCHAO and why_not_triton() is None:
+    if device.type == "cuda" and config.gemm is not QuantizedGemm.TORCHAO and why_not_triton(device) is None:
         free = None if any(map(is_hooked, block.ff.modules())) else ff
         products = scaled_products(qkv, out, free, partly=config.gemm is QuantizedGemm.NATIVE)
         others = (merged, packed_out, feed_forward)
@@ -227,7 +227,7 @@ def can_run_on_gpu(block: nn.Module) -> bool:
     dtypes.add(block.attn1.to_q.weight.dtype)
     head_dim = block.attn1.to_q.out_features // block.attn1.heads
     known = {torch.float16, torch.bfloat16, torch.float32}
-    return why_not_triton() is None and dtypes <= known and head_dim & (head_dim - 1) == 0
+    return why_not_triton(_place(block)[0]) is None and dtypes <= known and head_dim & (head_dim - 1) == 0
 
 
 def _linears(block: nn.Module) -> tuple[list[nn.Module], nn.Module, list[nn.Module] | None]:
