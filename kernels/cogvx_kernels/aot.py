@@ -208,7 +208,7 @@ class Model:
             return block
         attention, linears = [], []
         for value in (None, torch.float8_e4m3fn):
-            attention += int8_attention_launches(dim, dtype, self.head_dim, value, self.rotary)
+            attention += int8_attention_launches(dim, dtype, self.head_dim, value, self.rotary, sequence)
         for numbers in (torch.int8, torch.float8_e4m3fn):
             linears += quantized_launches(dim, dtype, numbers)
         return [*block, *attention, *linears, *vae_launches(dtype)]
@@ -371,17 +371,23 @@ def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> 
 
 
 def int8_attention_launches(
-    dim: int, dtype: torch.dtype, head_dim: int = 64, value_dtype: torch.dtype | None = None, rotary: bool = True
+    dim: int,
+    dtype: torch.dtype,
+    head_dim: int = 64,
+    value_dtype: torch.dtype | None = None,
+    rotary: bool = True,
+    sequence: int = 300,
 ) -> list[Launch]:
     """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
 
-    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left.
+    Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left. The
+    size of the stream changes no binary, but its bytes.
     """
     with FakeTensorMode(), torch.device("cuda"):
-        query, key, value = torch.empty((2, 300, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
-        normed = torch.empty((2, 300, dim // head_dim, head_dim), dtype=dtype)
+        query, key, value = torch.empty((2, sequence, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
+        normed = torch.empty((2, sequence, dim // head_dim, head_dim), dtype=dtype)
         affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(300 - 226, head_dim)] * 2 if rotary else []
+        tables = [torch.empty(sequence - 226, head_dim)] * 2 if rotary else []
         guard = torch.empty(1, dtype=torch.int32)
     smooth = value_dtype is not None
 

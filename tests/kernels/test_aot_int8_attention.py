@@ -62,7 +62,7 @@ def check_all(launches, target, fp8=False, first_only=False):
 
 def test_launches():
     names = [launch.name for launch in aot.int8_attention_launches(1920, torch.float16)]
-    assert names == ["key_norm_rope_sums", "qk_norm_rope_int8", "sequence_sums", "quantize_qk", "int8_attention"]
+    assert names == ["qk_norm_rope_int8", "quantize_qk", "int8_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
@@ -72,8 +72,7 @@ def test_first_configuration(target):
 
 def test_first_configuration_of_fp8():
     launches = aot.int8_attention_launches(1920, torch.float16, value_dtype=FP8)
-    names = ["sequence_range", "sequence_sums", "quantize_value", "int8_attention"]
-    assert [launch.name for launch in launches[-4:]] == names
+    assert [launch.name for launch in launches[-3:]] == ["value_parts", "quantize_value", "int8_attention"]
     check_all(launches[-2:], "sm_89", fp8=True, first_only=True)
 
 

@@ -55,7 +55,9 @@ def test_products_in_8_bits_quantize_only_what_attention_gives(quantized):
     assert len(launched) <= MOST_KERNELS
 
 
-def test_attention_in_8_bits_is_one_more():
-    launched = block_kernels(HEADS, backend=AttentionBackend.TRITON_INT8)
-    assert launched[1:4] == ["key_norm_rope_sums", "qk_norm_rope_int8", "int8_attention"]
-    assert len(launched) <= MOST_KERNELS
+@pytest.mark.parametrize("quantized", [None, torch.int8])
+def test_attention_in_8_bits_is_none_more(quantized):
+    plain = block_kernels(HEADS, quantized=quantized)
+    launched = block_kernels(HEADS, backend=AttentionBackend.TRITON_INT8, quantized=quantized)
+    in_8_bits = {"qk_norm_rope": "qk_norm_rope_int8", "attention": "int8_attention"}
+    assert launched == [in_8_bits.get(name, name) for name in plain]
