@@ -13,7 +13,7 @@ from .attention import check_available, resolve
 from .attention.backends import Capability
 from .config import TIERS, AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
 from .quantization.pipeline import quantize_pipeline
-from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
+from .quantization.recipes import RECIPES, QuantizedAttention, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .transformer.quantized import Int8Linear
 from .transformer.scaled import ScaledLinear
@@ -102,18 +102,31 @@ def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> Repor
     """
     transformer = pipeline.transformer
     processors = transformer.joint_processors
+    recipe, device = RECIPES.get(transformer.recipe), pipeline._execution_device
+    scheme = config.quantized_attention or (recipe.attention if recipe is not None else None)
     resolution = resolve(
         config.attention,
-        pipeline._execution_device,
+        device,
         transformer.dtype,
         transformer.config.attention_head_dim,
         exact=config.tier == "exact",
+        in_8_bits=config.tier != "exact" and scheme is not None,
     )
+    scheme = scheme or QuantizedAttention()
+    in_8_bits = resolution.capability.operation == "int8_attention"
+    if in_8_bits and scheme.fp8_value:
+        from cogvx_kernels.triton.targets import why_not_e4m3
+
+        if (reason := why_not_e4m3(device)) is not None:
+            raise ValueError(
+                f"EngineConfig.quantized_attention={scheme!r} cannot work here: {reason}; fp8_value=False can"
+            )
     for processor in processors:
-        processor.backend = resolution.capability
+        processor.backend, processor.scheme = resolution.capability, scheme
     by_hand = {p._attention_backend.value for p in processors if p._attention_backend is not None}
     foreign = len(transformer.transformer_blocks) - len(processors)
-    detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else str(resolution)
+    chosen = f"{resolution}: {scheme}" if in_8_bits else str(resolution)
+    detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else chosen
     return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
 
 

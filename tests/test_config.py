@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from cogvx_fast import EngineConfig
+from cogvx_fast.quantization import QuantizedAttention
 
 
 def test_presets_are_names_of_configurations():
@@ -30,3 +31,12 @@ def test_what_cannot_work_says_what_would(engine, error, message):
 def test_fields_are_checked():
     with pytest.raises(ValueError, match=r"EngineConfig.modulation_table='yes' must be True or False"):
         EngineConfig(modulation_table="yes")
+
+
+def test_attention_in_8_bits_changes_precision():
+    scheme = QuantizedAttention(smooth_value=True)
+    with pytest.raises(ValueError, match=r"quantized_attention=.* changes precision, which tier 'exact' does not"):
+        EngineConfig(quantized_attention=scheme)
+    with pytest.raises(ValueError, match=r"quantized_attention='fp8' must be None or a .*QuantizedAttention"):
+        EngineConfig(tier="balanced", quantized_attention="fp8")
+    assert EngineConfig(tier="balanced", quantized_attention=scheme).quantized_attention is scheme

@@ -67,6 +67,8 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
             yield session
         finally:
             self._session = outer
+            for processor in self.joint_processors:
+                processor.guard = None
 
     @property
     def joint_processors(self) -> list[JointAttnProcessor]:
@@ -104,6 +106,7 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         text_seq_length = encoder_hidden_states.shape[1]
         modulation = self._modulation(timestep, timestep_cond, ofs, hidden_states.dtype)
         stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
+        self._set_guard(stream.device)
         plans, compiles = self._plans(stream)
         run = torch.compile(_run_blocks, fullgraph=True) if compiles == "full" else _run_blocks
         arguments = (modulation, text_seq_length, image_rotary_emb, attention_kwargs, plans, compiles == "blocks")
@@ -114,10 +117,28 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
+    def _set_guard(self, device: torch.device) -> None:
+        """Gives attention in 8 bits one number to set where it overflows, if no other attention is in this model."""
+        session, processors = self._session, self.joint_processors
+        if session is None or session.fallback is None or session.guard is not None:
+            return
+        in_8_bits = [p.backend.operation == "int8_attention" and p._attention_backend is None for p in processors]
+        if all(in_8_bits) and len(in_8_bits) == len(self.transformer_blocks):
+            session.guard = torch.zeros(1, dtype=torch.int32, device=device)
+            for processor in processors:
+                processor.guard = session.guard
+
     def _overflowed(self, tokens: torch.Tensor) -> bool:
         """Whether a step with a lossy attention has to be redone; the one value that is fetched from the device."""
         session = self._session
-        return session is not None and session.fallback is not None and not bool(torch.isfinite(tokens).all())
+        if session is None or session.fallback is None:
+            return False
+        if session.guard is None:
+            return not bool(torch.isfinite(tokens).all())
+        overflowed = bool(session.guard)
+        if overflowed:
+            session.guard.zero_()
+        return overflowed
 
     @contextlib.contextmanager
     def _exact_attention(self) -> Iterator[None]:

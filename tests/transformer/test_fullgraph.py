@@ -62,9 +62,15 @@ def products(dim, dtype):
 
 
 @pytest.mark.parametrize(
-    ("variant", "quantized"), [("2b", None), ("5b", None), ("2b", torch.int8), ("5b", torch.float8_e4m3fn)]
+    ("variant", "quantized", "backend"),
+    [
+        ("2b", None, AttentionBackend.TRITON),
+        ("5b", None, AttentionBackend.TRITON),
+        ("2b", torch.int8, AttentionBackend.TRITON),
+        ("5b", torch.float8_e4m3fn, AttentionBackend.TRITON_INT8),
+    ],
 )
-def test_the_whole_transformer_is_one_graph(variant, quantized):
+def test_the_whole_transformer_is_one_graph(variant, quantized, backend):
     graphs = []
 
     def keep(graph, _):
@@ -73,7 +79,7 @@ def test_the_whole_transformer_is_one_graph(variant, quantized):
 
     model = FastCogVideoXTransformer3DModel.adopt(toy.transformer(variant, attention_head_dim=64, num_layers=LAYERS))
     for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
+        processor.backend = CAPABILITIES[backend]
     rotary = variant != "2b"
     torch.compiler.reset()
     mode = FakeTensorMode()
@@ -85,6 +91,8 @@ def test_the_whole_transformer_is_one_graph(variant, quantized):
         final = [torch.empty(1, 1, dim, dtype=torch.float16) for _ in range(2)]
         modulation = Modulation([tuple(vectors)] * LAYERS, *final)
         angles = tuple(torch.empty(TOKENS - TEXT, 64) for _ in range(2)) if rotary else None
+        for processor in model.joint_processors:
+            processor.guard = torch.empty(1, dtype=torch.int32)
         plans = [products(dim, quantized) if quantized else BlockPlan(impl="triton") for _ in range(LAYERS)]
     with aot.pretend("sm_89"), mode, torch.no_grad():
         run = torch.compile(_run_blocks, fullgraph=True, backend=keep)
@@ -93,4 +101,7 @@ def test_the_whole_transformer_is_one_graph(variant, quantized):
     (graph,) = graphs
     launched = Counter(str(node.target) for node in graph.graph.nodes if "cogvx_kernels" in str(node.target))
     expected = QUANTIZED_KERNELS if quantized else KERNELS
+    if backend is AttentionBackend.TRITON_INT8:
+        in_8_bits = {"qk_norm_rope": "qk_norm_rope_int8", "attention": "int8_attention"}
+        expected = {in_8_bits.get(name, name): times for name, times in expected.items()}
     assert launched == {f"cogvx_kernels.{name}_triton.default": times for name, times in expected.items()}
