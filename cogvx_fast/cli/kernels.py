@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
 if TYPE_CHECKING:
-    from cogvx_kernels.aot import Compiled, Model
+    from cogvx_kernels.aot import Autoencoder, Compiled, Model
     from cogvx_kernels.farm import Job
     from cogvx_kernels.inspection import Inspection
 
@@ -286,13 +287,38 @@ def _model(
         rotary=checkpoint.use_rotary_positional_embeddings,
         tokens=-(-latent_frames // (checkpoint.patch_size_t or 1)) * rows * columns,
         text_length=checkpoint.max_text_seq_length,
+        vae=_autoencoder(checkpoint, argument),
+    )
+
+
+def _autoencoder(checkpoint: Checkpoint, argument: str) -> Autoencoder:
+    """The checkpoint's own; what its configuration leaves out is as in diffusers' class, which is the family's."""
+    from cogvx_kernels.aot import PUBLISHED_VAE, Autoencoder
+
+    from .checkpoint import read_config
+
+    try:
+        config = read_config(checkpoint.source, "vae/config.json")
+    except UsageError as error:
+        raise error.renamed(argument) from None
+    channels = tuple(config.get("block_out_channels", PUBLISHED_VAE.channels))
+    groups = config.get("norm_num_groups", PUBLISHED_VAE.groups)
+    if any(width % groups for width in channels):
+        raise UsageError(
+            argument, repr(checkpoint.source), f"its vae has {groups} groups, which do not divide {channels}"
+        )
+    return Autoencoder(
+        channels,
+        config.get("latent_channels", PUBLISHED_VAE.latent_channels),
+        groups,
+        int(math.log2(config.get("temporal_compression_ratio", 2**PUBLISHED_VAE.time_doublings))),
     )
 
 
 def _described(model: Model) -> dict[str, Any]:
     import dataclasses
 
-    return dataclasses.asdict(model)
+    return json.loads(json.dumps(dataclasses.asdict(model)))  # as it is read back
 
 
 def _version() -> str:

@@ -175,6 +175,26 @@ def compile_all(launch: Launch, targets: list[str] | None = None, first_only: bo
 
 
 @dataclass(frozen=True)
+class Autoencoder:
+    """What sets an autoencoder's kernels apart; the defaults are those of all published checkpoints.
+
+    Attributes:
+        channels: of the levels, from the pixels to the latents.
+        latent_channels: of the latents.
+        groups: of its GroupNorms; divides the channels.
+        time_doublings: how many levels double the frames.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 256, 512)
+    latent_channels: int = 16
+    groups: int = 32
+    time_doublings: int = 2
+
+
+PUBLISHED_VAE = Autoencoder()
+
+
+@dataclass(frozen=True)
 class Model:
     """What the launches of a checkpoint depend on, at one size and dtype.
 
@@ -183,6 +203,7 @@ class Model:
         rotary: whether positions are rotary (all checkpoints but CogVideoX-2b).
         tokens: of the video, in one sample.
         batch: samples of a forward pass: two with guidance.
+        vae: the autoencoder.
     """
 
     heads: int
@@ -192,6 +213,7 @@ class Model:
     tokens: int
     text_length: int = 226
     batch: int = 2
+    vae: Autoencoder = PUBLISHED_VAE
 
     @property
     def launches(self) -> list[Launch]:
@@ -211,7 +233,7 @@ class Model:
             attention += int8_attention_launches(dim, dtype, self.head_dim, value, self.rotary, sequence)
         for numbers in (torch.int8, torch.float8_e4m3fn):
             linears += quantized_launches(dim, dtype, numbers)
-        return [*block, *attention, *linears, *vae_launches(dtype)]
+        return [*block, *attention, *linears, *vae_launches(dtype, self.vae)]
 
 
 def model_launches(
@@ -261,17 +283,14 @@ def model_launches(
 
 
 def vae_launches(
-    dtype: torch.dtype,
-    channels: tuple[int, ...] = (128, 256, 256, 512),
-    latents: tuple[int, int, int, int] = (16, 2, 60, 90),
+    dtype: torch.dtype, vae: Autoencoder = PUBLISHED_VAE, latents: tuple[int, int, int] = (2, 60, 90)
 ) -> list[Launch]:
     """Every Triton launch of the autoencoder, each once: the decoder's in its order, then what only the encoder has.
 
     Args:
-        channels: of the levels, from the pixels to the latents; multiples of 32.
-        latents: `(channels, time, height, width)`; the kernels are the same for any of the last three.
+        latents: `(time, height, width)`; the kernels are the same for any.
     """
-    latent_channels, time, height, width = latents
+    time, height, width = latents
     mode, found = FakeTensorMode(), {}
 
     def add(operation: Callable, *given: Any) -> None:
@@ -284,9 +303,9 @@ def vae_launches(
             return torch.empty(shape, dtype=dtype)
 
     def norm(frames: tuple[int, ...], channels: int) -> None:
-        x, table = empty(*frames, channels), empty(1, *latents[1:], channels, dtype=torch.float32)
+        x, table = empty(*frames, channels), empty(1, *latents, channels, dtype=torch.float32)
         indices = [empty(length, dtype=torch.int64) for length in frames[1:]]
-        add(lambda x, impl: ops.group_norm_statistics(x, 32, impl=impl), x)
+        add(lambda x, impl: ops.group_norm_statistics(x, vae.groups, impl=impl), x)
         add(ops.group_norm_modulate_silu, x, table, table, *indices, x)
 
     def conv(frames: tuple[int, ...], before: int, after: int, adds: bool = False) -> None:
@@ -312,22 +331,22 @@ def vae_launches(
         )
         return 1, frames[1] * (1 + doubles_time), 2 * frames[2], 2 * frames[3]
 
-    frames, before = (1, time, height, width), channels[-1]
-    conv(frames, latent_channels, before)
-    for level, after in enumerate(reversed(channels)):
+    frames, before = (1, time, height, width), vae.channels[-1]
+    conv(frames, vae.latent_channels, before)
+    for level, after in enumerate(reversed(vae.channels)):
         for first in (before, after):
             norm(frames, first)
             conv(frames, first, after)
         conv(frames, after, after, adds=True)
-        if level < len(channels) - 1:
-            frames = upsample(frames, after, doubles_time=level < 2)
+        if level < len(vae.channels) - 1:
+            frames = upsample(frames, after, doubles_time=level < vae.time_doublings)
         before = after
     norm(frames, before)
     conv(frames, before, 3)
     conv(frames, 3, before)
-    for before, after in pairwise(channels):
+    for before, after in pairwise(vae.channels):
         conv(frames, before, after)
-    conv(frames, channels[-1], 2 * latent_channels)
+    conv(frames, vae.channels[-1], 2 * vae.latent_channels)
     return list(found.values())
 
 

@@ -120,7 +120,8 @@ def test_the_demo_in_int8_shows_what_the_prompt_says(launched):
 
 def test_nothing_is_compiled_that_was_built_ahead(noise, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    model = aot.Model(4, 64, "float16", rotary=False, tokens=80)  # the demo
+    vae = aot.Autoencoder((16, 32, 48, 64), groups=1)
+    model = aot.Model(4, 64, "float16", rotary=False, tokens=80, vae=vae)  # the demo
     built = [entry for _, entry in farm.run(farm.jobs(model, [target_of(torch.device("cuda"))]), prebuilt.entry, 1)]
     for kernel in TunedKernel.all():  # what this process compiled before would not be looked up
         kernel.fn.device_caches.clear()

@@ -15,14 +15,22 @@ if why_not() is not None:
 
 import triton
 from cogvx_kernels import aot, farm, prebuilt
-from cogvx_kernels.triton import operations
+from cogvx_kernels.triton import (
+    causal_conv3d,
+    group_norm_modulate_silu,
+    group_norm_statistics,
+    operations,
+    upsample_conv2d,
+)
 from cogvx_kernels.triton.targets import TunedKernel
+from diffusers import AutoencoderKLCogVideoX
 from triton import knobs
 from triton.runtime import driver
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.attention import CAPABILITIES, AttentionBackend
 from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, plan
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, place
 from tests import toy
 from tests.transformer.test_model import forward_inputs
 
@@ -128,6 +136,55 @@ def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_pa
     monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
     generate(variant, dtype, 2)
     assert dry_run.looked_up and not any(dry_run.looked_up.values())
+
+
+class Grids:
+    """What stands for a kernel: one function, whatever the grid."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __getitem__(self, grid):
+        return self.run
+
+
+def chosen(fn, arguments):
+    """What a launch chooses a binary by: constants, and which pointers there are."""
+    return fn.__name__, frozenset((name, value) for name, value in arguments.items() if value is None or name.isupper())
+
+
+@torch.no_grad()
+def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
+    channels, groups, doublings = (8, 16, 24), 4, 1
+    down, up = ((f"CogVideoX{way}Block3D",) * len(channels) for way in ("Down", "Up"))
+    vae = FastAutoencoderKLCogVideoX.adopt(
+        AutoencoderKLCogVideoX(
+            block_out_channels=channels,
+            down_block_types=down,
+            up_block_types=up,
+            norm_num_groups=groups,
+            layers_per_block=1,
+            temporal_compression_ratio=2**doublings,
+        ).half()
+    )
+    listed = aot.vae_launches(torch.float16, aot.Autoencoder(channels, 16, groups, doublings))
+    launched = set()
+
+    def wrap(tuner):
+        def run(*given, **named):
+            names = (name for name in tuner.fn.arg_names if name not in TunedKernel.of(tuner).parameters)
+            launched.add(chosen(tuner.fn, dict(zip(names, given, strict=False)) | named))
+
+        return Grids(run)
+
+    for module in (causal_conv3d, upsample_conv2d, group_norm_statistics, group_norm_modulate_silu):
+        monkeypatch.setattr(module, "wrap_triton", wrap)
+    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
+    monkeypatch.setattr(place.Place, "of", on_gpu)
+    monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
+    latents = vae.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.float16)).latent_dist.mode()
+    vae.decode(torch.zeros_like(latents))
+    assert launched == {chosen(launch.kernel.fn, launch.arguments) for launch in listed}
 
 
 @pytest.fixture(scope="module")
