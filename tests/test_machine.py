@@ -1,5 +1,12 @@
 """Reading what the machine can do."""
 
+import ctypes
+import platform
+import re
+from pathlib import Path
+
+import pytest
+
 from cogvx_fast import machine
 
 
@@ -13,3 +20,23 @@ def test_cpu_features_are_read_from_the_flags():
 def test_old_gpus_are_not_promised_new_precisions():
     assert machine.gpu_features((7, 5)) == ["fp16", "int8"]
     assert machine.gpu_features((8, 6)) == ["fp16", "int8", "bf16"]
+
+
+def resident():
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_the_heap_keeps_goes_back():
+    libc, page = ctypes.CDLL(None), 4096
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    blocks = [libc.malloc(24 * page) for _ in range(1000)]  # below the size that is mapped on its own
+    for block in blocks:
+        ctypes.memset(block, 1, 24 * page)
+    for block in blocks[:-1]:  # the last one keeps the others from being the heap's end, which goes back by itself
+        libc.free(block)
+    held = resident()
+    machine.return_freed_memory()
+    assert held - resident() > 80 * 2**20
+    libc.free(blocks[-1])

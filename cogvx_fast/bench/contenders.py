@@ -104,6 +104,13 @@ def diffusers_tiled(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> 
     return Prepared(like(pipe, vae=vae))
 
 
+def diffusers_vae_compiled(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> Prepared:
+    """diffusers with `torch.compile` of its autoencoder's two halves."""
+    vae = FastAutoencoderKLCogVideoX.adopt(pipe.vae).as_reference()
+    vae.encoder, vae.decoder = torch.compile(vae.encoder), torch.compile(vae.decoder)
+    return Prepared(like(pipe, vae=vae))
+
+
 @contextlib.contextmanager
 def freezing() -> Iterator[None]:
     """Within the block, and nowhere else, inductor makes constants of the weights of what it compiles."""
@@ -165,6 +172,9 @@ CONTENDERS: dict[str, Contender] = {
         "diffusers with enable_tiling(), in the autoencoder's stages",
         stages=_VAE,
         lossy="tiles are blended, and GroupNorm's statistics are those of a tile",
+    ),
+    "diffusers-vae-compile": Contender(
+        diffusers_vae_compiled, "diffusers, torch.compile of the autoencoder's encoder and decoder", stages=_VAE
     ),
     "ours": Contender(functools.partial(ours, config=EngineConfig()), 'cogvx_fast, engine="exact"'),
     "ours-compile": Contender(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..machine import return_freed_memory
 
 _RSS = "growth of the process's peak resident memory (VmHWM) during one warm call"
 _CUDA = "torch.cuda.max_memory_allocated during one warm call, all that is held included"
@@ -31,9 +32,7 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int | No
     if device.type != "cpu":
         return None, f"not measured: no peak counter is known for {device.type}"
     # What freed tensors left in the heap would be taken for memory that is held.
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
         before = _status("VmRSS")

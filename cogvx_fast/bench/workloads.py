@@ -74,8 +74,8 @@ WORKLOADS: dict[str, Workload] = {
     for workload in (
         Workload(
             name=DEMO,
-            summary="the demo checkpoint: text, DiT step, VAE decode, whole generation",
-            stages=("text", "dit-step", "vae-decode", "generation"),
+            summary="the demo checkpoint: text, DiT step, VAE decode and encode, whole generation",
+            stages=("text", "dit-step", "vae-decode", "vae-encode", "generation"),
             checkpoint=DEMO,
             gate_samples=4,
         ),
@@ -129,7 +129,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload(
             name="vae-clip",
             summary="the same, 9 frames of 240x352: the clip of dit-2b",
-            stages=("vae-decode",),
+            stages=("vae-decode", "vae-encode"),
             transformer=_SMALLEST,
             vae={},
             gate_samples=1,
@@ -140,7 +140,7 @@ WORKLOADS: dict[str, Workload] = {
         Workload(
             name="vae-chunk",
             summary="the same, 9 frames of 480x720: the largest chunk of the family's default size",
-            stages=("vae-decode",),
+            stages=("vae-decode", "vae-encode"),
             transformer=_SMALLEST,
             vae={},
             num_frames=9,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 from cogvx_kernels.cpu import convolution as native
@@ -23,7 +24,7 @@ from .resnet import halves
 WORKSPACE = 128 * 2**20
 
 
-class Ledger:
+class Ledger(ABC):
     """Counts what is alive. Layers that can be sliced take as many rows as leave the peak within the budget."""
 
     def __init__(
@@ -74,9 +75,9 @@ class Ledger:
                 self.live -= chunk
         self.reach(None, outputs if len(spans) > 1 else 0)
 
+    @abstractmethod
     def chunk(self, vae: AutoencoderKLCogVideoX, frames: tuple[int, ...]) -> int:
         """Goes through one chunk; returns the bytes of its result, which is alive then."""
-        raise NotImplementedError
 
     def size(self, frames: Iterable[int]) -> int:
         return math.prod(frames) * self.itemsize
@@ -313,7 +314,9 @@ class EncoderLedger(Ledger):
         out_channels = layer.conv.out_channels
         out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, out_channels)
         self.live += self.size(out)
-        self.reach(layer, self.size((height + 1, width + 1, channels)) + self.size(out[2:]))
+        # Beside the padded frame our own convolution has its weights, torch's makes a result of its own.
+        beside = self.packed(out_channels, channels, 9) if self.border else self.size(out[2:])
+        self.reach(layer, self.size((height + 1, width + 1, channels)) + beside)
         self.live -= self.carried
         self.carried = self.size(out)
         return out

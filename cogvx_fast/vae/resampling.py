@@ -160,22 +160,23 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
     single = time % 2 if layer.compress_time else time
     pooled = pooled_frames(time, layer.compress_time)
     conv = layer.conv
-    out = None
+    packed = native.pack(conv.weight) if clip.product == "cpu" else None
+    out = frames.new_empty(batch, pooled, height // 2, width // 2, conv.out_channels)
+    padded = frames.new_empty(1, 1, height + 1, width + 1, channels)
+    padded[:, :, -1] = padded[:, :, :, -1] = 0
+    inner = padded[0, 0, :-1, :-1]
     for sample in range(batch):
         for target in range(pooled):
-            padded = frames.new_empty(1, height + 1, width + 1, channels)
-            padded[:, -1] = 0
-            padded[:, :, -1] = 0
-            inner, source = padded[0, :-1, :-1], frames[sample]
             if target < single:
-                inner.copy_(source[target])
+                inner.copy_(frames[sample, target])
             else:
                 i = single + 2 * (target - single)
-                torch.mean(source[i : i + 2], dim=0, out=inner)
-            frame = F.conv2d(padded.permute(0, 3, 1, 2), conv.weight, conv.bias, conv.stride, conv.padding)
-            if out is None:
-                out = frames.new_empty(batch, pooled, *frame.shape[2:], conv.out_channels)
-            out[sample, target] = frame[0].permute(1, 2, 0)
+                torch.mean(frames[sample, i : i + 2], dim=0, out=inner)
+            place = out[sample, target]
+            if packed is not None:
+                native.convolution(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
+            else:
+                place.copy_(F.conv2d(padded[0].permute(0, 3, 1, 2), conv.weight, conv.bias, 2)[0].permute(1, 2, 0))
     return out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXResnetBlock3D
 
+from ..machine import return_freed_memory
 from .convolution import add_causal_conv, causal_conv, padded_rows, product_of
 from .layers import Clip, Fill, copied, normed, pointwise
 
@@ -21,6 +22,9 @@ def resnets(
     frames = holder.pop()
     spare = None  # memory for what is between a block's convolutions
     for block in blocks:
+        if frames.device.type == "cpu":
+            # A chunk frees tensors of many sizes: kept for reuse, they came to as much memory again as the frames take.
+            return_freed_memory()
         fill = normed(frames, block.norm1, zq, clip.impl)
         if halves(block) and clip.slices(block.conv1, frames.shape[2]):
             frames, spare = _halved(block, fill, frames, clip)

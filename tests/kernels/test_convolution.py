@@ -54,6 +54,25 @@ def test_strided_frames_and_nothing_beside_them(adds):
     assert torch.equal(around, before)
 
 
+@pytest.mark.parametrize(("inputs", "outputs", "size"), [(16, 24, (4, 6)), (70, 130, (5, 7)), (3, 8, (2, 240))])
+def test_a_stride_no_further_from_fp64_than_torch(inputs, outputs, size):
+    x, weight, bias = (
+        randn(2, 3, *size, inputs, seed=0) + 0.5,
+        randn(outputs, inputs, 3, 3, seed=1),
+        randn(outputs, seed=2),
+    )
+    x = F.pad(x, (0, 0, 0, 1, 0, 1))  # the size is odd then, or has a column more than is read
+    frames = x.flatten(0, 1).permute(0, 3, 1, 2).contiguous()
+    expected, theirs = (
+        F.conv2d(frames.to(dtype), weight.to(dtype), bias.to(dtype), 2).permute(0, 2, 3, 1).unflatten(0, (2, 3))
+        for dtype in (torch.float64, torch.float32)
+    )
+    out = torch.full(expected.shape, float("nan"))
+    convolution.convolution(x, convolution.pack(weight), bias, (1, 3, 3), out, stride=2)
+    error, own = ((result.double() - expected).norm() / expected.norm() for result in (out, theirs))
+    assert error <= 1.1 * own + 3e-8
+
+
 def test_without_a_bias():
     x, weight, _, expected = operands(8, 8, (3, 3, 3), (1, 2, 3))
     out = torch.empty(expected.shape)

@@ -1,4 +1,4 @@
-// A stride-1 convolution of channels-last frames (batch, time, height, width, channels) in fp32 whose sums are short.
+// A convolution of channels-last frames (batch, time, height, width, channels) in fp32 whose sums are short.
 //
 // One chain of additions over all taps and channels rounds with each of thousands of steps. Here a chain has at most
 // CHAIN steps and starts at zero; what it comes to is then added to the output's sum: the error is that of the short
@@ -103,20 +103,22 @@ extern "C" void pack_weight(const float* weight, int64_t outputs, int64_t inputs
   }
 }
 
-// output[b, t, h, w] = bias + sum over taps of x[b, t + i, h + j, w + k] * weight (and the output before, if `adds`).
+// output[b, t, h, w] = bias + sum over taps of x[b, t + i, step h + j, step w + k] * weight (and the output before, if
+// `adds`).
 // Strides in elements, of batch, time, height and width; channels are contiguous.
 extern "C" void convolution(const float* x, const int64_t* strides, const float* packed, const float* bias,
-                            const int64_t* kernel, int64_t batch, int64_t time, int64_t height, int64_t width,
+                            const int64_t* kernel, int64_t step, int64_t batch, int64_t time, int64_t height, int64_t width,
                             int64_t inputs, int64_t outputs, float* output, const int64_t* output_strides, int adds,
                             int threads) {
   const int64_t taps = kernel[0] * kernel[1] * kernel[2], segments = (width + SEGMENT - 1) / SEGMENT;
   const int64_t together = std::max<int64_t>(1, SEGMENT / width), groups = (height + together - 1) / together;
+  const int64_t down = step * strides[2], right = step * strides[3];  // from one output pixel's input to the next's
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
   for (int64_t i = 0; i < batch * time * groups * segments; ++i) {
     const int64_t left = i % segments * SEGMENT, top = i / segments % groups * together,
                   t = i / segments / groups % time, b = i / segments / groups / time;
     const int64_t pixels = std::min<int64_t>(SEGMENT, width - left), rows = std::min(together, height - top);
-    const float* corner = x + b * strides[0] + t * strides[1] + top * strides[2] + left * strides[3];
+    const float* corner = x + b * strides[0] + t * strides[1] + top * down + left * right;
     float* target =
         output + b * output_strides[0] + t * output_strides[1] + top * output_strides[2] + left * output_strides[3];
     alignas(64) float sums[SEGMENT * WIDTH];
@@ -132,8 +134,7 @@ extern "C" void convolution(const float* x, const int64_t* strides, const float*
         for (int64_t c = 0; c < inputs; c += CHAIN) {
           const int64_t steps = std::min<int64_t>(CHAIN, inputs - c);
           for (int64_t row = 0; row < rows; ++row)
-            multiply_vectors(from + c + row * strides[2], strides[3], weights, steps, sums + row * pixels * WIDTH,
-                             pixels);
+            multiply_vectors(from + c + row * down, right, weights, steps, sums + row * pixels * WIDTH, pixels);
           weights += steps * vectors * LANES;
         }
       }

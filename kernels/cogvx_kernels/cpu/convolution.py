@@ -71,19 +71,23 @@ def convolution(
     kernel: tuple[int, int, int],
     out: torch.Tensor,
     adds: bool = False,
+    stride: int = 1,
 ) -> None:
-    """Writes the valid part of the stride-1 convolution of `x` into `out`.
+    """Writes the valid part of the convolution of `x` into `out`.
 
     Args:
-        x: fp32 `(batch, time + kt - 1, height + kh - 1, width + kw - 1, in)`, padded by the caller; any strides with
-            contiguous channels.
+        x: fp32 `(batch, time + kt - 1, stride * (height - 1) + kh, stride * (width - 1) + kw, in)`, padded by the
+            caller; up to `stride - 1` rows and columns more are not read. Any strides in memory, contiguous channels.
         packed: the weight, by `pack`.
         bias: `(out,)` or None.
         kernel: `(kt, kh, kw)`.
         out: fp32 `(batch, time, height, width, out)`, any strides with contiguous channels.
         adds: to what is in `out`, instead of overwriting it.
+        stride: of height and width.
     """
-    expected = (x.shape[0], *(size - k + 1 for size, k in zip(x.shape[1:4], kernel, strict=True)))
+    strides = (1, stride, stride)
+    sizes = zip(x.shape[1:4], kernel, strides, strict=True)
+    expected = (x.shape[0], *((size - k) // step + 1 for size, k, step in sizes))
     if tuple(out.shape[:4]) != expected or x.stride(4) != 1 or out.stride(4) != 1:
         raise ValueError(
             f"out must be {expected} and channels, with contiguous channels as in x, got {tuple(out.shape)},"
@@ -95,7 +99,7 @@ def convolution(
         _pointer(packed),
         _pointer(bias),
         _array(kernel),
-        *_sizes(*out.shape[:4], x.shape[4], out.shape[4]),
+        *_sizes(stride, *out.shape[:4], x.shape[4], out.shape[4]),
         _pointer(out),
         _array(out.stride()[:4]),
         ctypes.c_int(adds),
