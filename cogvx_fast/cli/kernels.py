@@ -238,16 +238,22 @@ def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision |
 
 
 def _block_kernels(model: Model) -> str:
-    """What a block launches, in a sentence."""
+    """What a block launches, in a sentence or two."""
     import torch
 
     from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
+    from cogvx_fast.attention import AttentionBackend
     from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
 
     if model.dtype == "float32":
         return "In float32 attention is torch's own."
-    names = block_kernels(model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
-    return f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}."
+    of_model = (model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
+    names = block_kernels(*of_model)
+    in_8_bits = block_kernels(*of_model, backend=AttentionBackend.TRITON_INT8, quantized=torch.int8)
+    return (
+        f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}. In 8 bits"
+        f" throughout it launches {len(in_8_bits)}: {', '.join(in_8_bits)}. The last is the next block's first norm."
+    )
 
 
 def _checkpoint(name: str | None) -> tuple[Checkpoint, str]:

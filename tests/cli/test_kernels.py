@@ -20,6 +20,7 @@ def test_inspect_prints_tables(run):
     assert "Resources of gated_residual" in result.stdout and "Inner loops of gated_residual" in result.stdout
     assert "5 load 128, 2 store 128" in result.stdout and "6.00 B, 1.00 x" in result.stdout
     assert "A transformer block launches 8 kernels (9 at most): addmm, qk_norm_rope, attention, " in result.stdout
+    assert "In 8 bits throughout it launches 9: scaled_linear, qk_norm_rope_int8, int8_attention, " in result.stdout
     assert "gfx942: the pipes of AMD's multiprocessors are not modelled: resources only" in result.stdout
     assert not result.files
 
