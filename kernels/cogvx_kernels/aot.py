@@ -230,7 +230,8 @@ class Model:
             return block
         attention, linears = [], []
         for value in (None, torch.float8_e4m3fn):
-            attention += int8_attention_launches(dim, dtype, self.head_dim, value, self.rotary, sequence)
+            of_model = (dim, dtype, self.head_dim, value, self.rotary)
+            attention += int8_attention_launches(*of_model, sequence=sequence, text_length=self.text_length)
         for numbers in (torch.int8, torch.float8_e4m3fn):
             linears += quantized_launches(dim, dtype, numbers)
         return [*block, *attention, *linears, *vae_launches(dtype, self.vae)]
@@ -395,7 +396,9 @@ def int8_attention_launches(
     head_dim: int = 64,
     value_dtype: torch.dtype | None = None,
     rotary: bool = True,
+    *,
     sequence: int = 300,
+    text_length: int = 226,
 ) -> list[Launch]:
     """Every Triton launch of attention in 8 bits, with a guard, in a transformer block `dim` wide.
 
@@ -406,7 +409,7 @@ def int8_attention_launches(
         query, key, value = torch.empty((2, sequence, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
         normed = torch.empty((2, sequence, dim // head_dim, head_dim), dtype=dtype)
         affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(sequence - 226, head_dim)] * 2 if rotary else []
+        tables = [torch.empty(sequence - text_length, head_dim)] * 2 if rotary else []
         guard = torch.empty(1, dtype=torch.int32)
     smooth = value_dtype is not None
 
@@ -414,7 +417,7 @@ def int8_attention_launches(
         return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
 
     def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
-        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, 226, impl="triton")
+        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, text_length, impl="triton")
 
     fused = head_dim <= ops.FUSED_HEAD_DIM
     return [

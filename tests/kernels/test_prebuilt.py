@@ -29,6 +29,8 @@ from triton.runtime import driver
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.quantization import RECIPES
+from cogvx_fast.quantization.apply import quantize_transformer
 from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, plan
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX, place
 from tests import toy
@@ -90,16 +92,19 @@ def dry_run(monkeypatch):
 
 
 @torch.no_grad()
-def generate(variant, dtype, batch):
+def generate(variant, dtype, batch, backend=AttentionBackend.TRITON, recipe=None):
     """A step as the engine makes it on a GPU; the numbers are garbage, as nothing is computed between the products."""
     reference = toy.transformer(variant, attention_head_dim=64, num_layers=1).to(dtype)
     model = FastCogVideoXTransformer3DModel.adopt(reference)
+    if recipe is not None:
+        quantize_transformer(model, RECIPES[recipe])
     for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
+        processor.backend = CAPABILITIES[backend]
     scheduler = toy.scheduler()
     scheduler.set_timesteps(2)
     inputs = forward_inputs(model, batch=batch, dtype=dtype)
-    with model.session(EngineSession(EngineConfig(), scheduler)) as session:
+    fallback = None if recipe is None else CAPABILITIES[AttentionBackend.SDPA]
+    with model.session(EngineSession(EngineConfig(recipe=recipe), scheduler, fallback=fallback)) as session:
         model(**inputs | {"timestep": scheduler.timesteps[0].expand(batch)})
         assert session.counts["modulation"] == session.counts["plans"] == 1
         model(**inputs)  # the modulation of each sample by itself, as without a session
@@ -128,6 +133,24 @@ def test_run_time_looks_up_what_was_built(built, dry_run):
     built_ahead = {entry.folder for entry in entries}
     assert set(dry_run.looked_up) == built_ahead, "something was built that run time does not look up"
     assert dry_run.launched() == built_ahead
+
+
+@pytest.fixture(scope="module")
+def built_in_8_bits():
+    """The folders of what is compiled ahead of time, of each kernel the first configuration."""
+    model = aot.Model(2, 64, "float16", True, tokens=12, text_length=16)
+    of_a_step = {*OF_A_STEP, "quantize_rows", "scaled_linear", "qk_norm_rope_int8", "int8_attention"}
+    jobs = farm.jobs(model, [TARGET], kernels=of_a_step, first=True)
+    return {entry.folder for _, entry in farm.run(jobs, prebuilt.entry, 1)}
+
+
+@pytest.mark.kernels_all
+def test_a_step_in_8_bits_looks_up_what_was_built(built_in_8_bits, dry_run, monkeypatch):
+    monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
+    for batch in (2, 1):
+        generate("5b", torch.float16, batch, AttentionBackend.TRITON_INT8, "int8")
+    assert len(dry_run.looked_up) == 9 - 1 + 1  # the last block's addition, and no kernel twice
+    assert all(dry_run.looked_up.values()) and set(dry_run.looked_up) <= built_in_8_bits
 
 
 def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_path):
