@@ -16,9 +16,10 @@ from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
 if TYPE_CHECKING:
-    from cogvx_kernels.aot import Autoencoder, Compiled, Model
+    from cogvx_kernels.aot import Compiled
     from cogvx_kernels.farm import Job
     from cogvx_kernels.inspection import Inspection
+    from cogvx_kernels.models import Autoencoder, Model
 
     from .checkpoint import Checkpoint
 
@@ -225,7 +226,7 @@ def _kernels(asked: str | None, model: Model) -> list[str] | None:
 
 
 def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
-    from cogvx_kernels.aot import Model
+    from cogvx_kernels.models import Model
 
     if checkpoint is not None:
         if dim is not None:
@@ -275,7 +276,7 @@ def _model(
     frames: int | None,
     dtype: Precision | None,
 ) -> Model:
-    from cogvx_kernels.aot import Model
+    from cogvx_kernels.models import Model
 
     from . import validate
     from .checkpoint import PIXELS_PER_LATENT
@@ -299,7 +300,7 @@ def _model(
 
 def _autoencoder(checkpoint: Checkpoint, argument: str) -> Autoencoder:
     """The checkpoint's own; what its configuration leaves out is as in diffusers' class, which is the family's."""
-    from cogvx_kernels.aot import PUBLISHED_VAE, Autoencoder
+    from cogvx_kernels.models import PUBLISHED_VAE, Autoencoder
 
     from .checkpoint import read_config
 

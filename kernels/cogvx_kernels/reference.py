@@ -133,7 +133,8 @@ def quantize_blocks(x: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch
 
 def sample_step(sequence: int) -> int:
     """From each of at most `SAMPLES` rows to the next; odd, so that they are not all of the same columns of a frame."""
-    return -(-sequence // SAMPLES) | 1
+    step = -(-sequence // SAMPLES)
+    return step + 1 - step % 2
 
 
 def quantize_qk(

@@ -8,7 +8,7 @@ from cogvx_kernels.triton import why_not
 if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
-from cogvx_kernels import aot, farm, inspection_report, machine_code, prebuilt
+from cogvx_kernels import farm, inspection_report, machine_code, models, prebuilt
 from cogvx_kernels.triton.targets import TunedKernel
 
 ONE = ("--kernel", "gated_residual", "--first", "--jobs", 1)  # a kernel that compiles in a second
@@ -102,8 +102,8 @@ def test_a_kernel_that_does_not_compile_is_named(run, monkeypatch):
 @pytest.fixture
 def few(monkeypatch, tmp_path):
     """A model of one small kernel, and triton's cache where the tests may write."""
-    launches = aot.Model.launches.fget
-    monkeypatch.setattr(aot.Model, "launches", property(lambda self: [launches(self)[1]]))
+    launches = models.Model.launches.fget
+    monkeypatch.setattr(models.Model, "launches", property(lambda self: [launches(self)[1]]))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     forget()
     yield
@@ -157,7 +157,7 @@ def test_build_takes_the_checkpoints_own_autoencoder(run, configuration, monkeyp
     own = {"block_out_channels": [8, 16, 24], "norm_num_groups": 4, "temporal_compression_ratio": 2}
     model = configuration(num_attention_heads=2, vae=own)
     assert run("kernels", "build", "--checkpoint", model, "--arch", "sm_80", "--out", "cache").exit_code == 0
-    assert [model.vae for model in built] == [aot.Autoencoder((8, 16, 24), 16, 4, 1)]
+    assert [model.vae for model in built] == [models.Autoencoder((8, 16, 24), 16, 4, 1)]
     result = run("kernels", "build", "--checkpoint", configuration(vae={"norm_num_groups": 5}), "--arch", "sm_80")
     assert result.exit_code == 2 and "its vae has 5 groups, which do not divide (128, 256, 256, 512)" in result.stderr
 

@@ -12,7 +12,7 @@ from tests.kernels.operations import CASES, EVERY, Size
 
 REASON = why_not() or (None if torch.cuda.is_available() else "torch finds no CUDA GPU")
 if why_not() is None:
-    from cogvx_kernels import aot, farm, prebuilt
+    from cogvx_kernels import farm, models, prebuilt
     from cogvx_kernels.triton.targets import TunedKernel, target_of, why_not_e4m3
     from triton import knobs
 
@@ -120,8 +120,8 @@ def test_the_demo_in_int8_shows_what_the_prompt_says(launched):
 
 def test_nothing_is_compiled_that_was_built_ahead(noise, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    vae = aot.Autoencoder((16, 32, 48, 64), groups=1)
-    model = aot.Model(4, 64, "float16", rotary=False, tokens=80, vae=vae)  # the demo
+    vae = models.Autoencoder((16, 32, 48, 64), groups=1)
+    model = models.Model(4, 64, "float16", rotary=False, tokens=80, vae=vae)  # the demo
     built = [entry for _, entry in farm.run(farm.jobs(model, [target_of(torch.device("cuda"))]), prebuilt.entry, 1)]
     for kernel in TunedKernel.all():  # what this process compiled before would not be looked up
         kernel.fn.device_caches.clear()

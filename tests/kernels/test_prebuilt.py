@@ -14,7 +14,7 @@ if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
 import triton
-from cogvx_kernels import aot, farm, prebuilt
+from cogvx_kernels import aot, farm, models, prebuilt
 from cogvx_kernels.triton import (
     causal_conv3d,
     group_norm_modulate_silu,
@@ -117,7 +117,7 @@ MODELS = [("2b", torch.float16), pytest.param(("1.5-5b", torch.bfloat16), marks=
 def built(request):
     """A variant, its dtype, and what is compiled ahead of time for it."""
     variant, dtype = request.param
-    model = aot.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
+    model = models.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
     # A model's launches begin with those of a step; the same kernels come again in 8 bits.
     jobs = [job for job in farm.jobs(model, [TARGET], kernels=OF_A_STEP) if job.launch < len(OF_A_STEP)]
     entries = [entry for _, entry in farm.run(jobs, prebuilt.entry, 1)]
@@ -138,7 +138,7 @@ def test_run_time_looks_up_what_was_built(built, dry_run):
 @pytest.fixture(scope="module")
 def built_in_8_bits():
     """The folders of what is compiled ahead of time, of each kernel the first configuration."""
-    model = aot.Model(2, 64, "float16", True, tokens=12, text_length=16)
+    model = models.Model(2, 64, "float16", True, tokens=12, text_length=16)
     of_a_step = {*OF_A_STEP, "quantize_rows", "scaled_linear", "qk_norm_rope_int8", "int8_attention"}
     jobs = farm.jobs(model, [TARGET], kernels=of_a_step, first=True)
     return {entry.folder for _, entry in farm.run(jobs, prebuilt.entry, 1)}
@@ -190,7 +190,7 @@ def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
             temporal_compression_ratio=2**doublings,
         ).half()
     )
-    listed = aot.vae_launches(torch.float16, aot.Autoencoder(channels, 16, groups, doublings))
+    listed = models.vae_launches(torch.float16, models.Autoencoder(channels, 16, groups, doublings))
     launched = set()
 
     def wrap(tuner):
@@ -212,7 +212,7 @@ def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
 
 @pytest.fixture(scope="module")
 def entry():
-    model = aot.Model(2, 64, "float16", False, tokens=12, text_length=16)
+    model = models.Model(2, 64, "float16", False, tokens=12, text_length=16)
     job = farm.jobs(model, ["sm_80"], ["gated_residual"], first=True)
     ((_, entry),) = farm.run(job, prebuilt.entry, 1)
     return entry
