@@ -109,7 +109,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
 
 
 BLOCK_ROWS = 128  # rows of one head that share a scale in `quantize_blocks`
-SAMPLES = 128  # rows of K, at most, whose mean stands for that of all
+SAMPLES = 64  # rows of K, at most, whose mean stands for that of all
 LOG2_E = math.log2(math.e)
 
 
