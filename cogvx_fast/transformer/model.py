@@ -120,13 +120,15 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
     def _set_guard(self, device: torch.device) -> None:
         """Gives attention in 8 bits one number to set where it overflows, if no other attention is in this model."""
         session, processors = self._session, self.joint_processors
-        if session is None or session.fallback is None or session.guard is not None:
+        if session is None or session.fallback is None:
             return
         in_8_bits = [p.backend.operation == "int8_attention" and p._attention_backend is None for p in processors]
-        if all(in_8_bits) and len(in_8_bits) == len(self.transformer_blocks):
+        if not all(in_8_bits) or len(in_8_bits) < len(self.transformer_blocks):
+            session.guard = None
+        elif session.guard is None:
             session.guard = torch.zeros(1, dtype=torch.int32, device=device)
-            for processor in processors:
-                processor.guard = session.guard
+        for processor in processors:
+            processor.guard = session.guard
 
     def _overflowed(self, tokens: torch.Tensor) -> bool:
         """Whether a step with a lossy attention has to be redone; the one value that is fetched from the device."""
