@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
 from cogvx_kernels.cpu import convolution as direct
+from cogvx_kernels.reference import phase_weights
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
@@ -142,20 +143,12 @@ def copies(time: int, doubles: bool) -> list[int]:
 
 
 def _phases(weight: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-    """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling; summed in fp32."""
-    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-    phases = {}
-    for p in range(2):
-        rows = _pair(wide, 2, p)
-        for q in range(2):
-            phases[p, q] = _pair(rows, 3, q).to(weight.dtype).contiguous(memory_format=torch.channels_last)
-    return phases
-
-
-def _pair(weight: torch.Tensor, axis: int, phase: int) -> torch.Tensor:
-    """The three taps of `axis` as two: of an even row, the last two read the same input, of an odd one the first."""
-    a, b, c = weight.unbind(axis)
-    return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim=axis)
+    """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling."""
+    return {
+        (p, q): phase.contiguous(memory_format=torch.channels_last)
+        for p, phases in enumerate(phase_weights(weight))
+        for q, phase in enumerate(phases)
+    }
 
 
 def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
