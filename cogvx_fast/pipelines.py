@@ -30,6 +30,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
+from .fit.choice import LimitError
 from .fit.pipeline import check_checkpoint, fit_generation
 from .fit.request import Request
 from .hooks import moves_weights
@@ -48,8 +49,9 @@ from .lowering import (
 )
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
 from .quantization.hub import hub_arguments, quantized_folder
-from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest
+from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest, text_encoder_scheme
 from .quantization.pipeline import check_engine
+from .quantization.recipes import RECIPES
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
 
@@ -103,7 +105,7 @@ class FastPipelineMixin:
         folder = quantized_folder(pretrained_model_name_or_path, hub)
         if folder is not None:
             pretrained_model_name_or_path = folder
-            kwargs |= _quantized_parts(folder, kwargs)
+            kwargs |= _quantized_parts(folder, cls._reference, kwargs)
         elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
             dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
             check_checkpoint(pretrained_model_name_or_path, cls._reference, config, dtype, hub)
@@ -138,10 +140,13 @@ class FastPipelineMixin:
         return self
 
     def _offloads_on(self, device: torch.device) -> bool:
-        """Whether a generation of the model's own size has to on `device`."""
+        """Whether a generation of the model's own size has to on `device`, or does not fit even then."""
         config, asked = self._engine_config, self._asked_config
         config = dataclasses.replace(config, pack_weights=asked.pack_weights, vae_memory=asked.vae_memory)
-        _, choice = fit_generation(self, config, Request.default(self.transformer.config, self._reference), device)
+        try:
+            _, choice = fit_generation(self, config, Request.default(self.transformer.config, self._reference), device)
+        except LimitError:
+            return True
         return choice is not None and choice.option.offloads
 
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
@@ -342,13 +347,16 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
             return super().__call__(*args, **kwargs)
 
 
-def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def _quantized_parts(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
     """The arguments that make `from_pretrained` take the quantized models of `folder`."""
     manifest = read_manifest(folder)
     own = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or "native"}
     config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
     check_engine(config, manifest.recipe)
     check_dtype(manifest, folder, asked.get("dtype"))
+    if config.memory_limit is not None:
+        quantized = RECIPES[manifest.recipe], text_encoder_scheme(manifest)
+        check_checkpoint(folder, pipeline_class, config, getattr(torch, manifest.dtype), {}, quantized)
     check_files(folder, manifest)
     parts: dict[str, Any] = {"engine": config, "dtype": getattr(torch, manifest.dtype)}
     if "transformer" not in asked:
