@@ -128,16 +128,16 @@ def _choose_or_fewer(
     dtype: torch.dtype,
     left: Iterable[Option],
 ) -> tuple[Choice, str]:
-    """The choice for `request`, or for as many of its frames as fit, and in words for what it was made."""
+    """The choice for `request`, for as many of its frames as fit, or for the least; and in words for what it is."""
     left = list(left)
     try:
         return _choose(models, request, config, target, dtype, left), "the model's own size"
     except LimitError as error:
-        if not error.num_frames:
-            raise
-        fewer = request.of_frames(error.num_frames)
-        choice = _choose(models, fewer, config, target, dtype, left)
-        return choice, f"{fewer}, as the model's own {request.num_frames} do not fit"
+        fewer = request.of_frames(error.num_frames) if error.num_frames else request.least
+        with contextlib.suppress(LimitError):
+            choice = _choose(models, fewer, config, target, dtype, left)
+            return choice, f"{fewer}, as the model's own {request.num_frames} do not fit"
+        raise
 
 
 def _choose(

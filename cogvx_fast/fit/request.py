@@ -88,6 +88,11 @@ class Request:
         """The same with another number of frames."""
         return replace(self, num_frames=num_frames, encodes=min(self.encodes, num_frames))
 
+    @property
+    def least(self) -> Request:
+        """The least that can be made at this resolution: one frame, in one step, without guidance."""
+        return replace(self.of_frames(1), videos=1, guided=False, steps=1, streams=True)
+
     def has_size_of(self, transformer: Mapping[str, Any]) -> bool:
         """Whether that is the size in a transformer's configuration."""
         size = transformer["sample_frames"], transformer["sample_height"], transformer["sample_width"]
