@@ -14,7 +14,6 @@ from transformers import T5Config
 
 from ..config import EngineConfig
 from ..hooks import moves_weights
-from ..quantization.apply import is_quantized, kind
 from ..quantization.memory import Models
 from ..quantization.pipeline import check_engine, destination
 from ..quantization.recipes import BALANCED, NATIVE, RECIPES, Recipe, Scheme, Target, best, targets
@@ -182,8 +181,9 @@ def _models(pipeline: DiffusionPipeline) -> Models:
 
 def _scheme_of(text_encoder: torch.nn.Module | None) -> Scheme | None:
     """What a text encoder is quantized by already."""
-    modules = () if text_encoder is None else text_encoder.modules()
-    first = next(filter(is_quantized, modules), None)
+    parameters = () if text_encoder is None else text_encoder.parameters()
+    # Of torchao's, which need not be imported for it.
+    first = next((type(weight).__name__ for weight in parameters if hasattr(weight, "tensor_data_names")), None)
     if first is None:
         return None
-    return Scheme.FP8_WEIGHT if "Float8" in kind(first) else Scheme.INT8_WEIGHT
+    return Scheme.FP8_WEIGHT if "Float8" in first else Scheme.INT8_WEIGHT
