@@ -6,7 +6,7 @@ import enum
 import re
 from dataclasses import dataclass, fields
 
-from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, check_possible
+from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, QuantizedAttention, check_possible
 
 # Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
 # asking for one says so instead of silently running another.
@@ -29,7 +29,11 @@ class AttentionBackend(enum.StrEnum):
 
 
 class QuantizedGemm(enum.StrEnum):
-    """What multiplies quantized weights; `AUTO` takes ours where there is one for the device and the recipe."""
+    """What multiplies quantized weights; `AUTO` takes ours where there is one for the device and the recipe.
+
+    On a GPU it does so where every product of a block can be ours: norms and GELU then write 8 bits, and nothing else,
+    for the next product. `NATIVE` takes those that can be.
+    """
 
     AUTO = "auto"
     TORCHAO = "torchao"
@@ -81,6 +85,7 @@ class EngineConfig:
             GPU whether each model is there only while it runs. See the report; None: no limit.
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
+        quantized_attention: how attention in 8 bits, chosen by "auto" or by name, treats V; None: as the recipe says.
     """
 
     tier: str | None = None
@@ -97,6 +102,7 @@ class EngineConfig:
     memory_limit: int | str | None = None
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
+    quantized_attention: QuantizedAttention | None = None
 
     def __post_init__(self) -> None:
         if self.tier is None and self.recipe is not None:
@@ -113,6 +119,11 @@ class EngineConfig:
                 raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
         if self.fast_vae not in (None, True, False):
             raise ValueError(f"EngineConfig.fast_vae={self.fast_vae!r} must be None, True or False")
+        if not isinstance(self.quantized_attention, QuantizedAttention | None):
+            raise ValueError(
+                f"EngineConfig.quantized_attention={self.quantized_attention!r} must be None or a"
+                " cogvx_fast.quantization.QuantizedAttention"
+            )
         self._check_recipe()
         self._enforce("gemm", QuantizedGemm)
         self._enforce("attention", AttentionBackend)
@@ -131,7 +142,7 @@ class EngineConfig:
             allowed = ", ".join(map(repr, schemes))
             raise ValueError(f"EngineConfig.text_encoder={self.text_encoder!r} is unknown; allowed: {allowed}")
         if self.tier == "exact":
-            for name, default in (("recipe", None), ("text_encoder", "auto")):
+            for name, default in (("recipe", None), ("text_encoder", "auto"), ("quantized_attention", None)):
                 value = getattr(self, name)
                 if value != default:
                     raise ValueError(

@@ -15,9 +15,10 @@ from .config import TIERS, AttentionBackend, CompileMode, EngineConfig, Quantize
 from .fit.choice import Choice
 from .fit.pipeline import fit_new
 from .quantization.pipeline import quantize_pipeline
-from .quantization.recipes import RECIPES, Target, refusal, why_not, why_not_native
+from .quantization.recipes import RECIPES, QuantizedAttention, Target, refusal, why_not, why_not_native
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .transformer.quantized import Int8Linear
+from .transformer.scaled import ScaledLinear
 from .vae import FastAutoencoderKLCogVideoX, why_not_adopted
 from .vae.memory import size_in_words
 from .vae.place import Place
@@ -105,18 +106,31 @@ def choose_attention(pipeline: DiffusionPipeline, config: EngineConfig) -> Repor
     """
     transformer = pipeline.transformer
     processors = transformer.joint_processors
+    recipe, device = RECIPES.get(transformer.recipe), pipeline._execution_device
+    scheme = config.quantized_attention or (recipe.attention if recipe is not None else None)
     resolution = resolve(
         config.attention,
-        pipeline._execution_device,
+        device,
         transformer.dtype,
         transformer.config.attention_head_dim,
         exact=config.tier == "exact",
+        in_8_bits=config.tier != "exact" and scheme is not None,
     )
+    scheme = scheme or QuantizedAttention()
+    in_8_bits = resolution.capability.operation == "int8_attention"
+    if in_8_bits and scheme.fp8_value:
+        from cogvx_kernels.triton.targets import why_not_e4m3
+
+        if (reason := why_not_e4m3(device)) is not None:
+            raise ValueError(
+                f"EngineConfig.quantized_attention={scheme!r} cannot work here: {reason}; fp8_value=False can"
+            )
     for processor in processors:
-        processor.backend = resolution.capability
+        processor.backend, processor.scheme = resolution.capability, scheme
     by_hand = {p._attention_backend.value for p in processors if p._attention_backend is not None}
     foreign = len(transformer.transformer_blocks) - len(processors)
-    detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else str(resolution)
+    chosen = f"{resolution}: {scheme}" if in_8_bits else str(resolution)
+    detail = f"set by hand: {', '.join(sorted(by_hand))}" if by_hand else chosen
     return ReportLine("attention", True, detail + (f"; {foreign} processors of another kind" if foreign else ""))
 
 
@@ -141,12 +155,16 @@ def report_projections(session: EngineSession) -> ReportLine:
     plans = session.block_plans
     merged = sum(plan.qkv is not None for plan in plans)
     in_int8 = sum(isinstance(plan.qkv, Int8Linear) for plan in plans)
+    scaled = [plan.qkv.dtype for plan in plans if isinstance(plan.qkv, ScaledLinear)]
     packed = sum(plan.packed_bytes for plan in plans)
     parts = [f"Q, K and V in one product in {merged} of {len(plans)} blocks"]
     if merged < len(plans):
         parts.append("the others have adapters, hooks or quantized weights: their own modules are called")
     if in_int8:
         parts.append(f"int8 products of our own in {in_int8}")
+    for dtype in dict.fromkeys(scaled):
+        name = str(dtype).removeprefix("torch.")
+        parts.append(f"{name} products of our own, fed by 8-bit norms, in {scaled.count(dtype)}")
     if packed:
         parts.append(f"weights packed for oneDNN, {packed / 1e6:.1f} MB more while a generation runs")
     native = sum(plan.impl == "cpu" for plan in plans)

@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 
 from cogvx_fast import EngineConfig
+from cogvx_fast.quantization import QuantizedAttention
 
 
 def test_presets_are_names_of_configurations():
@@ -46,3 +47,12 @@ def test_a_memory_limit_is_a_size(limit):
         EngineConfig(memory_limit=limit)
     with pytest.raises(ValueError, match="memory_limit needs fast_vae=True"):
         EngineConfig(memory_limit="1GiB", fast_vae=False)
+
+
+def test_attention_in_8_bits_changes_precision():
+    scheme = QuantizedAttention(smooth_value=True)
+    with pytest.raises(ValueError, match=r"quantized_attention=.* changes precision, which tier 'exact' does not"):
+        EngineConfig(quantized_attention=scheme)
+    with pytest.raises(ValueError, match=r"quantized_attention='fp8' must be None or a .*QuantizedAttention"):
+        EngineConfig(tier="balanced", quantized_attention="fp8")
+    assert EngineConfig(tier="balanced", quantized_attention=scheme).quantized_attention is scheme

@@ -31,6 +31,7 @@ class Capability:
         dtypes: of query, key and value; None: all.
         head_dims: those it has kernels for; None: all.
         compute_capability: of the GPU, lowest and highest; None: any.
+        gains_on: compute capabilities where it is known to gain time, so that `auto` may take it; None: all.
         why_not: what else keeps this machine from running it, or None.
         install: how to get it.
     """
@@ -43,6 +44,7 @@ class Capability:
     dtypes: frozenset[torch.dtype] | None = None
     head_dims: frozenset[int] | None = None
     compute_capability: tuple[tuple[int, int], tuple[int, int]] | None = None
+    gains_on: frozenset[tuple[int, int]] | None = None
     why_not: Callable[[], str | None] | None = None
     install: str = "comes with torch"
 
@@ -101,6 +103,9 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         dtypes=_HALF,
         head_dims=frozenset((64, 128)),
         compute_capability=((8, 0), (99, 0)),
+        # By the count of cycles in docs/kernels.md: there products are the limit, and half of them run at twice the
+        # rate. On 9.0 at head dim 64 exponentials are, which stay as they were; 10.0 and 12.0 are not assessed.
+        gains_on=frozenset(((8, 0), (8, 6), (8, 9))),
         why_not=why_not_triton,
         install="pip install triton",
     ),
@@ -146,12 +151,18 @@ class Resolution:
 
 
 def resolve(
-    requested: AttentionBackend, device: torch.device | str, dtype: torch.dtype, head_dim: int, exact: bool = True
+    requested: AttentionBackend,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    head_dim: int,
+    exact: bool = True,
+    in_8_bits: bool = False,
 ) -> Resolution:
     """Choose the backend for a device, dtype and head dim.
 
     Args:
         exact: refuse backends that change more than the order of rounding.
+        in_8_bits: `auto` tries attention in 8 bits first, on GPUs where it gains time; for tiers that are not exact.
 
     Raises:
         ValueError: for a backend that cannot work here, with the reason and what can.
@@ -159,8 +170,10 @@ def resolve(
     device = torch.device(device)
     reasons = {b: why_not(b, exact) or why_not_here(b, device, dtype, head_dim) for b in CAPABILITIES}
     if requested is AttentionBackend.AUTO:
-        chosen = next(b for b in _AUTO if reasons[b] is None)
-        return Resolution(chosen, {b: reasons[b] for b in _AUTO[: _AUTO.index(chosen)]})
+        tried = (AttentionBackend.TRITON_INT8, *_AUTO) if in_8_bits else _AUTO
+        reasons |= {b: reasons[b] or _why_no_gain(b, device) for b in tried}
+        chosen = next(b for b in tried if reasons[b] is None)
+        return Resolution(chosen, {b: reasons[b] for b in tried[: tried.index(chosen)]})
     if reasons[requested] is not None:
         raise ValueError(_refusal(requested, reasons))
     return Resolution(requested)
@@ -205,6 +218,15 @@ def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.d
         if not lowest <= own <= highest:
             return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
     return capability.why_not() if capability.why_not is not None else None
+
+
+def _why_no_gain(backend: AttentionBackend, device: torch.device) -> str | None:
+    """Why a backend that works on this device is not known to gain time there, or None."""
+    gains_on = CAPABILITIES[backend].gains_on
+    if gains_on is None or torch.cuda.get_device_capability(device) in gains_on:
+        return None
+    own = _dotted(torch.cuda.get_device_capability(device))
+    return f"it gains time on compute capability {', '.join(map(_dotted, sorted(gains_on)))}, this GPU has {own}"
 
 
 def _refusal(requested: AttentionBackend, reasons: dict[AttentionBackend, str | None]) -> str:

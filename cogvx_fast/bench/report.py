@@ -10,6 +10,7 @@ from ..files import write_whole
 from . import tradeoff
 from .comparison import Group, break_even, groups, over_bound, over_previous, speedup
 from .rows import Row
+from .summary import summary
 from .words import seconds, size
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -41,17 +42,26 @@ def report(rows: Sequence[Row], plots: str | None = None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def readme_section(rows: Sequence[Row], plots: str) -> str:
-    """What stands between the markers: a short table for each group, or that nothing has been measured."""
+def readme_section(rows: Sequence[Row], plots: str, page: str) -> str:
+    """What stands between the markers: all at a glance, recipes with their plot; or that nothing has been measured.
+
+    Args:
+        plots, page: folder of the plots and the page of `report`, as links in the README need them.
+    """
     found = groups(rows)
     if not found:
         return NOTHING
-    parts = []
+    parts = [summary(found)]
     for group in found:
-        body = _table(group, found, short=True)
-        parts += [f"**{group.title}**: {provenance(group)}", body]
-        parts += [] if group.is_sizes else [_image(group, plots)]
-    return "\n\n".join([*parts, _LEGEND])
+        if group.is_quality:
+            parts += [f"**{group.title}**: {provenance(group)}", tradeoff.table(group, found), _image(group, plots)]
+    parts.append(
+        f"From [all rows]({page}), with spread, other contenders, ablations, sizes and how each was measured. Times"
+        " are medians of contenders that alternated in one run, or one call where that takes minutes; *memory* is a"
+        " call's peak on top of the weights; *error* is a multiple of diffusers' own at that precision, and above 1.1"
+        " the speed is refused."
+    )
+    return "\n\n".join(filter(None, parts))
 
 
 def with_section(text: str, section: str) -> str:
@@ -97,10 +107,10 @@ def _read_with_markers(path: Path, section: str) -> tuple[str, str]:
         raise ValueError(f"{path} {error}") from None
 
 
-def _table(group: Group, others: Sequence[Group], short: bool = False) -> str:
+def _table(group: Group, others: Sequence[Group]) -> str:
     if group.is_sizes:
         return sizes_table(group)
-    return tradeoff.table(group, others) if group.is_quality else table(group, short)
+    return tradeoff.table(group, others) if group.is_quality else table(group)
 
 
 def provenance(group: Group) -> str:
@@ -127,14 +137,12 @@ def _sizes(shape: dict) -> list[str]:
     ]
 
 
-def table(group: Group, short: bool = False) -> str:
-    """The group's rows as a Markdown table; `short` leaves out what a first look can do without."""
+def table(group: Group) -> str:
+    """The group's rows as a Markdown table."""
     columns = ["stage", "contender", "time"]
     columns += ["x the row before", "expected"] if group.is_ablation else []
     columns += ["x diffusers", "x arithmetic"]
-    columns += [] if short else ["first call", "pays after"]
-    # What an autoencoder takes is as much its point as its time.
-    columns += ["peak memory"] if not short or any(row.stage.startswith("vae") for row in group.rows) else []
+    columns += ["first call", "pays after", "peak memory"]
     columns += ["error (x diffusers' own)"]
     lines = [columns, ["---"] * len(columns)]
     for row in group.rows:

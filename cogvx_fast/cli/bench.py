@@ -125,7 +125,7 @@ def report(
 
         rows = _read_rows(folder)
         try:
-            section = made.readme_section(rows, _link(plots, readme))
+            section = made.readme_section(rows, _link(plots, readme), _link(page, readme))
             if check:
                 if not made.readme_matches(readme, section):
                     raise OutputError(f"{readme} does not match the rows; run: cogvx-fast bench report")

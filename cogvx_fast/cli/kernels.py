@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,10 @@ from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
 if TYPE_CHECKING:
-    from cogvx_kernels.aot import Compiled, Model
+    from cogvx_kernels.aot import Compiled
     from cogvx_kernels.farm import Job
     from cogvx_kernels.inspection import Inspection
+    from cogvx_kernels.models import Autoencoder, Model
 
     from .checkpoint import Checkpoint
 
@@ -224,7 +226,7 @@ def _kernels(asked: str | None, model: Model) -> list[str] | None:
 
 
 def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
-    from cogvx_kernels.aot import Model
+    from cogvx_kernels.models import Model
 
     if checkpoint is not None:
         if dim is not None:
@@ -237,16 +239,22 @@ def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision |
 
 
 def _block_kernels(model: Model) -> str:
-    """What a block launches, in a sentence."""
+    """What a block launches, in a sentence or two."""
     import torch
 
     from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
+    from cogvx_fast.attention import AttentionBackend
     from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
 
     if model.dtype == "float32":
         return "In float32 attention is torch's own."
-    names = block_kernels(model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
-    return f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}."
+    of_model = (model.heads, model.head_dim, getattr(torch, model.dtype), model.rotary)
+    names = block_kernels(*of_model)
+    in_8_bits = block_kernels(*of_model, backend=AttentionBackend.TRITON_INT8, quantized=torch.int8)
+    return (
+        f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}. In 8 bits"
+        f" throughout it launches {len(in_8_bits)}: {', '.join(in_8_bits)}. The last is the next block's first norm."
+    )
 
 
 def _checkpoint(name: str | None) -> tuple[Checkpoint, str]:
@@ -268,7 +276,7 @@ def _model(
     frames: int | None,
     dtype: Precision | None,
 ) -> Model:
-    from cogvx_kernels.aot import Model
+    from cogvx_kernels.models import Model
 
     from . import validate
     from .checkpoint import PIXELS_PER_LATENT
@@ -286,13 +294,38 @@ def _model(
         rotary=checkpoint.use_rotary_positional_embeddings,
         tokens=-(-latent_frames // (checkpoint.patch_size_t or 1)) * rows * columns,
         text_length=checkpoint.max_text_seq_length,
+        vae=_autoencoder(checkpoint, argument),
+    )
+
+
+def _autoencoder(checkpoint: Checkpoint, argument: str) -> Autoencoder:
+    """The checkpoint's own; what its configuration leaves out is as in diffusers' class, which is the family's."""
+    from cogvx_kernels.models import PUBLISHED_VAE, Autoencoder
+
+    from .checkpoint import read_config
+
+    try:
+        config = read_config(checkpoint.source, "vae/config.json")
+    except UsageError as error:
+        raise error.renamed(argument) from None
+    channels = tuple(config.get("block_out_channels", PUBLISHED_VAE.channels))
+    groups = config.get("norm_num_groups", PUBLISHED_VAE.groups)
+    if any(width % groups for width in channels):
+        raise UsageError(
+            argument, repr(checkpoint.source), f"its vae has {groups} groups, which do not divide {channels}"
+        )
+    return Autoencoder(
+        channels,
+        config.get("latent_channels", PUBLISHED_VAE.latent_channels),
+        groups,
+        int(math.log2(config.get("temporal_compression_ratio", 2**PUBLISHED_VAE.time_doublings))),
     )
 
 
 def _described(model: Model) -> dict[str, Any]:
     import dataclasses
 
-    return dataclasses.asdict(model)
+    return json.loads(json.dumps(dataclasses.asdict(model)))  # as it is read back
 
 
 def _version() -> str:

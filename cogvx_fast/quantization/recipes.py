@@ -27,6 +27,8 @@ FEED_FORWARD = r"transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)(\.base_layer)?"
 T5 = r"encoder\.block\.\d+\.layer\.\d+\.(SelfAttention\.[qkvo]|DenseReluDense\.(wi|wi_0|wi_1|wo))"
 # torchao multiplies rowwise fp8 with the tensor cores that came with this compute capability.
 FP8_CAPABILITY = (8, 9)
+# What our own kernels for GPUs are made for, at least.
+TRITON_CAPABILITY = (8, 0)
 
 
 class Scheme(enum.StrEnum):
@@ -63,18 +65,40 @@ class Scheme(enum.StrEnum):
 
 
 @dataclass(frozen=True)
+class QuantizedAttention:
+    """How attention with Q and K in int8 treats V; its sums are fp32 either way, so that V's size cannot break them.
+
+    Attributes:
+        fp8_value: V and the probabilities in e4m3, where a GPU multiplies that: twice the rate of their product, and 9
+            dB more noise. Otherwise they stay in 16 bits.
+        smooth_value: take V's mean off before it is rounded and add it to the output. For `fp8_value` and checkpoints
+            with a large bias in V, as CogVideoX-2b's (12 dB); in 16 bits it gains nothing.
+    """
+
+    fp8_value: bool = False
+    smooth_value: bool = False
+
+    def __str__(self) -> str:
+        value = ("e4m3" if self.fp8_value else "16 bits") + (" without its mean" if self.smooth_value else "")
+        return f"Q and K in int8, V in {value}"
+
+
+@dataclass(frozen=True)
 class Recipe:
     """
     Attributes:
         what: in one line, for people.
         layers: pattern of a linear's fully-qualified name in the transformer, and its scheme; the first match counts.
         text_encoder: the scheme of the text encoder's linears; None leaves them.
+        attention: of attention where `attention="auto"` may take it: on GPUs where 8 bits gain time; None leaves it in
+            16 bits.
     """
 
     name: str
     what: str
     layers: tuple[tuple[str, Scheme], ...]
     text_encoder: Scheme | None
+    attention: QuantizedAttention | None = None
 
     def scheme_of(self, name: str) -> Scheme | None:
         """The scheme of the linear called `name` in the transformer; None: it stays as it is."""
@@ -86,7 +110,8 @@ class Recipe:
 
 
 def _uniform(scheme: Scheme, what: str, text_encoder: Scheme) -> Recipe:
-    return Recipe(scheme.value, what, ((ATTENTION, scheme), (FEED_FORWARD, scheme)), text_encoder)
+    attention = QuantizedAttention() if scheme.multiplies_8_bits else None
+    return Recipe(scheme.value, what, ((ATTENTION, scheme), (FEED_FORWARD, scheme)), text_encoder, attention)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -176,7 +201,14 @@ def why_not(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) ->
 def why_not_native(recipe: Recipe, target: Target) -> str | None:
     """What keeps products of our own from running `recipe` on `target`, or None."""
     from cogvx_kernels.cpu import int8
+    from cogvx_kernels.triton import why_not as why_not_triton
 
+    if target.device == "cuda":
+        if not any(scheme.multiplies_8_bits for scheme in recipe.schemes):
+            return f"on a GPU there are some for recipes 'int8' and 'fp8' alone, not for {recipe.name!r}"
+        if target.capability is not None and target.capability < TRITON_CAPABILITY:
+            return f"they need compute capability {_dotted(TRITON_CAPABILITY)} or newer; this is {target.name}"
+        return why_not_triton()
     if target.device != "cpu":
         return f"there are none for {target.device}"
     if Scheme.INT8 not in recipe.schemes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from cogvx_kernels import ops
 from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -11,7 +13,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from ..attention.backends import CAPABILITIES, Capability
 from ..config import AttentionBackend
 from ..hooks import is_hooked
+from ..quantization.recipes import QuantizedAttention
 from .plan import UNPLANNED, BlockPlan
+from .scaled import QuantizedRows
 
 
 class JointAttnProcessor:
@@ -19,17 +23,22 @@ class JointAttnProcessor:
 
     Attributes:
         backend: the engine's choice.
+        scheme: how attention in 8 bits treats V, where `backend` is that.
+        guard: int32 of one element, which attention in 8 bits sets to 1 if a number of its output is not finite; None:
+            nobody looks.
         _attention_backend: what `set_attention_backend()` writes to in every diffusers model; wins over the default.
     """
 
     def __init__(self) -> None:
         self.backend: Capability = CAPABILITIES[AttentionBackend.SDPA]
+        self.scheme = QuantizedAttention()
+        self.guard: torch.Tensor | None = None
         self._attention_backend: AttentionBackendName | None = None
 
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor,
+        hidden_states: torch.Tensor | QuantizedRows,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         text_seq_length: int = 0,
@@ -38,7 +47,8 @@ class JointAttnProcessor:
     ) -> torch.Tensor:
         """
         Args:
-            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
+            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text; in 8 bits with scales where
+                `plan` has products for that.
             encoder_hidden_states: unused, there for the signature that `Attention` calls.
             attention_mask: additive or boolean, broadcastable to `(batch, heads, sequence, sequence)`, or None.
             image_rotary_emb: cosines and sines `(tokens, head_dim)` for the video rows, or None.
@@ -55,7 +65,7 @@ class JointAttnProcessor:
         if self._quantizes_with_norms(attn, query, attention_mask, plan):
             rotation = (image_rotary_emb, text_seq_length, attn.norm_q.eps)
             quantized = ops.qk_norm_rope_int8(query, key, *_affine(attn), *rotation, impl=plan.impl)
-            output = ops.quantized_attention(*quantized, value, impl=plan.impl).flatten(2)
+            output = ops.quantized_attention(*quantized, value, **self._options(), impl=plan.impl).flatten(2)
         else:
             query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, plan.impl)
             output = self._attend(query, key, value, attention_mask).flatten(2)
@@ -75,12 +85,18 @@ class JointAttnProcessor:
             and _has_plain_norms(attn)
         )
 
+    def _options(self) -> dict[str, Any]:
+        """Of attention in 8 bits."""
+        value_dtype = torch.float8_e4m3fn if self.scheme.fp8_value else None
+        return {"value_dtype": value_dtype, "smooth_value": self.scheme.smooth_value, "guard": self.guard}
+
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         chosen = self._attention_backend or self.backend.dispatch
         if chosen is None and mask is None and not torch.is_grad_enabled():
-            return getattr(ops, self.backend.operation)(query, key, value, impl=self.backend.impl)
+            options = self._options() if self.backend.operation == "int8_attention" else {}
+            return getattr(ops, self.backend.operation)(query, key, value, **options, impl=self.backend.impl)
         # Our kernels know neither masks nor gradients.
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
 
@@ -133,7 +149,7 @@ def _rotate_video(
 
 def attend(
     attn: Attention,
-    stream: torch.Tensor,
+    stream: torch.Tensor | QuantizedRows,
     text_seq_length: int,
     image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
     attention_kwargs: dict | None,

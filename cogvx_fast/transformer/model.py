@@ -6,6 +6,7 @@ import contextlib
 import json
 import warnings
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
@@ -66,6 +67,8 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
             yield session
         finally:
             self._session = outer
+            for processor in self.joint_processors:
+                processor.guard = None
 
     @property
     def joint_processors(self) -> list[JointAttnProcessor]:
@@ -103,6 +106,7 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         text_seq_length = encoder_hidden_states.shape[1]
         modulation = self._modulation(timestep, timestep_cond, ofs, hidden_states.dtype)
         stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
+        self._set_guard(stream.device)
         plans, compiles = self._plans(stream)
         run = torch.compile(_run_blocks, fullgraph=True) if compiles == "full" else _run_blocks
         arguments = (modulation, text_seq_length, image_rotary_emb, attention_kwargs, plans, compiles == "blocks")
@@ -113,10 +117,30 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
+    def _set_guard(self, device: torch.device) -> None:
+        """Gives attention in 8 bits one number to set where it overflows, if no other attention is in this model."""
+        session, processors = self._session, self.joint_processors
+        if session is None or session.fallback is None:
+            return
+        in_8_bits = [p.backend.operation == "int8_attention" and p._attention_backend is None for p in processors]
+        if not all(in_8_bits) or len(in_8_bits) < len(self.transformer_blocks):
+            session.guard = None
+        elif session.guard is None:
+            session.guard = torch.zeros(1, dtype=torch.int32, device=device)
+        for processor in processors:
+            processor.guard = session.guard
+
     def _overflowed(self, tokens: torch.Tensor) -> bool:
         """Whether a step with a lossy attention has to be redone; the one value that is fetched from the device."""
         session = self._session
-        return session is not None and session.fallback is not None and not bool(torch.isfinite(tokens).all())
+        if session is None or session.fallback is None:
+            return False
+        if session.guard is None:
+            return not bool(torch.isfinite(tokens).all())
+        overflowed = bool(session.guard)
+        if overflowed:
+            session.guard.zero_()
+        return overflowed
 
     @contextlib.contextmanager
     def _exact_attention(self) -> Iterator[None]:
@@ -196,15 +220,30 @@ def _run_blocks(
     compile_blocks: bool,
 ) -> torch.Tensor:
     """The stream through all blocks and the final projection: `(batch, video tokens, patch * out_channels)`."""
-    for block, vectors, plan in zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True):
-        arguments = (stream, vectors, text_seq_length, image_rotary_emb, attention_kwargs)
+    blocks = list(zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True))
+    # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
+    whole, branches = FastCogVideoXBlock.forward, FastCogVideoXBlock.run_branches
+    if compile_blocks:
+        whole, branches = (torch.compile(function, fullgraph=True) for function in (whole, branches))
+    normed = None  # of the stream, for the next block, where the one before gave it along with its last addition
+    for (block, vectors, plan), following in zip_longest(blocks, blocks[1:]):
+        arguments = (vectors, text_seq_length, image_rotary_emb, attention_kwargs)
         if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-            stream = transformer._gradient_checkpointing_func(block, *arguments)
-        elif compile_blocks and not plan.hooked:
-            # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
-            stream = torch.compile(FastCogVideoXBlock.forward, fullgraph=True)(block, *arguments, plan)
+            stream = transformer._gradient_checkpointing_func(block, stream, *arguments)
+        elif plan.hooked or not (plan.chains or compile_blocks):
+            stream = block(stream, *arguments, plan)
+        elif not plan.chains:
+            stream = whole(block, stream, *arguments, plan)
         else:
-            stream = block(*arguments, plan)
+            if normed is None:
+                normed = block.enter(stream, vectors[0], text_seq_length, plan)
+            stream, forwarded = branches(block, stream, normed, *arguments, plan)
+            if following is not None and following[2].chains:
+                after, (first, _), its_plan = following
+                parts = (stream, forwarded, vectors[1].gate, first)
+                stream, normed = after.enter_after(*parts, text_seq_length, its_plan)
+            else:
+                stream, normed = block.leave(stream, forwarded, vectors[1], text_seq_length, plan), None
     # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
     video = transformer.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
     video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift

@@ -20,7 +20,9 @@ from torch import nn
 
 from ..config import EngineConfig, QuantizedGemm
 from ..hooks import is_hooked, moves_weights
-from .quantized import Int8FeedForward, Int8Linear, Int8Weight, multiplies_int8
+from .quantized import Int8FeedForward, Int8Linear, QuantizedWeight, multiplies_int8
+from .scaled import ScaledFeedForward, ScaledLinear, scaled_products
+from .views import as_views
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ class BlockPlan:
 
     Attributes:
         impl: of the operations between the products, as `cogvx_kernels.ops` names it.
-        qkv: the three projections of attention in one.
+        qkv: the three projections of attention in one. A `ScaledLinear` or `ScaledFeedForward` takes the norm before it
+            in 8 bits.
         out: attention's output projection.
         ff: the feed-forward.
         hooked: a caching, casting or offloading hook hangs on the block or in it: modules must be called, and dynamo
@@ -119,12 +122,20 @@ class BlockPlan:
     """
 
     impl: str = "torch"
-    qkv: MergedLinear | PackedLinear | Int8Linear | None = None
-    out: PackedLinear | Int8Linear | None = None
-    ff: FusedFeedForward | BufferedFeedForward | Int8FeedForward | None = None
+    qkv: MergedLinear | PackedLinear | Int8Linear | ScaledLinear | None = None
+    out: PackedLinear | Int8Linear | ScaledLinear | None = None
+    ff: FusedFeedForward | BufferedFeedForward | Int8FeedForward | ScaledFeedForward | None = None
     hooked: bool = False
     packed_bytes: int = 0
     made_from: tuple[tuple[nn.Module, int], ...] = field(default=(), repr=False)
+
+    @property
+    def chains(self) -> bool:
+        """Whether the block can leave its last addition to the norm of the next: one read of the stream less.
+
+        Not in torch's form, which a compiler takes whole, and not past a hook, which wants the stream itself.
+        """
+        return self.impl != "torch" and not self.hooked
 
     def is_current(self, block: nn.Module) -> bool:
         """Whether the block still has the linears, and they the memory, that the plan was made from."""
@@ -173,6 +184,11 @@ def plan_block(
         packed_out = _pack([out], rows)
     if on_cpu and not compiled and config.gemm is not QuantizedGemm.TORCHAO and int8.why_not() is None:
         merged, packed_out, feed_forward = _int8_products(block, rows, buffers, (merged, packed_out, feed_forward))
+    if device.type == "cuda" and config.gemm is not QuantizedGemm.TORCHAO and why_not_triton(device) is None:
+        free = None if any(map(is_hooked, block.ff.modules())) else ff
+        products = scaled_products(qkv, out, free, partly=config.gemm is QuantizedGemm.NATIVE)
+        others = (merged, packed_out, feed_forward)
+        merged, packed_out, feed_forward = (own or other for own, other in zip(products, others, strict=True))
     impl = "cpu" if native else "triton" if on_gpu and can_run_on_gpu(block) else "torch"
     linears = [merged, packed_out]
     if isinstance(feed_forward, FusedFeedForward):
@@ -191,7 +207,7 @@ def _int8_products(block: nn.Module, rows: int, buffers: dict[tuple, torch.Tenso
         return others
     width = max(len(linear.weight) for part, takes in zip(parts, taken, strict=True) if takes for linear in part)
     buffer = buffers.setdefault(("int8", rows, width), torch.empty(rows * width, dtype=torch.int32))
-    weights = [tuple(map(Int8Weight.of, part)) if takes else () for part, takes in zip(parts, taken, strict=True)]
+    weights = [tuple(map(QuantizedWeight.of, part)) if takes else () for part, takes in zip(parts, taken, strict=True)]
     kinds = (Int8Linear, Int8Linear, lambda pair, buffer: Int8FeedForward(*pair, buffer))
     return tuple(
         kind(part, buffer) if part else other for kind, part, other in zip(kinds, weights, others, strict=True)
@@ -211,7 +227,7 @@ def can_run_on_gpu(block: nn.Module) -> bool:
     dtypes.add(block.attn1.to_q.weight.dtype)
     head_dim = block.attn1.to_q.out_features // block.attn1.heads
     known = {torch.float16, torch.bfloat16, torch.float32}
-    return why_not_triton() is None and dtypes <= known and head_dim & (head_dim - 1) == 0
+    return why_not_triton(_place(block)[0]) is None and dtypes <= known and head_dim & (head_dim - 1) == 0
 
 
 def _linears(block: nn.Module) -> tuple[list[nn.Module], nn.Module, list[nn.Module] | None]:
@@ -255,23 +271,7 @@ def _pack(linears: list[nn.Module], rows: int, gelu: bool = False) -> PackedLine
 
 def _merge(linears: list[nn.Module]) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Weights and biases in one piece of memory each, of which the linears' own become views: no copy is left."""
-    return tuple(_as_views([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
-
-
-@torch.no_grad()
-def _as_views(parameters: list[nn.Parameter | None]) -> torch.Tensor | None:
-    if parameters[0] is None:
-        return None
-    first, size = parameters[0], parameters[0].numel() * parameters[0].element_size()
-    places = [p.data_ptr() for p in parameters]
-    same_memory = len({p.untyped_storage().data_ptr() for p in parameters}) == 1
-    if same_memory and places == [places[0] + i * size for i in range(len(parameters))]:
-        rows = sum(p.shape[0] for p in parameters)
-        return first.detach().as_strided((rows, *first.shape[1:]), first.stride())
-    whole = torch.cat([p.detach() for p in parameters])
-    for parameter, part in zip(parameters, whole.split([p.shape[0] for p in parameters]), strict=True):
-        parameter.data = part
-    return whole
+    return tuple(as_views([getattr(linear, name) for linear in linears]) for name in ("weight", "bias"))
 
 
 def _state(block: nn.Module) -> tuple[tuple[nn.Module, int], ...]:

@@ -12,7 +12,7 @@ from ..hooks import is_hooked
 
 
 @dataclass(frozen=True)
-class Int8Weight:
+class QuantizedWeight:
     """One linear: torchao's int8 values `(out, in)`, and in fp32 its scales and bias `(out,)`."""
 
     values: torch.Tensor
@@ -20,7 +20,7 @@ class Int8Weight:
     bias: torch.Tensor
 
     @classmethod
-    def of(cls, linear: nn.Linear) -> Int8Weight:
+    def of(cls, linear: nn.Linear) -> QuantizedWeight:
         scales = linear.weight.scale.detach().float().flatten()
         bias = torch.zeros_like(scales) if linear.bias is None else linear.bias.detach().float()
         return cls(linear.weight.qdata, scales, bias)
@@ -33,7 +33,7 @@ class Int8Linear:
     `buffer`: int32, where sums may lie; one for all blocks. It would be the largest allocation of a step otherwise.
     """
 
-    weights: tuple[Int8Weight, ...]
+    weights: tuple[QuantizedWeight, ...]
     buffer: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -49,8 +49,8 @@ class Int8Linear:
 class Int8FeedForward:
     """A feed-forward of two int8 products: what GELU gives goes into int8 rows without being written in between."""
 
-    first: Int8Weight
-    second: Int8Weight
+    first: QuantizedWeight
+    second: QuantizedWeight
     buffer: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
@@ -63,22 +63,33 @@ class Int8FeedForward:
         return output.unflatten(0, x.shape[:-1])
 
 
-def multiplies_int8(*modules: nn.Module) -> bool:
-    """Whether each is a linear that torchao made W8A8 int8, by rows and symmetric, and nothing hangs on it."""
-    from torchao.quantization import Int8Tensor, MappingType, PerRow
+def multiplied_dtype(module: nn.Module) -> torch.dtype | None:
+    """`torch.int8` or `torch.float8_e4m3fn` if `module` is a linear that torchao made W8A8 of that type, by rows and
+    symmetric, and nothing hangs on it."""
+    weight = module._parameters.get("weight")
+    if type(module) is not nn.Linear or type(weight) is nn.Parameter or is_hooked(module):
+        return None
+    from torchao.quantization import Float8Tensor, Int8Tensor, MappingType, PerRow
 
+    if not isinstance(weight, Float8Tensor | Int8Tensor):
+        return None
+    kwargs = weight.act_quant_kwargs
+    if kwargs is None or not isinstance(kwargs.granularity, PerRow) or weight.scale.numel() != len(weight):
+        return None
+    if isinstance(weight, Float8Tensor):
+        bounds = kwargs.hp_value_lb, kwargs.hp_value_ub
+        plain = {weight.qdata.dtype, kwargs.float8_dtype} == {torch.float8_e4m3fn} and bounds == (None, None)
+        return torch.float8_e4m3fn if plain else None
+    plain = kwargs.mapping_type is MappingType.SYMMETRIC and weight.act_quant_scale is weight.act_pre_scale is None
+    return torch.int8 if plain else None
+
+
+def multiplies_int8(*modules: nn.Module) -> bool:
+    """Whether `Int8Linear` can do each: W8A8 int8 on a CPU."""
     return all(
-        type(module) is nn.Linear
-        and isinstance(module.weight, Int8Tensor)
-        and module.weight.act_quant_kwargs is not None
-        and isinstance(module.weight.act_quant_kwargs.granularity, PerRow)
-        and module.weight.act_quant_kwargs.mapping_type is MappingType.SYMMETRIC
-        and module.weight.act_quant_scale is None
-        and module.weight.act_pre_scale is None
-        and module.weight.scale.numel() == len(module.weight)
+        multiplied_dtype(module) is torch.int8
         and module.weight.qdata.device.type == "cpu"
         and module.weight.shape[1] <= int8.MAX_DIM
         and module.weight.dtype in int8.DTYPES
-        and not is_hooked(module)
         for module in modules
     )

@@ -47,6 +47,7 @@ class EngineSession:
         compiles: what of the transformer runs compiled: "off", "blocks" or "full".
         fallback: what redoes a step whose result is not finite, where the backend of attention is a lossy one that can
             overflow; None: steps are not looked at.
+        guard: int32 of one element on the device, where attention itself says so; None: the step's result is looked at.
         redone: how many steps were.
         counts: how often each constant was computed.
     """
@@ -55,6 +56,7 @@ class EngineSession:
     scheduler: Any
     compiles: str = "off"
     fallback: Capability | None = None
+    guard: torch.Tensor | None = None
     redone: int = 0
     counts: dict[str, int] = field(
         default_factory=lambda: {"modulation": 0, "text_projection": 0, "positions": 0, "plans": 0}

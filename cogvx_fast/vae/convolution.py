@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import convolution as native
+from cogvx_kernels.cpu import convolution as direct
+from cogvx_kernels.cpu import winograd
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
 
@@ -69,21 +70,41 @@ class TorchProduct:
         return out.add_(result) if adds else out.copy_(result)
 
 
-class NativeProduct:
+class DirectProduct:
     """Our own convolution for fp32 on a CPU, which rounds less than either order of torch's and writes in place."""
 
     def __init__(self, conv: nn.Conv3d):
-        self._conv, self._packed = conv, native.pack(conv.weight)
+        self._conv, self._packed = conv, direct.pack(conv.weight)
         self.border = conv.padding[2]
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         conv = self._conv
-        if out is None:
-            batch, time, height, width, _ = buffer.shape
-            kt, kh, kw = conv.kernel_size
-            out = buffer.new_empty(batch, time - kt + 1, height - kh + 1, width - kw + 1, conv.out_channels)
-        native.convolution(buffer, self._packed, conv.bias, conv.kernel_size, out, adds)
+        out = _valid(buffer, conv) if out is None else out
+        direct.convolution(buffer, self._packed, conv.bias, conv.kernel_size, out, adds)
         return out
+
+
+class WinogradProduct:
+    """The same with fewer products, in bf16 too, where it rounds once, after `adds`."""
+
+    border = 1
+
+    def __init__(self, conv: nn.Conv3d):
+        self._conv, self._packed = conv, winograd.pack(conv.weight)
+        self._bias = None if conv.bias is None else conv.bias.float()
+
+    def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+        conv = self._conv
+        out = _valid(buffer, conv) if out is None else out
+        winograd.convolution(buffer, self._packed, self._bias, conv.kernel_size[0], out, adds)
+        return out
+
+
+def _valid(buffer: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
+    """Memory for what a convolution makes of a padded buffer."""
+    batch, time, height, width, _ = buffer.shape
+    kt, kh, kw = conv.kernel_size
+    return buffer.new_empty(batch, time - kt + 1, height - kh + 1, width - kw + 1, conv.out_channels)
 
 
 class TritonProduct:
@@ -105,11 +126,25 @@ class TritonProduct:
         return result
 
 
-def product_of(layer: CogVideoXCausalConv3d, clip: Clip) -> Product:
+def product_of(layer: CogVideoXCausalConv3d, like: torch.Tensor, clip: Clip) -> Product:
     """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
-    if clip.product == "triton":
-        return TritonProduct(layer.conv)
-    return NativeProduct(layer.conv) if clip.product == "cpu" else TorchProduct(layer.conv)
+    return kind_of(layer.conv, clip.product, like.dtype, like.shape[:4].numel())(layer.conv)
+
+
+def kind_of(conv: nn.Conv3d, product: str, dtype: torch.dtype, pixels: int) -> type[Product]:
+    """The class of what multiplies with the weights of `conv`.
+
+    Args:
+        product: as `Place` has it.
+        pixels: of all frames of a chunk and all samples: few of them do not make up for the weights' own transform.
+    """
+    if product == "triton":
+        return TritonProduct
+    if product == "torch":
+        return TorchProduct
+    if winograd.takes(conv.kernel_size) and pixels >= winograd.LEAST_PIXELS[dtype]:
+        return WinogradProduct
+    return DirectProduct if dtype == torch.float32 else TorchProduct
 
 
 def causal_conv(
@@ -120,7 +155,7 @@ def causal_conv(
     Args:
         like: frames of the shape that `fill` writes.
     """
-    product = product_of(layer, clip)
+    product = product_of(layer, like, clip)
     if out is None and clip.slices(layer, like.shape[2]):
         out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
     for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
@@ -133,7 +168,7 @@ def add_causal_conv(
     layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
 ) -> None:
     """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    product = product_of(layer, clip)
+    product = product_of(layer, like, clip)
     for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
         product(buffer, residual[:, :, first:last], adds=True)
         del buffer

@@ -39,7 +39,7 @@ def _pixels(decoder: CogVideoXDecoder3D, holder: list[torch.Tensor], zq: torch.T
         return causal_conv(layer, fill, frames, clip)
     # The frames leave no room for pixels beside them.
     kept = keep((*frames.shape[:4], layer.conv.out_channels), frames, elsewhere=True)
-    product = product_of(layer, clip)
+    product = product_of(layer, frames, clip)
     for first, _, buffer in padded_rows(layer, fill, frames, clip, product.border):
         kept.write(first, product(buffer))
         del buffer

@@ -12,12 +12,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
-from cogvx_kernels.cpu import convolution as native
+from cogvx_kernels.cpu import convolution as direct
+from cogvx_kernels.cpu import winograd
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
+from .convolution import DirectProduct, WinogradProduct, kind_of
 from .place import Place
-from .resampling import copies, pooled_frames, upsamples_at_once
+from .resampling import copies, is_direct, pooled_frames, upsamples_at_once
 from .resnet import halves
 
 # A convolution's input and output beyond this are computed some rows at a time even without a budget: it costs no time.
@@ -40,10 +42,10 @@ class Ledger(ABC):
         itemsize, in_torch = place.dtype.itemsize, place.impl == "torch"
         self.filling = 0 if not in_torch else 16 if itemsize == 4 else 20 + itemsize
         self.wide = 0 if not in_torch or itemsize == 4 else 4  # a frame in fp32, for its statistics
-        # Our own convolution writes its result in place, from columns that are padded, too, and weights in its order.
-        self.border = 1 if place.product == "cpu" else 0
-        # A GPU's kernel does too, from frames that are not padded and beside the past.
-        self.product, self.fuses = place.product, place.product == "triton"
+        # A GPU's kernel writes its result in place, from frames that are not padded and beside the past. So do a CPU's
+        # own, from columns that are padded, too, and weights in their order.
+        self.dtype, self.product, self.fuses = place.dtype, place.product, place.product == "triton"
+        self.direct = is_direct(place.product, place.dtype)
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
@@ -86,9 +88,13 @@ class Ledger(ABC):
         if self.live + extra > self.peak:
             self.peak, self.worst = self.live + extra, layer
 
-    def packed(self, *weight: int) -> int:
-        """Bytes of a weight of so many outputs, inputs and taps in the order of our own convolution."""
-        return native.packed_size(*weight) * self.itemsize
+    def packed(self, conv: nn.Conv3d, kind: type) -> int:
+        """Bytes of a weight in the order that `kind` of product reads, beside the layer's own."""
+        if kind is WinogradProduct:
+            return 4 * winograd.packed_size(conv.out_channels, conv.in_channels, conv.kernel_size[0], self.dtype)
+        if kind is DirectProduct:
+            return 4 * direct.packed_size(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size))
+        return self.size(conv.weight.shape) if self.fuses else 0
 
     def put(self, layer: nn.Module, size: int) -> None:
         """`size` bytes more (or less) of a layer wait: where they count, or elsewhere."""
@@ -134,13 +140,12 @@ class Ledger(ABC):
             self.put(layer, self.caches[layer] - old)
 
         conv = layer.conv
-        packed = self.packed(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size)) if self.border else 0
-        if self.fuses:
-            packed = self.size(conv.weight.shape)
-        in_place = (self.border or self.fuses) and has_place
+        kind = kind_of(conv, self.product, self.dtype, math.prod(frames[:4]))
+        packed, border = self.packed(conv, kind), conv.padding[2] if kind in (DirectProduct, WinogradProduct) else 0
+        in_place = (border or self.fuses) and has_place
 
         def workspace(rows: int) -> int:
-            buffer = packed + self.size((batch, history + time, rows + 2, width + 2 * self.border, channels))
+            buffer = packed + self.size((batch, history + time, rows + 2, width + 2 * border, channels))
             read = min(rows + 2, height)
             if self.fuses:
                 buffer = packed + self.size((batch, time, read, width, channels))
@@ -250,8 +255,8 @@ class DecoderLedger(Ledger):
         out = (batch, sum(copies(time, layer.compress_time)), 2 * height, 2 * width, out_channels)
         # The four phases' weights; on the way to them sums in fp32, or both orders of them.
         each = channels * out_channels
-        weights = 4 * self.packed(out_channels, channels, 4) if self.border else 16 * each * self.itemsize
-        self.reach(layer, weights + each * (20 * self.itemsize if self.border else 40))
+        weights = 16 * direct.packed_size(out_channels, channels, 4) if self.direct else 16 * each * self.itemsize
+        self.reach(layer, weights + each * (20 * self.itemsize if self.direct else 40))
         waits = batch * time * self.size((height, width, channels))
         is_strided = self.carried != waits
         aside = layer in self.elsewhere
@@ -269,7 +274,7 @@ class DecoderLedger(Ledger):
             return self.size((frames, min(rows + 2, height), width, channels))
 
         def product(frames: int, rows: int) -> int:
-            if self.border:
+            if self.direct:
                 return self.size((rows + 2, width + 2, channels))
             return self.size((frames, min(rows + 2, height) + 1, width + 1, out_channels))
 
@@ -315,7 +320,7 @@ class EncoderLedger(Ledger):
         out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, out_channels)
         self.live += self.size(out)
         # Beside the padded frame our own convolution has its weights, torch's makes a result of its own.
-        beside = self.packed(out_channels, channels, 9) if self.border else self.size(out[2:])
+        beside = 4 * direct.packed_size(out_channels, channels, 9) if self.direct else self.size(out[2:])
         self.reach(layer, self.size((height + 1, width + 1, channels)) + beside)
         self.live -= self.carried
         self.carried = self.size(out)

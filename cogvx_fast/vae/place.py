@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from cogvx_kernels.cpu import convolution, frames
+from cogvx_kernels.cpu import convolution, frames, winograd
 from cogvx_kernels.triton import why_not as why_not_triton
 
 
@@ -29,6 +29,15 @@ class Place:
             return cls(device, dtype, "triton", "triton")
         on_cpu = device.type == "cpu"
         impl = "cpu" if on_cpu and dtype in frames.DTYPES and frames.why_not() is None else "torch"
-        # In fp32 torch's channels-last convolution rounds two to three times as much as diffusers' layout does.
-        ours = on_cpu and dtype == torch.float32 and convolution.why_not() is None
-        return cls(device, dtype, impl, "cpu" if ours else "torch")
+        return cls(device, dtype, impl, "cpu" if on_cpu and _convolves(dtype) else "torch")
+
+
+def _convolves(dtype: torch.dtype) -> bool:
+    """Whether our own convolutions are the best of this CPU's.
+
+    In fp32 torch's channels-last ones round two to three times as much as those in diffusers' layout. In bf16 ours
+    spare products and do them in fp32: faster than bf16 units of the vector kind, slower than AMX.
+    """
+    if dtype == torch.float32:
+        return convolution.why_not() is None and winograd.why_not() is None
+    return dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported() and winograd.why_not() is None

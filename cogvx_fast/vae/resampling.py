@@ -7,7 +7,8 @@ from collections.abc import Container
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import convolution as native
+from cogvx_kernels.cpu import convolution as direct
+from cogvx_kernels.reference import phase_weights
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
@@ -34,8 +35,8 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
     numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
     convolve = _phases_in_torch
-    if clip.product == "cpu":
-        weights = {phase: native.pack(weight) for phase, weight in weights.items()}
+    if is_direct(clip.product, like.dtype):
+        weights = {phase: direct.pack(weight) for phase, weight in weights.items()}
         convolve = _phases_in_place
     at_once = min(clip.frames_at_once.get(layer, time), time)
     kept = None
@@ -69,6 +70,11 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
             del some
         target += sum(numbers[first:last])
     return out
+
+
+def is_direct(product: str, dtype: torch.dtype) -> bool:
+    """Whether frames of `dtype` are convolved with our own convolution that spares no products."""
+    return product == "cpu" and dtype == torch.float32
 
 
 def upsamples_at_once(layer: CogVideoXUpsample3D, product: str, elsewhere: Container[nn.Module]) -> bool:
@@ -123,7 +129,7 @@ def _phases_in_place(
         padded[0, 0, above : above + height, 1:-1] = frame
         for (p, q), weight in weights.items():
             corner = padded[:, :, p : p + number + 1, q : q + width + 1]
-            native.convolution(corner, weight, bias, (1, 2, 2), place[None, target : target + 1, p::2, q::2])
+            direct.convolution(corner, weight, bias, (1, 2, 2), place[None, target : target + 1, p::2, q::2])
         place[target + 1 : target + copies] = place[target]
         target += copies
         del padded, corner
@@ -137,20 +143,12 @@ def copies(time: int, doubles: bool) -> list[int]:
 
 
 def _phases(weight: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
-    """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling; summed in fp32."""
-    wide = weight.float() if weight.dtype in (torch.float16, torch.bfloat16) else weight
-    phases = {}
-    for p in range(2):
-        rows = _pair(wide, 2, p)
-        for q in range(2):
-            phases[p, q] = _pair(rows, 3, q).to(weight.dtype).contiguous(memory_format=torch.channels_last)
-    return phases
-
-
-def _pair(weight: torch.Tensor, axis: int, phase: int) -> torch.Tensor:
-    """The three taps of `axis` as two: of an even row, the last two read the same input, of an odd one the first."""
-    a, b, c = weight.unbind(axis)
-    return torch.stack([a, b + c] if phase == 0 else [a + b, c], dim=axis)
+    """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling."""
+    return {
+        (p, q): phase.contiguous(memory_format=torch.channels_last)
+        for p, phases in enumerate(phase_weights(weight))
+        for q, phase in enumerate(phases)
+    }
 
 
 def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
@@ -160,7 +158,7 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
     single = time % 2 if layer.compress_time else time
     pooled = pooled_frames(time, layer.compress_time)
     conv = layer.conv
-    packed = native.pack(conv.weight) if clip.product == "cpu" else None
+    packed = direct.pack(conv.weight) if is_direct(clip.product, frames.dtype) else None
     out = frames.new_empty(batch, pooled, height // 2, width // 2, conv.out_channels)
     padded = frames.new_empty(1, 1, height + 1, width + 1, channels)
     padded[:, :, -1] = padded[:, :, :, -1] = 0
@@ -174,7 +172,7 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
                 torch.mean(frames[sample, i : i + 2], dim=0, out=inner)
             place = out[sample, target]
             if packed is not None:
-                native.convolution(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
+                direct.convolution(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
             else:
                 place.copy_(F.conv2d(padded[0].permute(0, 3, 1, 2), conv.weight, conv.bias, 2)[0].permute(1, 2, 0))
     return out

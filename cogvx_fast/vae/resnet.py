@@ -56,7 +56,7 @@ def _halved(
     shortcut, hidden = pairs.unbind(3)
     height = frames.shape[2]
     waiting = pairs.new_empty(*pairs.shape[:2], *pairs.shape[3:])
-    product = product_of(block.conv1, clip)
+    product = product_of(block.conv1, frames, clip)
     for first, last, buffer in padded_rows(block.conv1, fill, frames, clip, product.border):
         rows = product(buffer)
         del buffer

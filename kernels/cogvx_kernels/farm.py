@@ -9,7 +9,8 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TypeVar
 
-from .aot import Compiled, Launch, Model, compile_for, describe
+from .aot import Compiled, Launch, compile_for, describe
+from .models import Model
 
 Result = TypeVar("Result")
 

@@ -109,6 +109,7 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale
 
 
 BLOCK_ROWS = 128  # rows of one head that share a scale in `quantize_blocks`
+SAMPLES = 64  # rows of K, at most, whose mean stands for that of all
 LOG2_E = math.log2(math.e)
 
 
@@ -130,15 +131,23 @@ def quantize_blocks(x: torch.Tensor, factor: float) -> tuple[torch.Tensor, torch
     return values.flatten(1, 2)[:, :sequence].to(torch.int8), scale.transpose(1, 2).contiguous()
 
 
+def sample_step(sequence: int) -> int:
+    """From each of at most `SAMPLES` rows to the next; odd, so that they are not all of the same columns of a frame."""
+    step = -(-sequence // SAMPLES)
+    return step + 1 - step % 2
+
+
 def quantize_qk(
     query: torch.Tensor, key: torch.Tensor, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`quantize_blocks` of `query * scale * log2(e)`, and of K without its mean over the sequence.
 
-    The mean adds one number to all scores of a query, to which softmax is blind (SageAttention, 3.1).
+    A vector taken off all of K adds one number to all scores of a query, to which softmax is blind (SageAttention,
+    3.1): the mean of some rows, spread over the sequence, serves as well, and is that of all where those are few.
     """
     key = key.float()
-    return *quantize_blocks(query, scale * LOG2_E), *quantize_blocks(key - key.mean(1, keepdim=True), 1.0)
+    mean = key[:, :: sample_step(key.shape[1])].mean(1, keepdim=True)
+    return *quantize_blocks(query, scale * LOG2_E), *quantize_blocks(key - mean, 1.0)
 
 
 def qk_norm_rope_int8(

@@ -120,14 +120,28 @@ def test_triton_in_8_bits_is_for_gpus_and_not_for_the_exact_tier(gpu):
     assert resolve("auto", "cuda", torch.float16, 64, exact=False).backend is AttentionBackend.SDPA
 
 
+def test_auto_takes_8_bits_if_they_may_be_and_gain_time(gpu):
+    for capability in ((8, 0), (8, 6), (8, 9)):
+        gpu(*capability)
+        chosen = resolve("auto", "cuda", torch.float16, 64, exact=False, in_8_bits=True)
+        assert chosen.backend is AttentionBackend.TRITON_INT8
+        assert resolve("auto", "cuda", torch.float16, 64, exact=False).backend is AttentionBackend.SDPA
+    gpu(9, 0)
+    chosen = resolve("auto", "cuda", torch.float16, 64, exact=False, in_8_bits=True)
+    assert chosen.backend is AttentionBackend.SDPA
+    assert "not triton-int8: it gains time on compute capability 8.0, 8.6, 8.9, this GPU has 9.0" in str(chosen)
+    assert resolve("triton-int8", "cuda", torch.float16, 64, exact=False).backend is AttentionBackend.TRITON_INT8
+    assert resolve("auto", "cpu", torch.float32, 64, exact=False, in_8_bits=True).backend is AttentionBackend.SDPA
+
+
 @torch.no_grad()
 def test_attention_in_8_bits_is_what_its_processor_calls(monkeypatch):
     """Norms and the rest in torch; on a CPU, attention by its formula in place of the kernel."""
     calls = []
 
-    def by_formula(query, key, value, impl):
+    def by_formula(query, key, value, impl, **options):
         calls.append(impl)
-        return ops.int8_attention(query, key, value)
+        return ops.int8_attention(query, key, value, **options)
 
     stand_in = types.SimpleNamespace(
         **{name: getattr(ops, name) for name in ops.__all__} | {"int8_attention": by_formula}

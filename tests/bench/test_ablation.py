@@ -30,7 +30,7 @@ def test_the_autoencoder_has_an_ablation_of_its_own(toy_workload):
     rows = runner.run(runner.Plan(workload, contenders, "float32", "cpu", "x", warmup=0, series="ablation"))
     assert [row.gate for row in rows] == ["green", "lossy", "lossy", "lossy", "green"]
     assert all(row.error < 1e-5 and row.expected_gain for row in rows[1:])
-    assert list(ablation("vae", "bfloat16"))[-1] == "+ norms in one pass"
+    assert list(ablation("vae", "bfloat16"))[-1] == "+ our convolutions"
     assert ablation("vae-clip", "bfloat16")["our layers"].expected_gain is None
 
 

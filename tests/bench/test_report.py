@@ -14,6 +14,7 @@ from cogvx_fast.bench.report import (
     table,
     with_section,
 )
+from cogvx_fast.bench.summary import summary
 
 from .conftest import PROVENANCE, refused, row
 
@@ -37,13 +38,22 @@ def test_table():
     ]
 
 
-def test_short_table_and_ablation():
-    short = table(Group(tuple(ROWS)), short=True)
-    assert "first call" not in short and "123.0 MB" not in short and "2.00x" in short
+def test_ablation():
     additions = [row("diffusers", 1.0, series="ablation"), row("+ a", 0.8, series="ablation", expected_gain=1.3)]
     lines = table(Group(tuple(additions))).splitlines()
     assert lines[0].startswith("| stage | contender | time | x the row before | expected |")
     assert "| 1.25x | 1.300x |" in lines[3]
+
+
+def test_the_readme_has_a_line_for_what_both_ran():
+    clip = [row("diffusers", 2.0, stage="vae-decode", own_error=None), refused("ours", stage="vae-decode")]
+    section = readme_section(ROWS + clip, "plots", "docs/all.md")
+    lines, what = section.splitlines(), "9x240x352 | Some CPU (R) | bfloat16"
+    assert lines[2] == f"| dit-step, dit-2b | {what} | 1.00 s | 500 ms | 2.00x | 123.0 MB | 123.0 MB | 0.50x |"
+    assert lines[3] == f"| vae-decode, dit-2b | {what} | 2.00 s | refused |  | 123.0 MB |  | 500.00x |"
+    assert lines[4] == ""
+    assert "[all rows](docs/all.md)" in section and "arithmetic" not in section
+    assert summary([Group((row("diffusers", 1.0),))]) == ""
 
 
 def test_page_says_where_the_numbers_come_from():
@@ -61,18 +71,20 @@ def test_page_says_where_the_numbers_come_from():
 
 
 def test_without_rows_it_says_so():
-    assert NOTHING in report([]) and readme_section([], "docs") == NOTHING
+    assert NOTHING in report([]) and readme_section([], "docs", "page.md") == NOTHING
 
 
 def test_readme_is_rewritten_between_its_markers_only(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"# Name\n\n{BEGIN}\nold\n{END}\n\nThe end.\n")
-    section = readme_section(ROWS, "docs/benchmarks")
+    section = readme_section(ROWS, "docs/benchmarks", "docs/benchmarks.md")
     assert not readme_matches(readme, section)
     assert rewrite_readme(readme, section) is True
     assert readme.read_text() == f"# Name\n\n{BEGIN}\n{section}\n{END}\n\nThe end.\n"
     assert readme_matches(readme, section) and rewrite_readme(readme, section) is False
-    assert not readme_matches(readme, readme_section([row("ours", 0.6)], "docs/benchmarks"))
+    assert not readme_matches(
+        readme, readme_section([row("diffusers", 1.0), row("ours", 0.6)], "docs/benchmarks", "docs/benchmarks.md")
+    )
     assert list(tmp_path.iterdir()) == [readme]
 
 
@@ -90,7 +102,7 @@ def test_the_readme_matches_the_rows(request):
     root = request.config.rootpath
     if BEGIN not in (root / "README.md").read_text(encoding="utf-8"):
         pytest.skip("the README has no section for results yet")
-    section = readme_section(result_rows.read(root / "benchmarks" / "results"), "docs/benchmarks")
+    section = readme_section(result_rows.read(root / "benchmarks" / "results"), "docs/benchmarks", "docs/benchmarks.md")
     assert readme_matches(root / "README.md", section), "run: cogvx-fast bench report"
 
 

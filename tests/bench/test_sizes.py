@@ -9,7 +9,7 @@ import torch
 
 from cogvx_fast.bench import sizes
 from cogvx_fast.bench.comparison import groups
-from cogvx_fast.bench.report import readme_section, report
+from cogvx_fast.bench.report import report
 from cogvx_fast.bench.rows import Row, RowError
 from cogvx_fast.bench.stages import shapes
 from cogvx_fast.bench.workloads import WORKLOADS, check_sizes
@@ -88,8 +88,8 @@ def test_the_gate_is_the_prediction():
 def test_the_report_has_a_table_and_no_picture():
     rows = [sized(), sized("int8")]
     line = "| ours-int8 | 350.0 MB | 360.0 MB (350.0 MB) | 510.0 MB (500.0 MB) | +2.0% | 600.0 MB |"
-    for page in (report(rows, "plots"), readme_section(rows, "plots")):
-        assert line in page and ".png" not in page
+    page = report(rows, "plots")
+    assert line in page and ".png" not in page
     assert groups(rows)[0].title == "dit-2b, bfloat16, sizes"
 
 

@@ -94,9 +94,8 @@ def test_the_front_is_what_nothing_beats():
 def test_the_report_has_the_table_with_and_without_times():
     rows = [timed("ours", 3.0), timed("ours-int8", 2.0), quality("int8", 41.0)]
     for part in (rows, rows[2:]):
-        assert (
-            "| int8 | " in report(part) and "| exact | " in report(part) and "41.0 dB" in readme_section(part, "plots")
-        )
+        assert "| int8 | " in report(part) and "| exact | " in report(part)
+        assert "41.0 dB" in readme_section(part, "plots", "page.md")
     assert "refused: PSNR 20 dB" in report([quality("int8", 20.0, gate="red", gate_detail="PSNR 20 dB")])
 
 

@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory):
 def configuration(tmp_path):
     """Writes a checkpoint's JSON files alone: a folder that can be checked but never loaded."""
 
-    def write(name="model", pipeline_class="CogVideoXPipeline", scheduler=None, **transformer):
+    def write(name="model", pipeline_class="CogVideoXPipeline", scheduler=None, vae=None, **transformer):
         folder = tmp_path / name
         index = {"_class_name": pipeline_class, "tokenizer": ["transformers", "T5Tokenizer"]}
         transformer = {"_class_name": "CogVideoXTransformer3DModel", **transformer}
@@ -31,6 +31,7 @@ def configuration(tmp_path):
             "transformer/config.json": transformer,
             "scheduler/scheduler_config.json": scheduler,
             "tokenizer/tokenizer.json": {},
+            "vae/config.json": vae or {},
         }.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(json.dumps(content))

@@ -8,7 +8,7 @@ from cogvx_kernels.triton import why_not
 if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
-from cogvx_kernels import aot, farm, inspection_report, machine_code, prebuilt
+from cogvx_kernels import farm, inspection_report, machine_code, models, prebuilt
 from cogvx_kernels.triton.targets import TunedKernel
 
 ONE = ("--kernel", "gated_residual", "--first", "--jobs", 1)  # a kernel that compiles in a second
@@ -19,7 +19,8 @@ def test_inspect_prints_tables(run):
     assert result.exit_code == 0, result.stderr
     assert "Resources of gated_residual" in result.stdout and "Inner loops of gated_residual" in result.stdout
     assert "5 load 128, 2 store 128" in result.stdout and "6.00 B, 1.00 x" in result.stdout
-    assert "A transformer block launches 9 kernels (9 at most): layer_norm_modulate, addmm, " in result.stdout
+    assert "A transformer block launches 8 kernels (9 at most): addmm, qk_norm_rope, attention, " in result.stdout
+    assert "In 8 bits throughout it launches 9: scaled_linear, qk_norm_rope_int8, int8_attention, " in result.stdout
     assert "gfx942: the pipes of AMD's multiprocessors are not modelled: resources only" in result.stdout
     assert not result.files
 
@@ -49,7 +50,7 @@ def test_inspect_a_page_its_check_and_a_plot(run, tmp_path):
     text = page.read_text()
     assert text.startswith("# Kernels\n") and text.endswith(f"{inspection_report.END}\nrest\n")
     assert "| gated_residual | sm_80 | float16 | ROWS 2, 8 warps | 36 | 0 | 0.0 | 6: registers |" in text
-    assert "\n\nA transformer block launches 9 kernels" in text
+    assert "\n\nA transformer block launches 8 kernels" in text
     assert (tmp_path / "here" / "p.png").read_bytes().startswith(b"\x89PNG")
     assert run("kernels", "inspect", "--arch", "sm_80", *ONE, "--check", page).exit_code == 0
     assert run("kernels", "inspect", "--arch", "sm_86", *ONE, "--check", page).exit_code == 1
@@ -101,8 +102,8 @@ def test_a_kernel_that_does_not_compile_is_named(run, monkeypatch):
 @pytest.fixture
 def few(monkeypatch, tmp_path):
     """A model of one small kernel, and triton's cache where the tests may write."""
-    launches = aot.Model.launches.fget
-    monkeypatch.setattr(aot.Model, "launches", property(lambda self: [launches(self)[1]]))
+    launches = models.Model.launches.fget
+    monkeypatch.setattr(models.Model, "launches", property(lambda self: [launches(self)[1]]))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
     forget()
     yield
@@ -133,6 +134,7 @@ def test_build_and_check(run, few, configuration, tmp_path):
         "tokens": 3 * (64 // 16) * (96 // 16),
         "text_length": 226,
         "batch": 2,
+        "vae": {"channels": [128, 256, 256, 512], "latent_channels": 16, "groups": 32, "time_doublings": 2},
     }
     before = {path: path.stat().st_mtime_ns for path in cache.rglob("*.cubin")}
     assert len(before) == 3
@@ -147,6 +149,17 @@ def test_build_and_check(run, few, configuration, tmp_path):
     assert result.exit_code == 1 and len(json.loads(result.stdout)["problems"]) == 6
     assert "moved: 6 problems; Triton would compile again" in result.stderr
     assert run("kernels", "check", "--out", "moved", "--relocate").exit_code == 0
+
+
+def test_build_takes_the_checkpoints_own_autoencoder(run, configuration, monkeypatch):
+    built = []
+    monkeypatch.setattr(farm, "jobs", lambda model, targets: built.append(model) or [])
+    own = {"block_out_channels": [8, 16, 24], "norm_num_groups": 4, "temporal_compression_ratio": 2}
+    model = configuration(num_attention_heads=2, vae=own)
+    assert run("kernels", "build", "--checkpoint", model, "--arch", "sm_80", "--out", "cache").exit_code == 0
+    assert [model.vae for model in built] == [models.Autoencoder((8, 16, 24), 16, 4, 1)]
+    result = run("kernels", "build", "--checkpoint", configuration(vae={"norm_num_groups": 5}), "--arch", "sm_80")
+    assert result.exit_code == 2 and "its vae has 5 groups, which do not divide (128, 256, 256, 512)" in result.stderr
 
 
 def test_check_and_build_errors(run, few, configuration):

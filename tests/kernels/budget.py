@@ -21,8 +21,16 @@ def assert_within_budget(operation, arguments, impl, slack=1.1):
     expected = operation(*wide(arguments), impl="torch")
     outputs = [operation(*arguments, impl=impl), operation(*arguments, impl="torch")]
     results = [[r] if isinstance(r, torch.Tensor) else list(r) for r in (expected, *outputs)]
-    for truth, output, reference in zip(*results, strict=True):
-        assert output.shape == truth.shape and output.dtype == arguments[0].dtype
-        error, own = ((o.double() - truth).norm() / truth.norm() for o in (output, reference))
-        # Results of few numbers may have no error in torch: an ulp of fp32 is no failure.
-        assert error <= slack * own + 1e-7, f"error {error:.3g}, torch's own {own:.3g}"
+    assert all(output.dtype == arguments[0].dtype for output in results[1])
+    assert_no_worse(*results, slack)
+
+
+def assert_no_worse(expected, outputs, own, slack=1.1, rounding=1e-7):
+    """Each output is no further from what was expected than `slack` times torch's own.
+
+    Results of few numbers may have no error in torch: `rounding`, an ulp of fp32, is no failure.
+    """
+    for truth, output, reference in zip(expected, outputs, own, strict=True):
+        assert output.shape == truth.shape
+        error, owned = ((o.double() - truth).norm() / truth.norm() for o in (output, reference))
+        assert error <= slack * owned + rounding, f"error {error:.3g}, torch's own {owned:.3g}"

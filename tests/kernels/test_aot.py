@@ -11,7 +11,7 @@ from cogvx_kernels.triton import why_not
 if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
-from cogvx_kernels import aot, farm
+from cogvx_kernels import aot, farm, models, ops
 from cogvx_kernels.triton.targets import TARGETS
 
 WIDTHS = {"2b": 1920, "5b": 3072}
@@ -83,7 +83,7 @@ def vector_load(compiled):
 
 @pytest.fixture(scope="module")
 def launches():
-    return aot.model_launches(WIDTHS["2b"], torch.float16)
+    return models.model_launches(WIDTHS["2b"], torch.float16)
 
 
 def test_a_block_launches_every_kernel(launches):
@@ -105,7 +105,7 @@ def test_first_configuration(target, launches):
 
 @pytest.fixture(scope="module")
 def vae_launches():
-    return aot.vae_launches(torch.float16)
+    return models.vae_launches(torch.float16)
 
 
 def test_the_autoencoder_launches_every_kernel(vae_launches):
@@ -148,7 +148,7 @@ def test_streams_of_any_length_share_one_binary():
 
     compiled = []
     for tokens, text in ((300, 226), (17, 0), (16, 1)):
-        launch = aot.launches(lambda *a, text=text: aot.ops.gated_residual(*a, text, "triton"), *arguments(tokens))[0]
+        launch = aot.launches(lambda *a, text=text: ops.gated_residual(*a, text, "triton"), *arguments(tokens))[0]
         compiled.append(aot.compile_for(launch, "sm_80", launch.kernel.configs["sm_80"][0]).kernel)
     assert len({kernel.hash for kernel in compiled}) == 1
 
@@ -168,7 +168,7 @@ def compiled_in_parallel(request):
             given = item.callspec.params
             width, name = given.get("width", "2b"), str(given["dtype"]).removeprefix("torch.")
             head_dim = 64 if "width" in given else 128
-            model = aot.Model(WIDTHS[width] // head_dim, head_dim, name, width != "2b", tokens=74)
+            model = models.Model(WIDTHS[width] // head_dim, head_dim, name, width != "2b", tokens=74)
             wanted |= dict.fromkeys(farm.jobs(model, [given["target"]]))
     with contextlib.suppress(farm.CompileError):  # the test that looks at it says so
         for _ in farm.run(list(wanted), str, len(os.sched_getaffinity(0))):
@@ -181,7 +181,7 @@ def compiled_in_parallel(request):
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_configurations(target, width, dtype):
-    for launch in aot.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
+    for launch in models.model_launches(WIDTHS[width], dtype, rotary=width != "2b"):
         for compiled in aot.compile_all(launch, [target]):
             # 16 warps have 4 numbers a thread of the 2,048 that an expert's vectors of 1,920 are padded to.
             check(compiled, ["load 64"] if compiled.config.num_warps == 16 else [])
@@ -189,7 +189,7 @@ def test_all_configurations(target, width, dtype):
 
 def test_what_a_block_in_8_bits_launches():
     for quantized in (torch.int8, torch.float8_e4m3fn):
-        found = aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized)
+        found = models.quantized_launches(WIDTHS["2b"], torch.float16, quantized)
         assert [launch.name for launch in found] == [
             "layer_norm_modulate",
             "scaled_linear",
@@ -207,7 +207,7 @@ def test_what_a_block_in_8_bits_launches():
 
 @pytest.mark.parametrize(("target", "quantized"), [("sm_80", torch.int8), ("sm_90", torch.float8_e4m3fn)], ids=str)
 def test_first_configuration_in_8_bits(target, quantized):
-    for launch in aot.quantized_launches(WIDTHS["2b"], torch.float16, quantized):
+    for launch in models.quantized_launches(WIDTHS["2b"], torch.float16, quantized):
         (compiled,) = aot.compile_all(launch, [target], first_only=True)
         check(compiled)
 
@@ -220,7 +220,7 @@ def test_first_configuration_in_8_bits(target, quantized):
 def test_all_configurations_in_8_bits(target, width, dtype, quantized):
     if quantized.is_floating_point and target not in PRODUCTS_E4M3:
         pytest.skip(f"{target} does not multiply e4m3")
-    for launch in aot.quantized_launches(WIDTHS[width], dtype, quantized):
+    for launch in models.quantized_launches(WIDTHS[width], dtype, quantized):
         compiled = aot.compile_all(launch, [target])
         assert compiled
         for one in compiled:
@@ -232,7 +232,7 @@ def test_all_configurations_in_8_bits(target, width, dtype, quantized):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_configurations_of_head_dim_128(target, dtype):
-    for launch in aot.model_launches(WIDTHS["2b"], dtype, head_dim=128)[-2:]:
+    for launch in models.model_launches(WIDTHS["2b"], dtype, head_dim=128)[-2:]:
         for compiled in aot.compile_all(launch, [target]):
             # A head's weights and biases are as many numbers as a program has threads: one each.
             check(compiled, ["load 16"])
@@ -242,6 +242,6 @@ def test_all_configurations_of_head_dim_128(target, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_configurations_of_the_autoencoder(target, dtype):
-    for launch in aot.vae_launches(dtype):
+    for launch in models.vae_launches(dtype):
         for compiled in aot.compile_all(launch, [target]):
             check(compiled)

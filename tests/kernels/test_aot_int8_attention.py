@@ -9,7 +9,7 @@ from cogvx_kernels.triton import why_not
 if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
-from cogvx_kernels import aot, machine_code
+from cogvx_kernels import aot, machine_code, models
 from cogvx_kernels.triton.targets import TARGETS
 
 FP8 = torch.float8_e4m3fn
@@ -61,19 +61,18 @@ def check_all(launches, target, fp8=False, first_only=False):
 
 
 def test_launches():
-    names = [launch.name for launch in aot.int8_attention_launches(1920, torch.float16)]
-    assert names == ["key_norm_rope_sums", "qk_norm_rope_int8", "sequence_sums", "quantize_qk", "int8_attention"]
+    names = [launch.name for launch in models.int8_attention_launches(1920, torch.float16)]
+    assert names == ["qk_norm_rope_int8", "quantize_qk", "int8_attention"]
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_first_configuration(target):
-    check_all(aot.int8_attention_launches(1920, torch.float16), target, first_only=True)
+    check_all(models.int8_attention_launches(1920, torch.float16), target, first_only=True)
 
 
 def test_first_configuration_of_fp8():
-    launches = aot.int8_attention_launches(1920, torch.float16, value_dtype=FP8)
-    names = ["sequence_range", "sequence_sums", "quantize_value", "int8_attention"]
-    assert [launch.name for launch in launches[-4:]] == names
+    launches = models.int8_attention_launches(1920, torch.float16, value_dtype=FP8)
+    assert [launch.name for launch in launches[-3:]] == ["value_parts", "quantize_value", "int8_attention"]
     check_all(launches[-2:], "sm_89", fp8=True, first_only=True)
 
 
@@ -82,11 +81,11 @@ def test_first_configuration_of_fp8():
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("target", TARGETS)
 def test_all_configurations(target, head_dim, dtype):
-    check_all(aot.int8_attention_launches(1920, dtype, head_dim), target)
+    check_all(models.int8_attention_launches(1920, dtype, head_dim), target)
 
 
 @pytest.mark.kernels_all
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("target", FP8_TARGETS)
 def test_all_configurations_of_fp8(target, head_dim):
-    check_all(aot.int8_attention_launches(1920, torch.bfloat16, head_dim, FP8), target, fp8=True)
+    check_all(models.int8_attention_launches(1920, torch.bfloat16, head_dim, FP8), target, fp8=True)

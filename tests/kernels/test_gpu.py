@@ -4,23 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvx_kernels import ops
 from cogvx_kernels.triton import why_not
 
 from cogvx_fast import EngineConfig, accelerate
 from tests import test_demo
-from tests.kernels.budget import assert_within_budget
+from tests.kernels.operations import CASES, EVERY, Size
 
 REASON = why_not() or (None if torch.cuda.is_available() else "torch finds no CUDA GPU")
 if why_not() is None:
-    from cogvx_kernels import aot, farm, prebuilt
-    from cogvx_kernels.triton.targets import TunedKernel, target_of
+    from cogvx_kernels import farm, models, prebuilt
+    from cogvx_kernels.triton.targets import TunedKernel, target_of, why_not_e4m3
     from triton import knobs
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-HALF = (torch.float16, torch.bfloat16)
-SHAPES = [(2, 1300, 30, 226), (1, 227, 48, 226), (3, 33, 2, 0)]  # batch, sequence, heads, text: 2b, 5b, neither
+SIZES = [Size(2, 1300, 30, 226), Size(1, 227, 48, 226), Size(3, 33, 2, 0)]  # of 2b, of 5b, of neither
 OF_A_BLOCK = {
     "layer_norm_modulate_kernel",
     "qk_norm_rope_kernel",
@@ -28,71 +26,12 @@ OF_A_BLOCK = {
     "gated_residual_layer_norm_modulate_kernel",
     "gated_residual_kernel",
 }
-
-
-def randn(*shape, dtype, seed):
-    generator = torch.Generator("cuda").manual_seed(seed)
-    return torch.randn(*shape, generator=generator, device="cuda").to(dtype)
-
-
-def stream(batch, sequence, heads, text, dtype):
-    """By position: x, y, and by name the vectors, as they lie in the modulation table."""
-    dim = heads * 64
-    x, y = randn(batch, sequence, dim, dtype=dtype, seed=0) * 3 + 1, randn(batch, sequence, dim, dtype=dtype, seed=1)
-    shift, scale, gate = randn(1, 2, 3, dim, dtype=dtype, seed=2).unbind(2)
-    affine = randn(dim, dtype=dtype, seed=3), randn(dim, dtype=dtype, seed=4)
-    return x, y, affine, shift, scale, gate
-
-
-def layer_norm_modulate(batch, sequence, heads, text, dtype):
-    x, _, affine, shift, scale, _ = stream(batch, sequence, heads, text, dtype)
-    return x, *affine, shift, scale, text
-
-
-def gated_residual(batch, sequence, heads, text, dtype):
-    x, y, _, _, _, gate = stream(batch, sequence, heads, text, dtype)
-    return x, y, gate, text
-
-
-def gated_residual_layer_norm_modulate(batch, sequence, heads, text, dtype):
-    x, y, affine, shift, scale, gate = stream(batch, sequence, heads, text, dtype)
-    return x, y, gate, *affine, shift, scale, text
-
-
-def rotary(sequence, text):
-    angles = randn(sequence - text, 64, dtype=torch.float32, seed=5)
-    return angles.cos(), angles.sin()
-
-
-def qk_norm_rope(batch, sequence, heads, text, dtype):
-    query, key, _ = randn(batch, sequence, 3, heads, 64, dtype=dtype, seed=0).unbind(2)
-    affine = [randn(64, dtype=dtype, seed=seed) for seed in (1, 2, 3, 4)]
-    return query, key, *affine, rotary(sequence, text), text
-
-
-def norm_rope(batch, sequence, heads, text, dtype):
-    query, _, weight, bias, *_ = qk_norm_rope(batch, sequence, heads, text, dtype)
-    return query, weight, bias, rotary(sequence, text), text
-
-
-def attention(batch, sequence, heads, text, dtype):
-    return randn(batch, sequence, 3, heads, 64, dtype=dtype, seed=0).unbind(2)
-
-
-# What each operation is called with, the dtypes it takes and the kernels it launches.
-OPERATIONS = {
-    "layer_norm_modulate": (layer_norm_modulate, (*HALF, torch.float32), ["layer_norm_modulate_kernel"]),
-    "gated_residual": (gated_residual, (*HALF, torch.float32), ["gated_residual_kernel"]),
-    "gated_residual_layer_norm_modulate": (
-        gated_residual_layer_norm_modulate,
-        (*HALF, torch.float32),
-        ["gated_residual_layer_norm_modulate_kernel"],
-    ),
-    "norm_rope": (norm_rope, (*HALF, torch.float32), ["qk_norm_rope_kernel"]),
-    "qk_norm_rope": (qk_norm_rope, (*HALF, torch.float32), ["qk_norm_rope_kernel"]),
-    "attention": (attention, HALF, ["attention_kernel"]),
+OF_A_BLOCK_IN_INT8 = OF_A_BLOCK - {"qk_norm_rope_kernel", "attention_kernel"} | {
+    "scaled_linear_kernel",
+    "quantize_rows_kernel",
+    "qk_norm_rope_int8_kernel",
+    "int8_attention_kernel",
 }
-CASES = [(name, dtype) for name, (_, dtypes, _) in OPERATIONS.items() for dtype in dtypes]
 
 
 @pytest.fixture
@@ -108,27 +47,35 @@ def launched():
     knobs.runtime.launch_enter_hook.remove(note)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize(("operation", "dtype"), CASES, ids=str)
-def test_operation(operation, dtype, shape, launched, monkeypatch):
-    make, _, kernels = OPERATIONS[operation]
-    arguments = make(*shape, dtype)
-    call = getattr(ops, operation)
-    call(*arguments, impl="torch")
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize(("name", "dtype"), EVERY, ids=str)
+def test_operation(name, dtype, size, launched, monkeypatch):
+    case, device = CASES[name], torch.device("cuda")
+    if case.needs_e4m3 and why_not_e4m3(device) is not None:
+        pytest.skip(why_not_e4m3(device))
+    arguments = on(device, case.make(size, dtype))
+    case.call(*arguments, impl="torch")
     assert launched == []
     empty, empty_like = torch.empty, torch.empty_like
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poisoned(empty(*a, **k)))
     monkeypatch.setattr(torch, "empty_like", lambda *a, **k: _poisoned(empty_like(*a, **k)))
-    assert_within_budget(call, arguments, "triton")
-    assert set(launched) == set(kernels)  # more than once where configurations were timed
+    case.assert_right(arguments)
+    assert set(launched) == set(case.kernels)  # more than once where configurations were timed
     launched.clear()
-    call(*arguments, impl="triton")
-    assert launched == kernels
+    case.call(*arguments, impl="triton")
+    assert launched == list(case.kernels)
+
+
+def on(device, values):
+    def moved(value):
+        return on(device, value) if isinstance(value, tuple) else value.to(device) if torch.is_tensor(value) else value
+
+    return tuple(map(moved, values))
 
 
 def _poisoned(fresh):
     """What an operation forgets to write is seen."""
-    return fresh.fill_(float("nan")) if fresh.is_floating_point() else fresh
+    return fresh.fill_(float("nan")) if fresh.is_floating_point() and fresh.itemsize > 1 else fresh
 
 
 @pytest.fixture
@@ -161,9 +108,20 @@ def test_the_demo_shows_what_the_prompt_says(launched):
     assert set(launched) >= OF_A_BLOCK
 
 
+def test_the_demo_in_int8_shows_what_the_prompt_says(launched):
+    engine = EngineConfig(recipe="int8", attention="triton-int8")
+    fast = accelerate(test_demo.load(torch.float16).to("cuda"), engine=engine)
+    clips = test_demo.generate(fast, output_type="pt").cpu()
+    for clip, scene in zip(clips, test_demo.SCENES, strict=True):
+        test_demo.assert_shows(clip, scene)
+    assert set(launched) >= OF_A_BLOCK_IN_INT8, fast.engine_report()
+    assert not set(launched) & {"qk_norm_rope_kernel", "attention_kernel"}
+
+
 def test_nothing_is_compiled_that_was_built_ahead(noise, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    model = aot.Model(4, 64, "float16", rotary=False, tokens=80)  # the demo
+    vae = models.Autoencoder((16, 32, 48, 64), groups=1)
+    model = models.Model(4, 64, "float16", rotary=False, tokens=80, vae=vae)  # the demo
     built = [entry for _, entry in farm.run(farm.jobs(model, [target_of(torch.device("cuda"))]), prebuilt.entry, 1)]
     for kernel in TunedKernel.all():  # what this process compiled before would not be looked up
         kernel.fn.device_caches.clear()

@@ -14,15 +14,25 @@ if why_not() is not None:
     pytest.skip(why_not(), allow_module_level=True)
 
 import triton
-from cogvx_kernels import aot, farm, prebuilt
-from cogvx_kernels.triton import operations
+from cogvx_kernels import aot, farm, models, prebuilt
+from cogvx_kernels.triton import (
+    causal_conv3d,
+    group_norm_modulate_silu,
+    group_norm_statistics,
+    operations,
+    upsample_conv2d,
+)
 from cogvx_kernels.triton.targets import TunedKernel
+from diffusers import AutoencoderKLCogVideoX
 from triton import knobs
 from triton.runtime import driver
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.quantization import RECIPES
+from cogvx_fast.quantization.apply import quantize_transformer
 from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, plan
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, place
 from tests import toy
 from tests.transformer.test_model import forward_inputs
 
@@ -82,16 +92,19 @@ def dry_run(monkeypatch):
 
 
 @torch.no_grad()
-def generate(variant, dtype, batch):
+def generate(variant, dtype, batch, backend=AttentionBackend.TRITON, recipe=None):
     """A step as the engine makes it on a GPU; the numbers are garbage, as nothing is computed between the products."""
     reference = toy.transformer(variant, attention_head_dim=64, num_layers=1).to(dtype)
     model = FastCogVideoXTransformer3DModel.adopt(reference)
+    if recipe is not None:
+        quantize_transformer(model, RECIPES[recipe])
     for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
+        processor.backend = CAPABILITIES[backend]
     scheduler = toy.scheduler()
     scheduler.set_timesteps(2)
     inputs = forward_inputs(model, batch=batch, dtype=dtype)
-    with model.session(EngineSession(EngineConfig(), scheduler)) as session:
+    fallback = None if recipe is None else CAPABILITIES[AttentionBackend.SDPA]
+    with model.session(EngineSession(EngineConfig(recipe=recipe), scheduler, fallback=fallback)) as session:
         model(**inputs | {"timestep": scheduler.timesteps[0].expand(batch)})
         assert session.counts["modulation"] == session.counts["plans"] == 1
         model(**inputs)  # the modulation of each sample by itself, as without a session
@@ -104,7 +117,7 @@ MODELS = [("2b", torch.float16), pytest.param(("1.5-5b", torch.bfloat16), marks=
 def built(request):
     """A variant, its dtype, and what is compiled ahead of time for it."""
     variant, dtype = request.param
-    model = aot.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
+    model = models.Model(2, 64, str(dtype).removeprefix("torch."), variant != "2b", tokens=12, text_length=16)
     # A model's launches begin with those of a step; the same kernels come again in 8 bits.
     jobs = [job for job in farm.jobs(model, [TARGET], kernels=OF_A_STEP) if job.launch < len(OF_A_STEP)]
     entries = [entry for _, entry in farm.run(jobs, prebuilt.entry, 1)]
@@ -122,6 +135,24 @@ def test_run_time_looks_up_what_was_built(built, dry_run):
     assert dry_run.launched() == built_ahead
 
 
+@pytest.fixture(scope="module")
+def built_in_8_bits():
+    """The folders of what is compiled ahead of time, of each kernel the first configuration."""
+    model = models.Model(2, 64, "float16", True, tokens=12, text_length=16)
+    of_a_step = {*OF_A_STEP, "quantize_rows", "scaled_linear", "qk_norm_rope_int8", "int8_attention"}
+    jobs = farm.jobs(model, [TARGET], kernels=of_a_step, first=True)
+    return {entry.folder for _, entry in farm.run(jobs, prebuilt.entry, 1)}
+
+
+@pytest.mark.kernels_all
+def test_a_step_in_8_bits_looks_up_what_was_built(built_in_8_bits, dry_run, monkeypatch):
+    monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
+    for batch in (2, 1):
+        generate("5b", torch.float16, batch, AttentionBackend.TRITON_INT8, "int8")
+    assert len(dry_run.looked_up) == 9 - 1 + 1  # the last block's addition, and no kernel twice
+    assert all(dry_run.looked_up.values()) and set(dry_run.looked_up) <= built_in_8_bits
+
+
 def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_path):
     variant, dtype, _ = built
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
@@ -130,9 +161,58 @@ def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_pa
     assert dry_run.looked_up and not any(dry_run.looked_up.values())
 
 
+class Grids:
+    """What stands for a kernel: one function, whatever the grid."""
+
+    def __init__(self, run):
+        self.run = run
+
+    def __getitem__(self, grid):
+        return self.run
+
+
+def chosen(fn, arguments):
+    """What a launch chooses a binary by: constants, and which pointers there are."""
+    return fn.__name__, frozenset((name, value) for name, value in arguments.items() if value is None or name.isupper())
+
+
+@torch.no_grad()
+def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
+    channels, groups, doublings = (8, 16, 24), 4, 1
+    down, up = ((f"CogVideoX{way}Block3D",) * len(channels) for way in ("Down", "Up"))
+    vae = FastAutoencoderKLCogVideoX.adopt(
+        AutoencoderKLCogVideoX(
+            block_out_channels=channels,
+            down_block_types=down,
+            up_block_types=up,
+            norm_num_groups=groups,
+            layers_per_block=1,
+            temporal_compression_ratio=2**doublings,
+        ).half()
+    )
+    listed = models.vae_launches(torch.float16, models.Autoencoder(channels, 16, groups, doublings))
+    launched = set()
+
+    def wrap(tuner):
+        def run(*given, **named):
+            names = (name for name in tuner.fn.arg_names if name not in TunedKernel.of(tuner).parameters)
+            launched.add(chosen(tuner.fn, dict(zip(names, given, strict=False)) | named))
+
+        return Grids(run)
+
+    for module in (causal_conv3d, upsample_conv2d, group_norm_statistics, group_norm_modulate_silu):
+        monkeypatch.setattr(module, "wrap_triton", wrap)
+    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
+    monkeypatch.setattr(place.Place, "of", on_gpu)
+    monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
+    latents = vae.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.float16)).latent_dist.mode()
+    vae.decode(torch.zeros_like(latents))
+    assert launched == {chosen(launch.kernel.fn, launch.arguments) for launch in listed}
+
+
 @pytest.fixture(scope="module")
 def entry():
-    model = aot.Model(2, 64, "float16", False, tokens=12, text_length=16)
+    model = models.Model(2, 64, "float16", False, tokens=12, text_length=16)
     job = farm.jobs(model, ["sm_80"], ["gated_residual"], first=True)
     ((_, entry),) = farm.run(job, prebuilt.entry, 1)
     return entry

@@ -33,8 +33,8 @@ def steps(monkeypatch):
             output[0, 0, 0, 0] = torch.inf
         return output
 
-    def choose(requested, *arguments, exact=True):
-        chosen = resolve(requested, *arguments, exact=exact)
+    def choose(requested, *arguments, exact=True, **keywords):
+        chosen = resolve(requested, *arguments, exact=exact, **keywords)
         return chosen if exact else Injected(chosen.backend)
 
     monkeypatch.setattr(ops, "attention", attention)

@@ -5,13 +5,18 @@ import copy
 import pytest
 import torch
 from cogvx_kernels.cpu import int8
+from cogvx_kernels.triton import why_not as why_not_triton
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.bench.quality import snr_db
+from cogvx_fast.lowering import report_projections
 from cogvx_fast.quantization import RECIPES, Scheme
 from cogvx_fast.quantization.apply import quantize_modules, quantize_transformer
+from cogvx_fast.quantization.recipes import Target, why_not_native
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, Int8Weight
+from cogvx_fast.transformer.plan import BlockPlan
+from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, QuantizedWeight
+from cogvx_fast.transformer.scaled import ScaledLinear
 from tests import toy
 from tests.transformer.test_plan import plain, relative, run, session
 
@@ -61,7 +66,7 @@ def test_outliers_cost_what_rounding_to_the_rows_largest_value_must(outliers):
     x[:, ::200] *= outliers
     expected, predicted = linear(x), rounding_error(x, linear.weight, linear.bias)
     quantize_modules(torch.nn.ModuleDict({"linear": linear}), lambda name: Scheme.INT8)
-    ours = relative(Int8Linear((Int8Weight.of(linear),), torch.empty(0, dtype=torch.int32))(x), expected)
+    ours = relative(Int8Linear((QuantizedWeight.of(linear),), torch.empty(0, dtype=torch.int32))(x), expected)
     assert ours == pytest.approx(relative(linear(x), expected), rel=0.03)
     assert ours == pytest.approx(predicted, rel=0.04)  # 60 draws: within 2%; 41 dB without outliers, 25 with
     assert outliers > 1 or snr_db(ours) > 35
@@ -118,11 +123,28 @@ def test_native_products_are_refused_where_there_are_none():
         fast(**toy.inputs())
 
 
+@pytest.mark.parametrize(
+    ("recipe", "capability", "reason"),
+    [
+        ("int8", (8, 0), why_not_triton()),
+        ("fp8", (8, 9), why_not_triton()),
+        ("int8", (7, 5), "they need compute capability 8.0 or newer; this is a T4"),
+        ("int8-weight", (9, 0), "on a GPU there are some for recipes 'int8' and 'fp8' alone, not for 'int8-weight'"),
+    ],
+)
+def test_what_gpus_have_products_of_our_own(recipe, capability, reason):
+    assert why_not_native(RECIPES[recipe], Target("cuda", "a T4", capability)) == reason
+
+
 @needs_int8
 def test_the_report_names_the_products():
     fast = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
     fast(**toy.inputs(num_steps=1, output_type="latent"))
     assert "int8 products of our own in 3" in str(fast.engine_report())
+    current = session(recipe="int8")
+    weight = torch.empty(3, 1, dtype=torch.float8_e4m3fn)
+    current.block_plans = [BlockPlan("triton", ScaledLinear(weight, torch.empty(3), None, torch.float16))] * 2
+    assert "float8_e4m3fn products of our own, fed by 8-bit norms, in 2" in report_projections(current).detail
 
 
 def test_compiled_blocks_run_torchaos_products_and_give_the_same_numbers():

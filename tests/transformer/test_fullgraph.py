@@ -18,10 +18,29 @@ from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
 from cogvx_fast.transformer.model import _run_blocks
 from cogvx_fast.transformer.modulation import Modulation, NormModulation
 from cogvx_fast.transformer.plan import BlockPlan
+from cogvx_fast.transformer.scaled import ScaledFeedForward, ScaledLinear
 from tests import toy
 
 LAYERS, TEXT, TOKENS = 3, 16, 28
-KERNELS = ("layer_norm_modulate", "qk_norm_rope", "attention", "gated_residual_layer_norm_modulate", "gated_residual")
+# How often each is launched: a block leaves its last addition to the next block's norm.
+KERNELS = {
+    "layer_norm_modulate": 1,
+    "qk_norm_rope": LAYERS,
+    "attention": LAYERS,
+    "gated_residual_layer_norm_modulate": 2 * LAYERS - 1,
+    "gated_residual": 1,
+}
+# In 8 bits a norm's rows are numbers and scales, and so are those between the two products of a feed-forward.
+QUANTIZED_KERNELS = {
+    "layer_norm_modulate_quantized": 1,
+    "qk_norm_rope": LAYERS,
+    "attention": LAYERS,
+    "quantize_rows": LAYERS,
+    "scaled_linear": 3 * LAYERS,
+    "scaled_linear_quantized": LAYERS,
+    "gated_residual_layer_norm_modulate_quantized": 2 * LAYERS - 1,
+    "gated_residual": 1,
+}
 
 
 def on_fake_cuda(model):
@@ -31,8 +50,27 @@ def on_fake_cuda(model):
     return model
 
 
-@pytest.mark.parametrize("variant", ["2b", "5b"])
-def test_the_whole_transformer_is_one_graph(variant):
+def products(dim, dtype):
+    """Of a block whose linears are W8A8 of `dtype`."""
+
+    def linear(out_features, in_features):
+        scales, bias = torch.empty(out_features), torch.empty(out_features, dtype=torch.float16)
+        return ScaledLinear(torch.empty(out_features, in_features, dtype=dtype), scales, bias, torch.float16)
+
+    ff = ScaledFeedForward(linear(4 * dim, dim), linear(dim, 4 * dim))
+    return BlockPlan(impl="triton", qkv=linear(3 * dim, dim), out=linear(dim, dim), ff=ff)
+
+
+@pytest.mark.parametrize(
+    ("variant", "quantized", "backend"),
+    [
+        ("2b", None, AttentionBackend.TRITON),
+        ("5b", None, AttentionBackend.TRITON),
+        ("2b", torch.int8, AttentionBackend.TRITON),
+        ("5b", torch.float8_e4m3fn, AttentionBackend.TRITON_INT8),
+    ],
+)
+def test_the_whole_transformer_is_one_graph(variant, quantized, backend):
     graphs = []
 
     def keep(graph, _):
@@ -41,7 +79,7 @@ def test_the_whole_transformer_is_one_graph(variant):
 
     model = FastCogVideoXTransformer3DModel.adopt(toy.transformer(variant, attention_head_dim=64, num_layers=LAYERS))
     for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
+        processor.backend = CAPABILITIES[backend]
     rotary = variant != "2b"
     torch.compiler.reset()
     mode = FakeTensorMode()
@@ -53,11 +91,17 @@ def test_the_whole_transformer_is_one_graph(variant):
         final = [torch.empty(1, 1, dim, dtype=torch.float16) for _ in range(2)]
         modulation = Modulation([tuple(vectors)] * LAYERS, *final)
         angles = tuple(torch.empty(TOKENS - TEXT, 64) for _ in range(2)) if rotary else None
-        plans = [BlockPlan(impl="triton") for _ in range(LAYERS)]
+        for processor in model.joint_processors:
+            processor.guard = torch.empty(1, dtype=torch.int32)
+        plans = [products(dim, quantized) if quantized else BlockPlan(impl="triton") for _ in range(LAYERS)]
     with aot.pretend("sm_89"), mode, torch.no_grad():
         run = torch.compile(_run_blocks, fullgraph=True, backend=keep)
         output = run(model, stream, modulation, TEXT, angles, None, plans, False)
     assert output.shape == (2, TOKENS - TEXT, model.proj_out.out_features) and output.device.type == "cuda"
     (graph,) = graphs
     launched = Counter(str(node.target) for node in graph.graph.nodes if "cogvx_kernels" in str(node.target))
-    assert launched == dict.fromkeys((f"cogvx_kernels.{name}_triton.default" for name in KERNELS), LAYERS)
+    expected = QUANTIZED_KERNELS if quantized else KERNELS
+    if backend is AttentionBackend.TRITON_INT8:
+        in_8_bits = {"qk_norm_rope": "qk_norm_rope_int8", "attention": "int8_attention"}
+        expected = {in_8_bits.get(name, name): times for name, times in expected.items()}
+    assert launched == {f"cogvx_kernels.{name}_triton.default": times for name, times in expected.items()}

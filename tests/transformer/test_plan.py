@@ -201,7 +201,7 @@ def test_on_a_gpu_a_block_runs_triton_and_one_product_has_the_gelu(monkeypatch):
     assert without.impl == "torch" and without.ff is None
     odd = FastCogVideoXBlock(toy.transformer("2b", attention_head_dim=24).transformer_blocks[0])
     assert plan_blocks([odd], EngineConfig(), 10, compiled=True)[0].impl == "torch"
-    monkeypatch.setattr(planning, "why_not_triton", lambda: "triton is not installed")
+    monkeypatch.setattr(planning, "why_not_triton", lambda *_: "triton is not installed")
     assert plan_blocks([block], EngineConfig(), 10, compiled=True)[0].impl == "torch"
 
 

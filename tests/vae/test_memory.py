@@ -5,6 +5,7 @@ import re
 import pytest
 import torch
 from accelerate import init_empty_weights
+from cogvx_kernels.cpu import winograd
 from diffusers import AutoencoderKLCogVideoX
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -89,6 +90,17 @@ def test_the_peak_is_the_bytes_allocated(fast, monkeypatch, impl, time):
     fast.memory_budget = None
 
 
+def test_the_peak_in_bf16_with_our_own_convolutions(monkeypatch):
+    run_with("cpu", monkeypatch)
+    monkeypatch.setitem(winograd.LEAST_PIXELS, torch.bfloat16, 0)
+    fast = FastAutoencoderKLCogVideoX.adopt(family().to(torch.bfloat16))
+    latents, pixels = randn(2, 16, 5, 6, 8).bfloat16(), randn(2, 3, 9, 48, 64).bfloat16()
+    decoded, encoded = fast.plan_decode(tuple(latents.shape)), fast.plan_encode(tuple(pixels.shape))
+    for plan, call in ((decoded, lambda: fast.decode(latents)), (encoded, lambda: fast.encode(pixels))):
+        _, peak = measured(call)
+        assert 0.93 * plan.peak <= peak <= 1.002 * plan.peak, (plan, peak)
+
+
 def test_a_stream_holds_one_chunk(fast):
     shape = (2, 16, 9, 6, 8)
 
@@ -154,7 +166,7 @@ def test_slices_of_any_height_give_the_same(fast, monkeypatch, rows, impl):
     everywhere = Everywhere(all=rows)
     monkeypatch.setattr(model, "Clip", lambda impl, product, *_: clip(impl, product, everywhere, everywhere))
     sliced = []
-    for kind in (convolution.TorchProduct, convolution.NativeProduct):
+    for kind in (convolution.TorchProduct, convolution.WinogradProduct):
         monkeypatch.setattr(
             kind, "__call__", lambda self, b, *a, _=kind.__call__, **k: sliced.append(b.shape[2]) or _(self, b, *a, **k)
         )

@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from cogvx_kernels.cpu import winograd
 from diffusers import AutoencoderKLCogVideoX
 
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, model
@@ -59,7 +60,10 @@ def test_the_toy_of_the_pipelines_and_the_whole_model():
         assert distance(outputs[1].sample, outputs[0].sample) < 1e-5
 
 
-def test_half_precision_is_no_further_from_fp32_than_diffusers(pair):
+@pytest.mark.parametrize("impl", ["torch", "cpu"])
+def test_half_precision_is_no_further_from_fp32_than_diffusers(pair, monkeypatch, impl):
+    run_with(impl, monkeypatch)
+    monkeypatch.setitem(winograd.LEAST_PIXELS, torch.bfloat16, 0)
     truth, half = pair[0], copy.deepcopy(pair[0]).to(torch.bfloat16)
     fast = FastAutoencoderKLCogVideoX.adopt(half)
     errors = {"decode": [], "encode": []}

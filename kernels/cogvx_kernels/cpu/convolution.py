@@ -13,7 +13,7 @@ from .build import BuildError, load
 
 _SOURCE = Path(__file__).with_name("convolution.cpp")
 # Without the freedom to reorder sums: their order is what this is for.
-_FLAGS = (
+FLAGS = (
     "-march=native",
     "-ffp-contract=fast",
     *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
@@ -31,7 +31,7 @@ def why_not() -> str | None:
 
 
 def _library() -> ctypes.CDLL:
-    library = load(_SOURCE, _FLAGS)
+    library = load(_SOURCE, FLAGS)
     library.packed_size.restype = ctypes.c_int64
     return library
 

@@ -16,7 +16,8 @@ FUSED_HEAD_DIM = 64
 def quantize_qk(
     query: torch.Tensor, key: torch.Tensor, scale: float | None = None, impl: str = "torch"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Q times `scale * log2(e)`, and K without its mean over the sequence, in 8 bits with a scale for each 128 rows.
+    """Q times `scale * log2(e)`, and K without its mean, that of `reference.SAMPLES` = 64 rows at most over the
+    sequence, in 8 bits with a scale for each 128 rows.
 
     Args:
         query: `(batch, sequence, heads, head_dim)`, any strides with a contiguous last axis.

@@ -18,8 +18,8 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from .blocks import ROWS
 from .exp2 import exp2
-from .quantize_qk import ROWS
 from .targets import TunedKernel
 
 HEAD_DIMS = (64, 128)

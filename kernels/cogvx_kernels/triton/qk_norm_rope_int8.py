@@ -1,9 +1,7 @@
-"""`reference.qk_norm_rope_int8`: Q and K of the packed projection to what `int8_attention` multiplies, in two launches.
+"""`reference.qk_norm_rope_int8`: Q and K of the packed projection to what `int8_attention` multiplies, in one launch.
 
-K's mean needs all rows, normed and rotated, before the first can be quantized. Writing them for that would move them
-twice more: they are computed twice instead. With 2 bytes an element of the stream as the unit, the first launch reads K
-(1), the second Q and K (2) and writes them in 8 bits (1): 4, as many as `qk_norm_rope` in 16 bits, where
-`qk_norm_rope` and `quantize_qk` one after the other move 8.
+With 2 bytes an element of the stream as the unit it reads Q and K (2) and writes them in 8 bits (1): 3, where
+`qk_norm_rope` in 16 bits moves 4, and `qk_norm_rope` and `quantize_qk` one after the other 7.
 
 A program has a block of one head, which shares a scale; all heads of a token turn by the same angles, read from L2.
 """
@@ -15,18 +13,13 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
+from ..reference import SAMPLES
+from .blocks import ROWS, load_sample, outputs_of, quantize_block, sample_mean, sample_of
 from .qk_norm_rope import normed_and_rotated
-from .quantize_qk import PARTS, ROWS, quantize_block
 from .targets import TARGETS, tuned
 
-# Tiles of K, cosines, sines and sums are 64 numbers a thread for 32 rows of 64 channels in 4 warps, in 80 registers:
-# six programs to a multiprocessor. 64 rows in 8 warps take 100 for the same.
-_SUM_CONFIGS = [
-    triton.Config({"BLOCK": rows}, num_warps=num_warps, num_stages=1) for rows, num_warps in ((32, 4), (64, 8))
-]
-SUM_CONFIGS = dict.fromkeys(TARGETS, _SUM_CONFIGS)
 # A block is 128 rows: 32 numbers a thread each of K, cosines and sines in 8 warps, on their way together. 16 warps have
-# more of them on their way, in 88 to 100 registers instead of 146 to 166: one program either way.
+# more of them on their way, in 92 registers instead of 163: one program either way.
 _CONFIGS = [triton.Config({}, num_warps=num_warps, num_stages=1) for num_warps in (8, 16)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
@@ -41,51 +34,8 @@ def _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM:
     return cosines, sines
 
 
-@tuned(SUM_CONFIGS, key=("HEAD_DIM",))
-@triton.jit(do_not_specialize=["sequence", "text_length", "heads"])
-def key_norm_rope_sums_kernel(
-    key_ptr,
-    weight_ptr,
-    bias_ptr,
-    sums_ptr,
-    cosines_ptr,
-    sines_ptr,
-    sequence,
-    text_length,
-    heads,
-    stride_b,
-    stride_s,
-    stride_h,
-    eps,
-    HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """Sums of normed and rotated K over each of PARTS parts of the sequence, as `sequence_sums_kernel` leaves them."""
-    sample = (tl.program_id(1) // heads).to(tl.int64)
-    head = tl.program_id(1) % heads
-    part = tl.program_id(0)
-    length = tl.cdiv(tl.cdiv(sequence, PARTS), BLOCK) * BLOCK
-    channels = tl.arange(0, HEAD_DIM)[None, :]
-    sums = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
-    for start in range(part * length, min((part + 1) * length, sequence), BLOCK):
-        rows = start + tl.arange(0, BLOCK)[:, None]
-        mask = rows < sequence
-        cosines, sines = None, None
-        if cosines_ptr is not None:
-            cosines, sines = _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM)
-        tile = key_ptr + sample * stride_b + head * stride_h + rows.to(tl.int64) * stride_s + channels
-        x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
-        x = normed_and_rotated(
-            x, weight_ptr, bias_ptr, cosines, sines, channels, eps, HEAD_DIM, cosines_ptr is not None
-        )
-        sums += tl.where(mask, x, 0.0)
-    output = sums_ptr + (tl.program_id(1) * PARTS + part) * HEAD_DIM + tl.arange(0, HEAD_DIM)
-    tl.store(output, tl.sum(sums, axis=0))
-
-
 @tuned(CONFIGS, key=("HEAD_DIM",))
-@triton.jit(do_not_specialize=["sequence", "text_length", "heads"])
+@triton.jit(do_not_specialize=["sequence", "text_length", "sample_step", "heads"])
 def qk_norm_rope_int8_kernel(
     query_ptr,
     query_weight_ptr,
@@ -97,11 +47,12 @@ def qk_norm_rope_int8_kernel(
     key_bias_ptr,
     key_output_ptr,
     key_scale_ptr,
-    key_sums_ptr,
+    sample_ptr,
     cosines_ptr,
     sines_ptr,
     sequence,
     text_length,
+    sample_step,
     heads,
     stride_qb,
     stride_qs,
@@ -112,23 +63,28 @@ def qk_norm_rope_int8_kernel(
     eps,
     factor,
     HEAD_DIM: tl.constexpr,
-    PARTS: tl.constexpr,
+    SAMPLES: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     sample = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
+    channels = tl.arange(0, HEAD_DIM)[None, :]
+    ROTATES: tl.constexpr = cosines_ptr is not None
+    cosines, sines = None, None
+
+    sample_ptr += sample * stride_kb + head * stride_kh
+    x, rows, mask = load_sample(sample_ptr, stride_ks, sequence, sample_step, channels, SAMPLES)
+    if ROTATES:
+        cosines, sines = _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM)
+    x = normed_and_rotated(x, key_weight_ptr, key_bias_ptr, cosines, sines, channels, eps, HEAD_DIM, ROTATES)
+    mean = sample_mean(x, sequence, sample_step, mask)
+
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)[:, None]
     mask = rows < sequence
-    channels = tl.arange(0, HEAD_DIM)[None, :]
-    cosines, sines = None, None
-    if cosines_ptr is not None:
-        cosines, sines = _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM)
     output = (tl.program_id(1).to(tl.int64) * sequence + rows) * HEAD_DIM + channels
     scale = tl.program_id(1) * tl.cdiv(sequence, ROWS) + tl.program_id(0)
-    ROTATES: tl.constexpr = cosines_ptr is not None
-
-    parts = (tl.program_id(1) * PARTS + tl.arange(0, PARTS)[:, None]) * HEAD_DIM
-    mean = tl.sum(tl.load(key_sums_ptr + parts + channels), axis=0, keep_dims=True) / sequence
+    if ROTATES:
+        cosines, sines = _angles(cosines_ptr, sines_ptr, rows, channels, mask, text_length, HEAD_DIM)
     tile = key_ptr + sample * stride_kb + head * stride_kh + rows.to(tl.int64) * stride_ks + channels
     x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
     x = normed_and_rotated(x, key_weight_ptr, key_bias_ptr, cosines, sines, channels, eps, HEAD_DIM, ROTATES)
@@ -156,30 +112,10 @@ def qk_norm_rope_int8(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`ops.qk_norm_rope_int8` for a head dim up to 64, a power of two; `factor` is the softmax' scale times log2(e)."""
     batch, sequence, heads, head_dim = query.shape
-
-    def empty(dtype: torch.dtype, *shape: int) -> torch.Tensor:
-        return torch.empty((batch, heads, *shape), dtype=dtype, device=query.device)
-
-    values = [empty(torch.int8, sequence, head_dim).transpose(1, 2) for _ in range(2)]
-    scales = [empty(torch.float32, triton.cdiv(sequence, ROWS)) for _ in range(2)]
+    values, scales = zip(outputs_of(query), outputs_of(key), strict=True)
     if query.numel() == 0:
         return values[0], scales[0], values[1], scales[1]
-    sums = empty(torch.float32, PARTS, head_dim)
-    wrap_triton(key_norm_rope_sums_kernel(query.device))[(PARTS, batch * heads)](
-        key,
-        key_weight,
-        key_bias,
-        sums,
-        cosines,
-        sines,
-        sequence,
-        text_length,
-        heads,
-        *key.stride()[:3],
-        eps,
-        HEAD_DIM=head_dim,
-        PARTS=PARTS,
-    )
+    sample, step = sample_of(key)
     wrap_triton(qk_norm_rope_int8_kernel(query.device))[(triton.cdiv(sequence, ROWS), batch * heads)](
         query,
         query_weight,
@@ -191,18 +127,19 @@ def qk_norm_rope_int8(
         key_bias,
         values[1],
         scales[1],
-        sums,
+        sample,
         cosines,
         sines,
         sequence,
         text_length,
+        step,
         heads,
         *query.stride()[:3],
         *key.stride()[:3],
         eps,
         factor,
         HEAD_DIM=head_dim,
-        PARTS=PARTS,
+        SAMPLES=SAMPLES,
         ROWS=ROWS,
     )
     return values[0], scales[0], values[1], scales[1]

@@ -44,11 +44,12 @@ def quantize_rows(x: torch.Tensor, dtype: torch.dtype, grouped: bool) -> tuple[t
     dim = x.shape[-1]
     num_groups = triton.cdiv(dim, GROUP) if grouped else 1
     output = torch.empty(x.shape, dtype=dtype, device=x.device)
-    scales = torch.empty((*x.shape[:-1], num_groups), dtype=torch.float32, device=x.device)
+    leading = x.shape[:-1]
+    scales = torch.empty((*leading, num_groups) if grouped else leading, dtype=torch.float32, device=x.device)
     if x.numel() > 0:
         num_rows = x.numel() // dim
         group = GROUP if grouped else block_of(dim)
         wrap_triton(quantize_rows_kernel(x.device))[lambda meta: (triton.cdiv(num_rows, meta["ROWS"]),)](
             x, output, scales, num_rows, dim, num_groups, GROUP=group, GROUPS=block_of(num_groups)
         )
-    return output, scales if grouped else scales.squeeze(-1)
+    return output, scales

@@ -1,9 +1,9 @@
 """`reference.quantize_value`: V without its mean over the sequence, or in e4m3 with a scale for each channel, or both.
 
 The first launch reads V and leaves sums, largest and smallest of a few parts of the sequence: a channel's largest
-distance from its mean is that of one of the two. The second reads V again and writes it. In 8 bits it is written with
-the tokens of a channel next to each other: matrix instructions on bytes sum along what is contiguous, and V is summed
-over tokens.
+distance from its mean is that of one of the two. The second reads V again and writes it: it adds the parts up in every
+program (a few KiB from L2) rather than wait for a third. In 8 bits it is written with the tokens of a channel next to
+each other: matrix instructions on bytes sum along what is contiguous, and V is summed over tokens.
 """
 
 from __future__ import annotations
@@ -13,21 +13,30 @@ import triton
 import triton.language as tl
 from torch.library import triton_op, wrap_triton
 
-from .quantize_qk import PARTS, SMALLEST, SUM_CONFIGS, sequence_sums
+from .blocks import SMALLEST
 from .targets import TARGETS, tuned
 
 FP8_MAX = tl.constexpr(448.0)
 # For the 16-byte loads of the next kernel: where a channel's tokens start is a multiple of this.
 ALIGNMENT = tl.constexpr(16)
+# V is cut into so many parts: 480 programs or more in CogVideoX (2 samples of 30 heads or more), where a part of 17,776
+# tokens is 284 KiB, long against the 768 bytes it leaves.
+PARTS = 8
+# 32 rows of 64 channels in 4 warps are two 16-byte loads a thread on their way at a time, in several programs on a
+# multiprocessor. What a thread found stays in its registers until the end: what goes across threads once is the tile.
+# Twice the rows spill where the head dim is 128.
+_PARTS_CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=3) for rows in (32, 16)]
+PARTS_CONFIGS = dict.fromkeys(TARGETS, _PARTS_CONFIGS)
 # A tile of 64 tokens and 64 channels is 32 numbers a thread; in 8 bits a thread has to end with 16 tokens of a channel.
 _CONFIGS = [triton.Config({"BLOCK": rows}, num_warps=4, num_stages=1) for rows in (64, 32)]
 CONFIGS = dict.fromkeys(TARGETS, _CONFIGS)
 
 
-@tuned(SUM_CONFIGS, key=("HEAD_DIM",))
+@tuned(PARTS_CONFIGS, key=("HEAD_DIM",))
 @triton.jit(do_not_specialize=["sequence", "heads"])
-def sequence_range_kernel(
+def value_parts_kernel(
     x_ptr,
+    sums_ptr,
     largest_ptr,
     smallest_ptr,
     sequence,
@@ -39,12 +48,14 @@ def sequence_range_kernel(
     PARTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The largest and the smallest of each of PARTS parts of the sequence, fp32 `(batch, heads, PARTS, HEAD_DIM)`."""
+    """Sums, and the largest and the smallest, of each part of the sequence, fp32 `(batch, heads, PARTS, HEAD_DIM)`;
+    pointers may be None."""
     sample = (tl.program_id(1) // heads).to(tl.int64)
     head = tl.program_id(1) % heads
     part = tl.program_id(0)
     length = tl.cdiv(tl.cdiv(sequence, PARTS), BLOCK) * BLOCK
     channels = tl.arange(0, HEAD_DIM)[None, :]
+    sums = tl.zeros((BLOCK, HEAD_DIM), tl.float32)
     largest = tl.full((BLOCK, HEAD_DIM), float("-inf"), tl.float32)
     smallest = tl.full((BLOCK, HEAD_DIM), float("inf"), tl.float32)
     for start in range(part * length, min((part + 1) * length, sequence), BLOCK):
@@ -52,11 +63,17 @@ def sequence_range_kernel(
         tile = x_ptr + sample * stride_b + head * stride_h + rows.to(tl.int64) * stride_s + channels
         mask = rows < sequence
         x = tl.load(tile, mask=mask, other=0.0).to(tl.float32)
-        largest = tl.maximum(largest, tl.where(mask, x, float("-inf")))
-        smallest = tl.minimum(smallest, tl.where(mask, x, float("inf")))
+        if sums_ptr is not None:
+            sums += x
+        if largest_ptr is not None:
+            largest = tl.maximum(largest, tl.where(mask, x, float("-inf")))
+            smallest = tl.minimum(smallest, tl.where(mask, x, float("inf")))
     output = (tl.program_id(1) * PARTS + part) * HEAD_DIM + tl.arange(0, HEAD_DIM)
-    tl.store(largest_ptr + output, tl.max(largest, axis=0))
-    tl.store(smallest_ptr + output, tl.min(smallest, axis=0))
+    if sums_ptr is not None:
+        tl.store(sums_ptr + output, tl.sum(sums, axis=0))
+    if largest_ptr is not None:
+        tl.store(largest_ptr + output, tl.max(largest, axis=0))
+        tl.store(smallest_ptr + output, tl.min(smallest, axis=0))
 
 
 @tuned(CONFIGS, key=("HEAD_DIM",))
@@ -126,33 +143,20 @@ def quantize_value(
     else:
         values = torch.empty((batch, heads, sequence, head_dim), dtype=dtype, device=value.device).transpose(1, 2)
 
-    def vector(wanted: bool, *parts: int) -> torch.Tensor:
-        shape = (batch, heads, *parts, head_dim) if wanted else (0,)
-        return torch.empty(shape, dtype=torch.float32, device=value.device)
+    def vector(wanted: bool, *parts: int) -> torch.Tensor | None:
+        shape = (batch, heads, *parts, head_dim)
+        return torch.empty(shape, dtype=torch.float32, device=value.device) if wanted else None
 
     mean, scale = vector(smooth), vector(bytes_only)
-    if value.numel() == 0:
-        return values, scale, mean
-    largest, smallest = vector(bytes_only, PARTS), vector(bytes_only, PARTS)
-    if bytes_only:
-        wrap_triton(sequence_range_kernel(value.device))[(PARTS, batch * heads)](
-            value, largest, smallest, sequence, heads, *value.stride()[:3], HEAD_DIM=head_dim, PARTS=PARTS
+    if value.numel() > 0:
+        parts = vector(smooth, PARTS), vector(bytes_only, PARTS), vector(bytes_only, PARTS)
+        sizes = (sequence, heads, *value.stride()[:3])
+        wrap_triton(value_parts_kernel(value.device))[(PARTS, batch * heads)](
+            value, *parts, *sizes, HEAD_DIM=head_dim, PARTS=PARTS
         )
-    wrap_triton(quantize_value_kernel(value.device))[
-        lambda meta: (triton.cdiv(sequence, meta["BLOCK"]), batch * heads)
-    ](
-        value,
-        values,
-        sequence_sums(value) if smooth else None,
-        largest if bytes_only else None,
-        smallest if bytes_only else None,
-        mean if smooth else None,
-        scale if bytes_only else None,
-        sequence,
-        heads,
-        *value.stride()[:3],
-        *values.stride(),
-        HEAD_DIM=head_dim,
-        PARTS=PARTS,
-    )
-    return values, scale, mean
+        wrap_triton(quantize_value_kernel(value.device))[
+            lambda meta: (triton.cdiv(sequence, meta["BLOCK"]), batch * heads)
+        ](value, values, *parts, mean, scale, *sizes, *values.stride(), HEAD_DIM=head_dim, PARTS=PARTS)
+    # An operation of torch returns tensors, and no None.
+    none = torch.empty(0, dtype=torch.float32, device=value.device)
+    return values, none if scale is None else scale, none if mean is None else mean

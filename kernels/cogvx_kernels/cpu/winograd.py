@@ -1,0 +1,110 @@
+"""The convolution of `winograd.cpp`: t x 3 x 3 on channels-last frames in fp32 or bf16, with fewer products."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+
+from .build import BuildError, load
+from .convolution import FLAGS
+
+# Neighbouring pixels on each side of a tile, by the dtype of the frames: the larger, the fewer the products and the
+# larger the error, see `winograd.cpp`.
+TILES = {torch.float32: 2, torch.bfloat16: 4}
+# Of output pixels, below which the transform of the weights takes longer than the products that it spares.
+LEAST_PIXELS = {torch.float32: 0, torch.bfloat16: 5000}
+_SOURCE = Path(__file__).with_name("winograd.cpp")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps this machine from running it, or None. Compiles it, a few seconds, the first time."""
+    try:
+        _library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+def _library() -> ctypes.CDLL:
+    library = load(_SOURCE, FLAGS)
+    library.packed_size.restype = ctypes.c_int64
+    return library
+
+
+def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _sizes(*sizes: int) -> list[ctypes.c_int64]:
+    return [ctypes.c_int64(size) for size in sizes]
+
+
+def _array(sizes: tuple[int, ...]) -> ctypes.Array:
+    return (ctypes.c_int64 * len(sizes))(*sizes)
+
+
+def _kind(dtype: torch.dtype) -> ctypes.c_int:
+    return ctypes.c_int(dtype == torch.bfloat16)
+
+
+def takes(kernel: tuple[int, ...]) -> bool:
+    """Whether a kernel `(time, height, width)` is one that it convolves with, at stride 1."""
+    return tuple(kernel[1:]) == (3, 3)
+
+
+def packed_size(outputs: int, inputs: int, taps: int, dtype: torch.dtype) -> int:
+    """How many fp32 numbers the packed weight of frames of `dtype` has; `taps` of time."""
+    return _library().packed_size(*_sizes(outputs, inputs, taps), ctypes.c_int(TILES[dtype]))
+
+
+def pack(weight: torch.Tensor) -> torch.Tensor:
+    """The products' weights, fp32, of `weight` `(out, in, taps, 3, 3)`, in the order that `convolution` reads."""
+    outputs, inputs, taps = weight.shape[:3]
+    packed = torch.empty(packed_size(outputs, inputs, taps, weight.dtype))
+    weight = weight.detach().contiguous()
+    sizes, tile, threads = _sizes(outputs, inputs, taps), TILES[weight.dtype], torch.get_num_threads()
+    _library().pack_weight(
+        _pointer(weight), _kind(weight.dtype), *sizes, ctypes.c_int(tile), _pointer(packed), ctypes.c_int(threads)
+    )
+    return packed
+
+
+def convolution(
+    x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, taps: int, out: torch.Tensor, adds: bool = False
+) -> None:
+    """Writes the valid part of the convolution of `x` into `out`; sums are in fp32 and rounded once.
+
+    Args:
+        x: fp32 or bf16 `(batch, time + taps - 1, height + 2, width + 2, in)`, padded by the caller; any strides with
+            contiguous channels.
+        packed: the weight, by `pack` from the dtype of `x`.
+        bias: fp32 `(out,)` or None.
+        taps: of time.
+        out: `(batch, time, height, width, out)` of the dtype of `x`, any strides with contiguous channels.
+        adds: to what is in `out`, instead of overwriting it.
+    """
+    batch, time, height, width = x.shape[:4]
+    expected = (batch, time - taps + 1, height - 2, width - 2)
+    if tuple(out.shape[:4]) != expected or x.stride(4) != 1 or out.stride(4) != 1 or out.dtype != x.dtype:
+        raise ValueError(
+            f"out must be {expected} and channels of {x.dtype}, contiguous as in x, got {tuple(out.shape)} of"
+            f" {out.dtype}, strides {out.stride()} and {x.stride()}"
+        )
+    _library().convolution(
+        _pointer(x),
+        _kind(x.dtype),
+        _array(x.stride()[:4]),
+        _pointer(packed),
+        _pointer(bias),
+        *_sizes(taps),
+        ctypes.c_int(TILES[x.dtype]),
+        *_sizes(*out.shape[:4], x.shape[4], out.shape[4]),
+        _pointer(out),
+        _array(out.stride()[:4]),
+        ctypes.c_int(adds),
+        ctypes.c_int(torch.get_num_threads()),
+    )

@@ -1,0 +1,102 @@
+"""A pipeline of recipe int8 as on a GPU, every operation of the transformer a Triton kernel, interpreted."""
+
+import dataclasses
+import warnings
+
+import pytest
+import torch
+from cogvx_kernels.triton import operations
+
+from cogvx_fast import EngineConfig, accelerate, lowering
+from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.quantization import QuantizedAttention
+from cogvx_fast.transformer import plan as planning
+from tests import toy
+
+STEPS, LAYERS = 2, 1
+
+
+@pytest.fixture(autouse=True)
+def outputs():
+    """The plain allocator: diffusers' own code is among what runs here."""
+
+
+@pytest.fixture
+def on_gpu(monkeypatch):
+    """What would be decided on a GPU, though the tensors are on the CPU: attention in 8 bits, redone by torch's own."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Chosen:
+        backend: AttentionBackend
+
+        def __str__(self):
+            return str(self.backend)
+
+        @property
+        def capability(self):
+            return CAPABILITIES[self.backend]
+
+    def resolve(requested, *place, exact=True, in_8_bits=False):
+        in_8_bits &= requested is AttentionBackend.AUTO
+        return Chosen(AttentionBackend.TRITON_INT8 if in_8_bits else AttentionBackend.SDPA)
+
+    place = planning._place
+    monkeypatch.setattr(lowering, "resolve", resolve)
+    monkeypatch.setattr(planning, "_place", lambda block: (torch.device("cuda"), place(block)[1]))
+
+
+def pipeline(**config):
+    pipe = toy.pipeline()
+    pipe.transformer = toy.transformer(attention_head_dim=64, num_layers=LAYERS)
+    return accelerate(pipe.to(torch.bfloat16), EngineConfig(recipe="int8", text_encoder="native", **config))
+
+
+def run(pipe, steps=STEPS):
+    return pipe(**toy.inputs(num_steps=steps, output_type="latent")).frames.float()
+
+
+@pytest.fixture
+def attention(monkeypatch):
+    """The calls of the kernel, and the numbers of those whose V is to have an infinity."""
+    calls, broken, kernel = [], set(), operations.int8_attention
+
+    def attend(query, query_scale, key, key_scale, value, *others):
+        calls.append((value, *others))
+        if len(calls) - 1 in broken:
+            value = value.clone()
+            value[0, 0, 0, 0] = torch.inf
+        return kernel(query, query_scale, key, key_scale, value, *others)
+
+    monkeypatch.setattr(operations, "int8_attention", attend)
+    return calls, broken
+
+
+def test_a_step_in_which_attention_overflows_is_redone_exact(on_gpu, attention, monkeypatch):
+    calls, broken = attention
+    pipe, looked = pipeline(), []
+    monkeypatch.setattr(torch, "isfinite", lambda tensor: looked.append(tensor))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        expected = run(pipe)
+    # The kernels say so themselves, all into one number: nothing is read but that.
+    assert len(calls) == STEPS * LAYERS and len({guard.data_ptr() for *_, guard, _ in calls}) == 1 and not looked
+    assert "triton-int8: Q and K in int8, V in 16 bits" in str(pipe.engine_report())
+    assert f"int8 products of our own, fed by 8-bit norms, in {LAYERS}" in str(pipe.engine_report())
+
+    calls.clear()
+    broken |= {LAYERS - 1, 2 * LAYERS - 1}  # in each step
+    with pytest.warns(RuntimeWarning, match="not finite: the step is redone exact") as caught:
+        output = run(pipe)
+    assert len([warning for warning in caught if "redone" in str(warning.message)]) == 1
+    assert len(calls) == STEPS * LAYERS  # the second step was in 8 bits again
+    exact = run(pipeline(attention="sdpa"))
+    assert len(calls) == STEPS * LAYERS and torch.equal(output, exact) and not torch.equal(expected, exact)
+    assert all(p.guard is None and p.backend.operation == "int8_attention" for p in pipe.transformer.joint_processors)
+
+
+def test_how_v_is_treated_can_be_chosen(on_gpu, attention):
+    calls, _ = attention
+    run(pipeline(quantized_attention=QuantizedAttention(fp8_value=True, smooth_value=True)), steps=1)
+    assert {(value.dtype, scale.dtype, mean.dtype) for value, scale, mean, *_ in calls} == {
+        (torch.float8_e4m3fn, torch.float32, torch.float32)
+    }
