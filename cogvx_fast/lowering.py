@@ -304,6 +304,6 @@ def lower(pipeline: DiffusionPipeline, config: EngineConfig) -> EngineReport:
     """
     lines = []
     if config.memory_limit is not None:
-        config, choice = fit_new(pipeline, config)
-        lines.append(report_memory(choice, config.memory_limit, "the model's own size"))
+        config, choice, what = fit_new(pipeline, config)
+        lines.append(report_memory(choice, config.memory_limit, what))
     return EngineReport(config, (*lines, *(run(pipeline, config) for run in PASSES)))

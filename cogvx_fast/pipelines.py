@@ -5,9 +5,7 @@ loop then runs our transformer.
 """
 
 import contextlib
-import dataclasses
 import functools
-import inspect
 import json
 import time
 from collections.abc import Iterator
@@ -30,9 +28,9 @@ from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
 from .config import EngineConfig
-from .fit.pipeline import check_checkpoint, fit_generation
+from .fit.pipeline import check_checkpoint
 from .fit.request import Request
-from .hooks import moves_weights
+from .limited import MemoryLimitMixin
 from .lowering import (
     EngineReport,
     adopt_vae,
@@ -42,21 +40,21 @@ from .lowering import (
     choose_compile,
     exact_fallback,
     lower,
-    report_memory,
     report_projections,
     report_vae,
 )
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
 from .quantization.hub import hub_arguments, quantized_folder
-from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest
+from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest, text_encoder_scheme
 from .quantization.pipeline import check_engine
+from .quantization.recipes import RECIPES
 from .transformer import EngineSession, FastCogVideoXTransformer3DModel
 from .vae import FastAutoencoderKLCogVideoX
 
 _MODELS = ("transformer", "text_encoder", "vae")
 
 
-class FastPipelineMixin:
+class FastPipelineMixin(MemoryLimitMixin):
     """What the four pipelines have in common; `_reference` is the diffusers class each one is."""
 
     _reference: ClassVar[type[DiffusionPipeline]]
@@ -103,7 +101,7 @@ class FastPipelineMixin:
         folder = quantized_folder(pretrained_model_name_or_path, hub)
         if folder is not None:
             pretrained_model_name_or_path = folder
-            kwargs |= _quantized_parts(folder, kwargs)
+            kwargs |= _quantized_parts(folder, cls._reference, kwargs)
         elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
             dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
             check_checkpoint(pretrained_model_name_or_path, cls._reference, config, dtype, hub)
@@ -121,28 +119,6 @@ class FastPipelineMixin:
                 f" {self.transformer.recipe}` writes such a checkpoint from the full-precision one"
             )
         super().save_pretrained(*args, **kwargs)
-
-    def to(self, *args: Any, **kwargs: Any) -> "FastPipelineMixin":
-        """As in diffusers. Where a memory limit asks for it, a GPU gets each model while it runs, not all at once."""
-        device = _device(*args, **kwargs)
-        if device is None or device.type == "cpu" or self._asked_config.memory_limit is None:
-            return super().to(*args, **kwargs)
-        if moves_weights(self.transformer):
-            return self
-        if not self._offloads_on(device):
-            return super().to(*args, **kwargs)
-        dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), None)
-        if dtype is not None:
-            super().to(dtype)
-        self.enable_model_cpu_offload(device=device)
-        return self
-
-    def _offloads_on(self, device: torch.device) -> bool:
-        """Whether a generation of the model's own size has to on `device`."""
-        config, asked = self._engine_config, self._asked_config
-        config = dataclasses.replace(config, pack_weights=asked.pack_weights, vae_memory=asked.vae_memory)
-        _, choice = fit_generation(self, config, Request.default(self.transformer.config, self._reference), device)
-        return choice is not None and choice.option.offloads
 
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers.
@@ -266,25 +242,6 @@ class FastPipelineMixin:
         elapsed = time.perf_counter() - started
         seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
 
-    def _request(self, *args: Any, **kwargs: Any) -> Request:
-        """The size of what a call of the parent with these arguments makes."""
-        arguments = inspect.signature(self._reference.__call__).bind_partial(self, *args, **kwargs).arguments
-        return Request.of_call(self.transformer.config, self._reference, arguments)
-
-    def _fitted(self, request: Request | None) -> EngineConfig:
-        """The engine for what is made now: with a memory limit, what fits at its size and where the weights are."""
-        config, asked = self._engine_config, self._asked_config
-        if asked.memory_limit is None:
-            return config
-        request = request or Request.default(self.transformer.config, self._reference)
-        device = self._execution_device
-        config = dataclasses.replace(config, pack_weights=asked.pack_weights, vae_memory=asked.vae_memory)
-        config, choice = fit_generation(self, config, request, device)
-        self._report = self._report.with_line(report_memory(choice, asked.memory_limit, str(request)))
-        if choice is not None and choice.option.offloads and not moves_weights(self.transformer):
-            self.enable_model_cpu_offload(device=device)
-        return config
-
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         self._synchronize()
@@ -342,13 +299,16 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
             return super().__call__(*args, **kwargs)
 
 
-def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+def _quantized_parts(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
     """The arguments that make `from_pretrained` take the quantized models of `folder`."""
     manifest = read_manifest(folder)
     own = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or "native"}
     config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
     check_engine(config, manifest.recipe)
     check_dtype(manifest, folder, asked.get("dtype"))
+    if config.memory_limit is not None:
+        quantized = RECIPES[manifest.recipe], text_encoder_scheme(manifest)
+        check_checkpoint(folder, pipeline_class, config, getattr(torch, manifest.dtype), {}, quantized)
     check_files(folder, manifest)
     parts: dict[str, Any] = {"engine": config, "dtype": getattr(torch, manifest.dtype)}
     if "transformer" not in asked:
@@ -356,12 +316,6 @@ def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
     if "text_encoder" not in asked:
         parts["text_encoder"] = load_text_encoder(folder, manifest)
     return parts
-
-
-def _device(*args: Any, **kwargs: Any) -> torch.device | None:
-    """The device among the arguments of a pipeline's `to`."""
-    value = next((value for value in (*args, kwargs.get("device")) if isinstance(value, str | torch.device)), None)
-    return None if value is None else torch.device(value)
 
 
 def _check_latents(latents: torch.Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import enum
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from rich.progress import Progress, TaskID
 
-    from cogvx_fast import FastCogVideoXPipeline
+    from cogvx_fast import EngineConfig, FastCogVideoXPipeline
 
     from .checkpoint import Checkpoint
 
@@ -59,7 +60,7 @@ class Job:
     seed: int
     fps: int
     zoom: int
-    engine: str
+    engine: EngineConfig
     dtype: str
     device: str
     scheduler: str | None
@@ -122,8 +123,17 @@ def generate(
         int, typer.Option(help="Enlarge the finished frames this many times, for models of few pixels.")
     ] = 1,
     engine: Annotated[
-        str, typer.Option(help="What speed may cost; exact: nothing but the order of rounding.")
-    ] = "exact",
+        str | None,
+        typer.Option(help="What speed may cost; exact: nothing but the order of rounding.", show_default="exact"),
+    ] = None,
+    memory_limit: Annotated[
+        str | None,
+        typer.Option(
+            help="What a video may take on the device, such as 8GiB: takes the most exact way that fits, or the most "
+            "exact of --engine.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Annotated[
         Precision | None, typer.Option(help="Precision.", show_default="float32 on a CPU, else the model's own")
     ] = None,
@@ -142,6 +152,7 @@ def generate(
     with exit_codes():
         from . import loading, validate
         from .checkpoint import read_checkpoint
+        from .memory import fitted, request_of
 
         # What can be refused for less comes first: values, then the checkpoint's JSON files, then what needs torch.
         prompts = validate.read_prompts(prompt, prompt_file)
@@ -152,8 +163,13 @@ def generate(
         validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
         pixels = validate.video_size(height, width, checkpoint)
         num_frames = validate.num_frames(frames, checkpoint)
-        loading.check_engine(engine)
+        config = loading.choose_engine(engine, memory_limit)
         chosen_device = loading.choose_device(device)
+        chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
+        if config.memory_limit is not None:
+            size = request_of(checkpoint, *pixels, num_frames)
+            request = dataclasses.replace(size, steps=steps, guided=guidance > 1, streams=True)
+            config = fitted(checkpoint, request, chosen_dtype, chosen_device, config)
         job = Job(
             prompts=prompts,
             outputs=outputs,
@@ -168,8 +184,8 @@ def generate(
             seed=seed,
             fps=fps or checkpoint.default_fps,
             zoom=zoom,
-            engine=engine,
-            dtype=loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint),
+            engine=config,
+            dtype=chosen_dtype,
             device=chosen_device,
             scheduler=scheduler and scheduler.value,
         )
@@ -187,7 +203,7 @@ def run(job: Job) -> None:
         stages.timed("write", lambda: _written(job.sheet, lambda: contact_sheet(videos, job.prompts, job.sheet)))
         say(results, f"wrote {job.sheet}: a contact sheet, {_size_on_disk(job.sheet)}")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
-    say(results, f"{job.device}, {job.dtype}, engine {job.engine}, {job.steps} steps: {times}")
+    say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().config.tier}, {job.steps} steps: {times}")
 
 
 def _load(job: Job) -> FastCogVideoXPipeline:

@@ -15,7 +15,7 @@ from .console import UsageError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from cogvx_fast import FastCogVideoXPipeline
+    from cogvx_fast import EngineConfig, FastCogVideoXPipeline
 
 
 def choose_device(device: str | None) -> str:
@@ -45,14 +45,24 @@ def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
     return dtype or checkpoint.native_dtype
 
 
-def check_engine(engine: str) -> None:
-    """Raise a `UsageError` for an engine that does not exist or cannot work."""
+def choose_engine(engine: str | None, memory_limit: str | None) -> EngineConfig:
+    """The engine called `engine`, with a memory limit the one that it leaves open.
+
+    Raises:
+        UsageError: for an engine that does not exist or cannot work, and for what is no size.
+    """
     from cogvx_fast import EngineConfig
 
     try:
-        EngineConfig.from_name(engine)
+        named = EngineConfig.from_name(engine or "exact")
     except ValueError as error:
         raise UsageError("--engine", repr(engine), str(error)) from None
+    if memory_limit is None:
+        return named
+    try:
+        return EngineConfig(tier=None if engine is None else named.tier, memory_limit=memory_limit)
+    except ValueError as error:
+        raise UsageError("--memory-limit", repr(memory_limit), str(error)) from None
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
@@ -75,7 +85,7 @@ def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> 
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, dtype: str, device: str, engine: str, scheduler: str | None
+    checkpoint: Checkpoint, dtype: str, device: str, engine: EngineConfig, scheduler: str | None
 ) -> FastCogVideoXPipeline:
     """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own."""
     import torch

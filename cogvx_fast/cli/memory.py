@@ -11,7 +11,9 @@ from .checkpoint import PIXELS_PER_LATENT, Checkpoint, read_config
 from .console import UsageError
 
 if TYPE_CHECKING:
+    from cogvx_fast import EngineConfig
     from cogvx_fast.fit.request import Request
+    from cogvx_fast.quantization.memory import Models
 
 
 def vae_memory(
@@ -100,7 +102,6 @@ def model_memory(
         from cogvx_fast.fit.demand import Option, Predictor
         from cogvx_fast.fit.pipeline import predict_choice
         from cogvx_fast.quantization import BALANCED, NATIVE, RECIPES
-        from cogvx_fast.quantization.memory import Models
         from cogvx_fast.quantization.recipes import Target, best, refusal, why_not
 
     precision, target = getattr(torch, dtype), Target.of(torch.device(device))
@@ -109,9 +110,7 @@ def model_memory(
     chosen = best(target, precision) if recipe == BALANCED else RECIPES.get(recipe)
     if chosen is not None and why_not(chosen, target, precision) is not None:
         raise UsageError("--recipe", repr(recipe), refusal(chosen, target, precision))
-    models = Models.from_configs(
-        *(read_config(checkpoint.source, f"{part}/config.json") for part in ("transformer", "text_encoder", "vae"))
-    )
+    models = _models(checkpoint)
     if limit is None:
         config = EngineConfig(recipe=recipe, vae_memory=budget)
         option = Option(chosen, None if chosen is None else chosen.text_encoder)
@@ -133,6 +132,39 @@ def model_memory(
         "activations": demand.step.peak,
         "stages": demand.stages,
     } | ({} if choice is None else {"choice": str(choice)})
+
+
+def fitted(checkpoint: Checkpoint, request: Request, dtype: str, device: str, config: EngineConfig) -> EngineConfig:
+    """`config` with what its memory limit leaves open decided for `request`.
+
+    A checkpoint that is quantized decides for itself, when it is loaded.
+
+    Raises:
+        UsageError: for a limit in which nothing fits.
+    """
+    with quiet_imports():
+        import torch
+
+        from cogvx_fast.fit.pipeline import predict_choice, resolved
+        from cogvx_fast.quantization.manifest import is_quantized_checkpoint
+        from cogvx_fast.quantization.recipes import Target
+
+    if is_quantized_checkpoint(checkpoint.source):
+        return config
+    target, precision = torch.device(device), getattr(torch, dtype)
+    try:
+        choice = predict_choice(_models(checkpoint), request, config, target, precision)
+    except ValueError as error:
+        raise UsageError("--memory-limit", repr(config.memory_limit), str(error)) from None
+    return resolved(config, choice, Target.of(target), precision)
+
+
+def _models(checkpoint: Checkpoint) -> Models:
+    from cogvx_fast.quantization.memory import Models
+
+    return Models.from_configs(
+        *(read_config(checkpoint.source, f"{part}/config.json") for part in ("transformer", "text_encoder", "vae"))
+    )
 
 
 def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> Request:

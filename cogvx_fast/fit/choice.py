@@ -45,21 +45,29 @@ class Choice:
 
 
 class LimitError(ValueError):
-    """Nothing fits; `smallest`: the option that takes least, and what that is."""
+    """Nothing fits.
 
-    def __init__(self, limit: int, what: str, smallest: tuple[Option, Demand], fits: Sequence[str] = ()):
+    Attributes:
+        smallest: the option that takes least, and what that is.
+        num_frames: the most frames of this size that do fit; 0 for none, or where that was not looked for.
+    """
+
+    def __init__(
+        self, limit: int, what: str, smallest: tuple[Option, Demand], num_frames: int = 0, other: Option | None = None
+    ):
         option, demand = smallest
-        others = fits or ["fewer frames or pixels"]
+        fits = [f"a pipeline of another precision: {other}"] if other is not None else []
+        fits += [f"{num_frames} frames of this size"] if num_frames else []
         super().__init__(
             f"memory_limit={size_in_words(limit)} is too small for {what}: the smallest possible is"
             f" {size_in_words(demand.peak)} ({demand.peak} bytes), with {option}: {demand.parts()}; what fits: that"
-            f" limit, or {', or '.join(others)}"
+            f" limit, or {', or '.join(fits or ['fewer frames or pixels'])}"
         )
-        self.limit, self.what, self.smallest = limit, what, smallest
+        self.limit, self.what, self.smallest, self.num_frames = limit, what, smallest, num_frames
 
-    def with_advice(self, fits: Sequence[str]) -> LimitError:
+    def with_advice(self, num_frames: int, other: Option | None) -> LimitError:
         """The same, saying what else would fit."""
-        return LimitError(self.limit, self.what, self.smallest, fits)
+        return LimitError(self.limit, self.what, self.smallest, num_frames, other)
 
 
 def choose(

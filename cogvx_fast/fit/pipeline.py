@@ -14,23 +14,23 @@ from transformers import T5Config
 
 from ..config import EngineConfig
 from ..hooks import moves_weights
-from ..quantization.apply import is_quantized, kind
 from ..quantization.memory import Models
 from ..quantization.pipeline import check_engine, destination
-from ..quantization.recipes import BALANCED, NATIVE, RECIPES, Scheme, Target, best, targets
+from ..quantization.recipes import BALANCED, NATIVE, RECIPES, Recipe, Scheme, Target, best, targets
 from .choice import Choice, LimitError, choose, options, variants
 from .demand import Option, Predictor
 from .request import Request
 
 
-def fit_new(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[EngineConfig, Choice]:
-    """What a pipeline that is being made becomes, for the size that it makes if none is given.
+def fit_new(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[EngineConfig, Choice, str]:
+    """What a pipeline that is being made becomes, for the size that it makes if none is given; where that does not
+    fit, for as many frames as do: a generation of more is refused when it is asked for.
 
     Returns:
-        `config` with what was open decided, and the choice.
+        `config` with what was open decided, the choice, and in words for what it was made.
 
     Raises:
-        LimitError: if nothing fits.
+        LimitError: if nothing fits, not one frame.
         ValueError: for an engine that a quantized transformer cannot run in.
     """
     target, dtype = destination(pipeline), pipeline.transformer.dtype
@@ -38,8 +38,8 @@ def fit_new(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[EngineCo
     check_engine(config, loaded)
     request = Request.default(pipeline.transformer.config, type(pipeline))
     left = options(config, target, dtype, RECIPES.get(loaded), _scheme_of(pipeline.text_encoder))
-    choice = _choose(_models(pipeline), request, config, target, dtype, left)
-    return resolved(config, choice, target, dtype), choice
+    choice, what = _choose_or_fewer(_models(pipeline), request, config, target, dtype, left)
+    return resolved(config, choice, target, dtype), choice, what
 
 
 def fit_generation(
@@ -71,13 +71,19 @@ def fit_generation(
 
 
 def check_checkpoint(
-    source: Any, pipeline_class: type, config: EngineConfig, dtype: torch.dtype | None, hub: Mapping[str, Any]
+    source: Any,
+    pipeline_class: type,
+    config: EngineConfig,
+    dtype: torch.dtype | None,
+    hub: Mapping[str, Any],
+    quantized: tuple[Recipe | None, Scheme | None] = (None, None),
 ) -> None:
-    """Raise a `LimitError` for a full-precision checkpoint that will not fit, from its configurations alone.
+    """Raise a `LimitError` for a checkpoint that will not fit, from its configurations alone.
 
     Args:
         dtype: that it will be loaded in.
         hub: arguments of a download.
+        quantized: what transformer and text encoder are quantized by.
     """
     models = Models.from_configs(
         CogVideoXTransformer3DModel.load_config(source, subfolder="transformer", **hub),
@@ -86,7 +92,7 @@ def check_checkpoint(
     )
     target, dtype = targets()[0], dtype or torch.float32
     request = Request.default(models.transformer.config, pipeline_class)
-    _choose(models, request, config, target, dtype, options(config, target, dtype))
+    _choose_or_fewer(models, request, config, target, dtype, options(config, target, dtype, *quantized))
 
 
 def predict_choice(
@@ -98,7 +104,7 @@ def predict_choice(
         LimitError: if nothing fits.
     """
     target = Target.of(device)
-    return _choose(models, request, config, target, dtype, options(config, target, dtype))
+    return _choose(models, request, config, target, dtype, list(options(config, target, dtype)))
 
 
 def resolved(config: EngineConfig, choice: Choice, target: Target, dtype: torch.dtype) -> EngineConfig:
@@ -113,40 +119,51 @@ def resolved(config: EngineConfig, choice: Choice, target: Target, dtype: torch.
     return replace(config, tier=BALANCED, text_encoder=scheme, **decided)
 
 
-def _choose(
+def _choose_or_fewer(
     models: Models,
     request: Request,
     config: EngineConfig,
     target: Target,
     dtype: torch.dtype,
     left: Iterable[Option],
-) -> Choice:
+) -> tuple[Choice, str]:
+    """The choice for `request`, for as many of its frames as fit, or for the least; and in words for what it is."""
     left = list(left)
+    try:
+        return _choose(models, request, config, target, dtype, left), "the model's own size"
+    except LimitError as error:
+        fewer = request.of_frames(error.num_frames) if error.num_frames else request.least
+        with contextlib.suppress(LimitError):
+            choice = _choose(models, fewer, config, target, dtype, left)
+            return choice, f"{fewer}, as the model's own {request.num_frames} do not fit"
+        raise
+
+
+def _choose(
+    models: Models, request: Request, config: EngineConfig, target: Target, dtype: torch.dtype, left: list[Option]
+) -> Choice:
+    """The choice; where nothing fits, what would is looked for."""
     try:
         return _chosen(models, request, config, target, dtype, left)
     except LimitError as error:
-        fits = []
-        if config.tier is not None:
-            # What would be chosen if the precision were left open, when the pipeline is made.
-            left_open = replace(config, tier=None, recipe=None, text_encoder="auto")
-            with contextlib.suppress(LimitError):
-                every = list(options(left_open, target, dtype))
-                other = _chosen(models, request, left_open, target, dtype, every).option
-                fits.append(f"a pipeline of another precision: {other}")
-        # Frames go by eights and one, in latents of which CogVideoX 1.5 takes them two at a time.
-        counts = range(1, request.num_frames, 8)
+        refusal = error
+    other = None
+    if config.tier is not None:
+        # What would be chosen if the precision were left open, when the pipeline is made.
+        left_open = replace(config, tier=None, recipe=None, text_encoder="auto")
+        with contextlib.suppress(LimitError):
+            other = _chosen(models, request, left_open, target, dtype, list(options(left_open, target, dtype))).option
+    counts = range(1, request.num_frames, 8)  # what the family takes, CogVideoX 1.5 every second of them
 
-        def is_too_long(number: int) -> bool:
-            try:
-                _chosen(models, replace(request, num_frames=number), config, target, dtype, left)
-            except LimitError:
-                return True
-            return False
+    def is_too_long(number: int) -> bool:
+        try:
+            _chosen(models, request.of_frames(number), config, target, dtype, left)
+        except LimitError:
+            return True
+        return False
 
-        fitting = bisect.bisect_left(counts, True, key=is_too_long)
-        if fitting:
-            fits.append(f"{counts[fitting - 1]} frames of this size")
-        raise error.with_advice(fits) from None
+    fitting = bisect.bisect_left(counts, True, key=is_too_long)
+    raise refusal.with_advice(counts[fitting - 1] if fitting else 0, other)
 
 
 def _chosen(
@@ -164,8 +181,9 @@ def _models(pipeline: DiffusionPipeline) -> Models:
 
 def _scheme_of(text_encoder: torch.nn.Module | None) -> Scheme | None:
     """What a text encoder is quantized by already."""
-    modules = () if text_encoder is None else text_encoder.modules()
-    first = next(filter(is_quantized, modules), None)
+    parameters = () if text_encoder is None else text_encoder.parameters()
+    # Of torchao's, which need not be imported for it.
+    first = next((type(weight).__name__ for weight in parameters if hasattr(weight, "tensor_data_names")), None)
     if first is None:
         return None
-    return Scheme.FP8_WEIGHT if "Float8" in kind(first) else Scheme.INT8_WEIGHT
+    return Scheme.FP8_WEIGHT if "Float8" in first else Scheme.INT8_WEIGHT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusers import CogVideoXFunControlPipeline, CogVideoXImageToVideoPipeline, CogVideoXVideoToVideoPipeline
@@ -83,6 +83,15 @@ class Request:
     def latents(self) -> tuple[int, int, int]:
         """Frames, height and width of a video's latents."""
         return self.latent_frames, self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
+
+    def of_frames(self, num_frames: int) -> Request:
+        """The same with another number of frames."""
+        return replace(self, num_frames=num_frames, encodes=min(self.encodes, num_frames))
+
+    @property
+    def least(self) -> Request:
+        """The least that can be made at this resolution: one frame, in one step, without guidance."""
+        return replace(self.of_frames(1), videos=1, guided=False, steps=1, streams=True)
 
     def has_size_of(self, transformer: Mapping[str, Any]) -> bool:
         """Whether that is the size in a transformer's configuration."""

@@ -13,7 +13,7 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import T5Config, T5EncoderModel
 
-from .apply import is_quantized, storage_bytes
+from .apply import storage_bytes
 from .recipes import T5, Recipe, Scheme
 
 
@@ -70,7 +70,7 @@ def weight_bytes(model: nn.Module, scheme_of: Callable[[str], Scheme | None], dt
             if parameter is None or parameter in seen:
                 continue
             seen.add(parameter)
-            if kind == "weight" and is_quantized(module):
+            if hasattr(parameter, "tensor_data_names"):  # one of torchao's, which need not be imported for it
                 total += storage_bytes(parameter)
             elif kind == "weight" and scheme is not None:
                 each = dtype.itemsize + 1 if scheme in (Scheme.INT8, Scheme.INT8_WEIGHT) else 4

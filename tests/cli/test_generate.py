@@ -159,6 +159,26 @@ def test_every_option_reaches_the_pipeline(run, checkpoint, calls):
     assert "17 frames of 64x48 at 10 fps" in result.stdout
 
 
+def test_a_memory_limit_chooses_or_says_what_fits(run, checkpoint, calls):
+    order = ("generate", PROMPT, "-o", "out.gif", "--model", checkpoint, "--steps", 1, "--dtype", "bfloat16")
+    assert_usage_error(run(*order, "--memory-limit", "10KiB"), "--memory-limit", "the smallest possible is")
+    assert calls == []
+    assert "engine exact" in run(*order, "--memory-limit", "1GiB").stdout
+    exact = calls[0]["pipe"].engine_report().config
+    assert (exact.memory_limit, exact.tier, exact.recipe) == (2**30, "exact", None)
+    # What is asked for counts, not the model's own size.
+    limit = f"{run_smallest(run, order)}B"
+    assert run(*order, "--memory-limit", limit).exit_code == 0
+    assert calls[1]["pipe"].engine_report().config.tier == "balanced"
+    refused = run(*order, "--memory-limit", limit, "--frames", 49)
+    assert_usage_error(refused, "--memory-limit", "49 frames of 32x32")
+
+
+def run_smallest(run, order):
+    refused = " ".join(run(*order, "--memory-limit", "1KiB").stderr.split())
+    return int(re.search(r"\((\d+) bytes\)", refused)[1])
+
+
 def test_a_prompt_file_makes_numbered_videos_with_one_seed(run, checkpoint, calls):
     Path("prompts.txt").write_text("a cat\n\na dog\n")
     result = run(
@@ -217,6 +237,7 @@ def test_a_prompt_that_fits_is_not_warned_of(run, checkpoint):
         (["a cat", "--device", "cuda:99"], ["--device 'cuda:99'", "available:", "cpu ("]),
         (["a cat", "--device", "toaster"], ["--device 'toaster'", "available:"]),
         (["a cat", "--engine", "warp"], ["--engine 'warp'", "'exact'"]),
+        (["a cat", "--memory-limit", "much"], ["--memory-limit 'much'", "must be a number of bytes"]),
     ],
 )
 def test_bad_arguments_end_before_any_weight_is_loaded(arguments, expected, run, configuration, no_weights):

@@ -9,6 +9,7 @@ from cogvx_fast.fit.choice import LimitError
 from cogvx_fast.fit.request import Request
 from cogvx_fast.quantization import pipeline as quantization
 from cogvx_fast.quantization.apply import quantized_names
+from cogvx_fast.quantization.memory import Models
 from cogvx_fast.quantization.recipes import Target
 from tests import toy
 
@@ -24,14 +25,15 @@ def limited(limit, **fields):
     return accelerate(toy.pipeline("5b"), EngineConfig(memory_limit=limit, **fields))
 
 
-def smallest(**fields):
-    """Bytes below which the toy does not fit, and the least that an exact one takes."""
-    found = []
-    for tier in (None, "exact"):
-        with pytest.raises(LimitError) as error:
-            limited(1, tier=tier, **fields)
-        found.append(error.value.smallest[1].peak)
-    return found
+def least(tier=None):
+    """Bytes below which the model's own size does not fit."""
+    config = EngineConfig(memory_limit=1, tier=tier)
+    models = Models(*(getattr(toy.pipeline("5b"), name) for name in ("transformer", "text_encoder", "vae")))
+    with pytest.raises(LimitError) as error:
+        fit.predict_choice(
+            models, Request.default(models.transformer.config), config, torch.device("cpu"), torch.float32
+        )
+    return error.value.smallest[1].peak
 
 
 def test_what_fits_exact_is_exact():
@@ -44,30 +46,39 @@ def test_what_fits_exact_is_exact():
 
 
 def test_precision_goes_when_nothing_else_helps():
-    least, exact = smallest()
-    assert least < exact
-    kept = limited(exact)
+    assert least() < least("exact")
+    kept = limited(least("exact"))
     assert not [*quantized_names(kept.transformer), *quantized_names(kept.text_encoder)]
     assert kept.vae.memory_budget is not None  # the frames gave way first
-    text_alone = limited(exact - 1)
+    text_alone = limited(least("exact") - 1)
     assert text_alone.transformer.recipe is None and list(quantized_names(text_alone.text_encoder))
     assert text_alone.engine_report().config.recipe == "native"
-    quantized = limited(least)
+    quantized = limited(least())
     assert quantized.transformer.recipe in ("int8-weight", "int8")  # by what this CPU multiplies
     assert quantized.engine_report().config.tier == "balanced"
     assert quantized(**toy.inputs(num_steps=1)).frames.isfinite().all()
 
 
 def test_what_does_not_fit_is_refused_with_what_would():
-    least, exact = smallest()
-    with pytest.raises(LimitError, match=rf"the smallest possible is .*\({least} bytes\), with transformer int8"):
-        limited(least - 1)
-    with pytest.raises(LimitError, match=r"what fits: that limit, or a pipeline of another precision: transformer"):
-        limited(exact - 1, tier="exact")
-    pipe = limited(exact, tier="exact")
-    with pytest.raises(LimitError, match=r"17 frames of 32x32 .*; what fits: that limit, or .*9 frames of this size"):
+    with pytest.raises(LimitError, match=r"the smallest possible is .*with transformer int8"):
+        limited(10_000)
+    with pytest.raises(
+        LimitError, match=r"the smallest possible is .*with transformer as it is, text encoder as it is"
+    ):
+        limited(10_000, tier="exact")
+    pipe = limited(least("exact"), tier="exact")
+    own = r"17 frames of 32x32 .*; what fits: that limit, or a pipeline of another precision: .* or 9 frames of this"
+    with pytest.raises(LimitError, match=own):
         pipe(**toy.inputs(num_frames=17, num_steps=50))
     assert pipe(**toy.inputs(num_steps=1)).frames.isfinite().all()
+
+
+def test_where_the_own_size_does_not_fit_it_is_made_for_the_frames_that_do():
+    pipe = limited(least("exact") - 1, tier="exact")
+    assert "1 frames of 32x32, as the model's own 9 do not fit: transformer as it is" in memory_line(pipe).detail
+    with pytest.raises(LimitError, match=r"what fits: .* 1 frames of this size"):
+        pipe(**toy.inputs(num_steps=50))
+    assert pipe(**toy.inputs(num_frames=1, num_steps=1)).frames.isfinite().all()
 
 
 def test_refused_before_anything_is_loaded(tmp_path):
