@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import array, pointer, sizes, threads
 from .build import BuildError, load
 
 _SOURCE = Path(__file__).with_name("convolution.cpp")
@@ -36,21 +37,9 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
-def _array(sizes: tuple[int, ...]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
 def packed_size(outputs: int, inputs: int, taps: int) -> int:
     """How many numbers a packed weight has: more than the weight, where outputs do not fill a vector."""
-    return _library().packed_size(*_sizes(outputs, inputs, taps))
+    return _library().packed_size(*sizes(outputs, inputs, taps))
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -59,8 +48,7 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     taps = functools.reduce(int.__mul__, kernel, 1)
     packed = torch.empty(packed_size(outputs, inputs, taps))
     weight = weight.detach().contiguous()
-    sizes = _sizes(outputs, inputs, taps)
-    _library().pack_weight(_pointer(weight), *sizes, _pointer(packed), ctypes.c_int(torch.get_num_threads()))
+    _library().pack_weight(pointer(weight), *sizes(outputs, inputs, taps), pointer(packed), threads())
     return packed
 
 
@@ -94,14 +82,14 @@ def convolution(
             f" strides {out.stride()} and {x.stride()}"
         )
     _library().convolution(
-        _pointer(x),
-        _array(x.stride()[:4]),
-        _pointer(packed),
-        _pointer(bias),
-        _array(kernel),
-        *_sizes(stride, *out.shape[:4], x.shape[4], out.shape[4]),
-        _pointer(out),
-        _array(out.stride()[:4]),
+        pointer(x),
+        array(x.stride()[:4]),
+        pointer(packed),
+        pointer(bias),
+        array(kernel),
+        *sizes(stride, *out.shape[:4], x.shape[4], out.shape[4]),
+        pointer(out),
+        array(out.stride()[:4]),
         ctypes.c_int(adds),
-        ctypes.c_int(torch.get_num_threads()),
+        threads(),
     )

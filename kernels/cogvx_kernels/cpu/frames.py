@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import array, pointer, sizes, threads
 from .build import BuildError, load
 from .stream import FLAGS
 
@@ -29,30 +30,18 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
 
 
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _array(sizes: tuple[int, ...]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
 @torch.library.custom_op("cogvx_kernels::group_norm_statistics_cpu", mutates_args=())
 def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.group_norm_statistics`."""
     mean, inverse = (torch.empty(x.shape[0], groups) for _ in range(2))
     _function("group_norm_statistics", x.dtype)(
-        _pointer(x),
-        _array(x.stride()[:3]),
-        *_sizes(*x.shape, groups),
+        pointer(x),
+        array(x.stride()[:3]),
+        *sizes(*x.shape, groups),
         ctypes.c_float(eps),
-        _pointer(mean),
-        _pointer(inverse),
-        ctypes.c_int(torch.get_num_threads()),
+        pointer(mean),
+        pointer(inverse),
+        threads(),
     )
     return mean, inverse
 
@@ -69,16 +58,16 @@ def group_norm_modulate_silu(
 ) -> None:
     """`ops.group_norm_modulate_silu`."""
     _function("group_norm_modulate_silu", x.dtype)(
-        _pointer(x),
-        _array(x.stride()[:3]),
-        _pointer(scale),
-        _pointer(shift),
-        _array(scale.shape[1:4]),
-        *(_pointer(index) for index in (frames, rows, columns)),
-        *_sizes(*x.shape),
-        _pointer(out),
-        _array(out.stride()[:3]),
-        ctypes.c_int(torch.get_num_threads()),
+        pointer(x),
+        array(x.stride()[:3]),
+        pointer(scale),
+        pointer(shift),
+        array(scale.shape[1:4]),
+        *(pointer(index) for index in (frames, rows, columns)),
+        *sizes(*x.shape),
+        pointer(out),
+        array(out.stride()[:3]),
+        threads(),
     )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import pointer, sizes, threads
 from .build import BuildError, load
 from .stream import FLAGS
 
@@ -55,7 +56,7 @@ def quantize_rows(x: torch.Tensor) -> QuantizedRows:
     x = x.contiguous()
     rows = _empty_rows(*x.shape)
     _function("quantize_rows", x.dtype)(
-        _pointer(x), *_sizes(*x.shape), _pointer(rows.values), _pointer(rows.scales), _threads()
+        pointer(x), *sizes(*x.shape), pointer(rows.values), pointer(rows.scales), threads()
     )
     return rows
 
@@ -81,11 +82,11 @@ def dequantize(
         output: bf16 or fp32 `(rows, out)` of any row stride with a contiguous last axis.
     """
     _function("dequantize", output.dtype)(
-        _pointer(sums),
-        *_sizes(*sums.shape),
-        *map(_pointer, (row_scales, scales, bias, output)),
-        *_sizes(output.stride(0)),
-        _threads(),
+        pointer(sums),
+        *sizes(*sums.shape),
+        *map(pointer, (row_scales, scales, bias, output)),
+        *sizes(output.stride(0)),
+        threads(),
     )
 
 
@@ -95,10 +96,10 @@ def gelu_quantize_rows(
     """`quantize_rows` of the tanh form of GELU of what `dequantize` would give, without its rounding."""
     rows = _empty_rows(*sums.shape)
     load(_SOURCE, FLAGS).gelu_quantize_rows(
-        _pointer(sums),
-        *_sizes(*sums.shape),
-        *map(_pointer, (row_scales, scales, bias, rows.values, rows.scales)),
-        _threads(),
+        pointer(sums),
+        *sizes(*sums.shape),
+        *map(pointer, (row_scales, scales, bias, rows.values, rows.scales)),
+        threads(),
     )
     return rows
 
@@ -109,15 +110,3 @@ def _empty_rows(rows: int, dim: int) -> QuantizedRows:
 
 def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
-
-
-def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import pointer, sizes, threads
 from .build import BuildError, load
 
 DTYPES = (torch.bfloat16, torch.float32)
@@ -40,22 +41,10 @@ def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
     return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
 
 
-def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
 def _vectors(vectors: torch.Tensor | None) -> tuple[ctypes.c_void_p, ctypes.Array]:
     """Pointer and strides of `(1 or batch, 2, dim)`; one row for all has stride 0."""
     strides = (0, 0) if vectors is None else (vectors.stride(0) if vectors.shape[0] > 1 else 0, vectors.stride(1))
-    return _pointer(vectors), (ctypes.c_int64 * 2)(*strides)
-
-
-def _threads() -> ctypes.c_int:
-    return ctypes.c_int(torch.get_num_threads())
+    return pointer(vectors), (ctypes.c_int64 * 2)(*strides)
 
 
 @torch.library.custom_op("cogvx_kernels::layer_norm_modulate_cpu", mutates_args=())
@@ -71,18 +60,18 @@ def layer_norm_modulate(
     """`ops.layer_norm_modulate`."""
     normed = torch.empty_like(x)
     _function("layer_norm_modulate", x.dtype)(
-        _pointer(x),
-        _pointer(None),
+        pointer(x),
+        pointer(None),
         *_vectors(None),
-        _pointer(weight),
-        _pointer(bias),
+        pointer(weight),
+        pointer(bias),
         *_vectors(shift),
         *_vectors(scale),
-        *_sizes(*x.shape, text_length),
+        *sizes(*x.shape, text_length),
         ctypes.c_float(eps),
-        _pointer(None),
-        _pointer(normed),
-        _threads(),
+        pointer(None),
+        pointer(normed),
+        threads(),
     )
     return normed
 
@@ -92,7 +81,7 @@ def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_le
     """`ops.gated_residual`."""
     output = torch.empty_like(x)
     _function("gated_residual", x.dtype)(
-        _pointer(x), _pointer(y), *_vectors(gate), *_sizes(*x.shape, text_length), _pointer(output), _threads()
+        pointer(x), pointer(y), *_vectors(gate), *sizes(*x.shape, text_length), pointer(output), threads()
     )
     return output
 
@@ -112,18 +101,18 @@ def gated_residual_layer_norm_modulate(
     """`ops.gated_residual_layer_norm_modulate`."""
     residual, normed = torch.empty_like(x), torch.empty_like(x)
     _function("layer_norm_modulate", x.dtype)(
-        _pointer(x),
-        _pointer(y),
+        pointer(x),
+        pointer(y),
         *_vectors(gate),
-        _pointer(weight),
-        _pointer(bias),
+        pointer(weight),
+        pointer(bias),
         *_vectors(shift),
         *_vectors(scale),
-        *_sizes(*x.shape, text_length),
+        *sizes(*x.shape, text_length),
         ctypes.c_float(eps),
-        _pointer(residual),
-        _pointer(normed),
-        _threads(),
+        pointer(residual),
+        pointer(normed),
+        threads(),
     )
     return residual, normed
 
@@ -141,13 +130,13 @@ def norm_rope(
     """LayerNorm over the last axis of `(batch, sequence, heads, head_dim)`, rotated past `text_length`; contiguous."""
     output = torch.empty(x.shape, dtype=x.dtype)
     _function("norm_rope", x.dtype)(
-        _pointer(x),
+        pointer(x),
         (ctypes.c_int64 * 3)(*x.stride()[:3]),
-        *(_pointer(tensor) for tensor in (weight, bias, cosines, sines)),
-        *_sizes(*x.shape, text_length),
+        *(pointer(tensor) for tensor in (weight, bias, cosines, sines)),
+        *sizes(*x.shape, text_length),
         ctypes.c_float(eps),
-        _pointer(output),
-        _threads(),
+        pointer(output),
+        threads(),
     )
     return output
 
@@ -155,7 +144,7 @@ def norm_rope(
 @torch.library.custom_op("cogvx_kernels::bias_gelu_cpu", mutates_args=("x",))
 def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> None:
     """`x = gelu(x + bias)` in its tanh form, in place; fp32, `x` `(rows, dim)` contiguous, `bias` `(dim,)`."""
-    _function("bias_gelu", x.dtype)(_pointer(x), _pointer(bias), *_sizes(*x.shape), _threads())
+    _function("bias_gelu", x.dtype)(pointer(x), pointer(bias), *sizes(*x.shape), threads())
 
 
 bias_gelu_.register_fake(lambda x, bias: None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from .arguments import array, pointer, sizes, threads
 from .build import BuildError, load
 from .convolution import FLAGS
 
@@ -35,18 +36,6 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def _pointer(tensor: torch.Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
-def _sizes(*sizes: int) -> list[ctypes.c_int64]:
-    return [ctypes.c_int64(size) for size in sizes]
-
-
-def _array(sizes: tuple[int, ...]) -> ctypes.Array:
-    return (ctypes.c_int64 * len(sizes))(*sizes)
-
-
 def _kind(dtype: torch.dtype) -> ctypes.c_int:
     return ctypes.c_int(dtype == torch.bfloat16)
 
@@ -58,7 +47,7 @@ def takes(kernel: tuple[int, ...]) -> bool:
 
 def packed_size(outputs: int, inputs: int, taps: int, dtype: torch.dtype) -> int:
     """How many fp32 numbers the packed weight of frames of `dtype` has; `taps` of time."""
-    return _library().packed_size(*_sizes(outputs, inputs, taps), ctypes.c_int(TILES[dtype]))
+    return _library().packed_size(*sizes(outputs, inputs, taps), ctypes.c_int(TILES[dtype]))
 
 
 def pack(weight: torch.Tensor) -> torch.Tensor:
@@ -66,9 +55,13 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     outputs, inputs, taps = weight.shape[:3]
     packed = torch.empty(packed_size(outputs, inputs, taps, weight.dtype))
     weight = weight.detach().contiguous()
-    sizes, tile, threads = _sizes(outputs, inputs, taps), TILES[weight.dtype], torch.get_num_threads()
     _library().pack_weight(
-        _pointer(weight), _kind(weight.dtype), *sizes, ctypes.c_int(tile), _pointer(packed), ctypes.c_int(threads)
+        pointer(weight),
+        _kind(weight.dtype),
+        *sizes(outputs, inputs, taps),
+        ctypes.c_int(TILES[weight.dtype]),
+        pointer(packed),
+        threads(),
     )
     return packed
 
@@ -95,16 +88,16 @@ def convolution(
             f" {out.dtype}, strides {out.stride()} and {x.stride()}"
         )
     _library().convolution(
-        _pointer(x),
+        pointer(x),
         _kind(x.dtype),
-        _array(x.stride()[:4]),
-        _pointer(packed),
-        _pointer(bias),
-        *_sizes(taps),
+        array(x.stride()[:4]),
+        pointer(packed),
+        pointer(bias),
+        *sizes(taps),
         ctypes.c_int(TILES[x.dtype]),
-        *_sizes(*out.shape[:4], x.shape[4], out.shape[4]),
-        _pointer(out),
-        _array(out.stride()[:4]),
+        *sizes(*out.shape[:4], x.shape[4], out.shape[4]),
+        pointer(out),
+        array(out.stride()[:4]),
         ctypes.c_int(adds),
-        ctypes.c_int(torch.get_num_threads()),
+        threads(),
     )
