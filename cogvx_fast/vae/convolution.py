@@ -128,6 +128,8 @@ class TritonProduct:
 
 def product_of(layer: CogVideoXCausalConv3d, like: torch.Tensor, clip: Clip) -> Product:
     """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
+    if layer in clip.plain:
+        return TorchProduct(layer.conv)
     return kind_of(layer.conv, clip.product, like.dtype, like.shape[:4].numel())(layer.conv)
 
 

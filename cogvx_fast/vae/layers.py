@@ -30,6 +30,7 @@ class Clip:
         product: of the convolutions themselves: "torch", or "cpu" or "triton" for our own, see `convolution`.
         rows: how many rows of a convolution are computed at a time, all of them where it is not named.
         frames_at_once: how many frames are resampled at a time, likewise.
+        plain: convolutions for whose weights, in an order of our own, there is no room: torch's runs.
         elsewhere: layers whose waiting frames (a convolution's last ones, an upsampling's input, the pixels) lie
             outside of the device's memory, see `history`.
         caches: of each causal convolution the last frames that it read.
@@ -41,6 +42,7 @@ class Clip:
     rows: Mapping[nn.Module, int] = field(default_factory=dict)
     frames_at_once: Mapping[nn.Module, int] = field(default_factory=dict)
     elsewhere: Container[nn.Module] = frozenset()
+    plain: Container[nn.Module] = frozenset()
     caches: dict[nn.Module, KeptFrames] = field(default_factory=dict)
     is_last: bool = False
 

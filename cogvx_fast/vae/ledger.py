@@ -12,12 +12,13 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
+import torch
 from cogvx_kernels.cpu import convolution as direct
 from cogvx_kernels.cpu import winograd
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
-from .convolution import DirectProduct, WinogradProduct, kind_of
+from .convolution import DirectProduct, TorchProduct, WinogradProduct, kind_of
 from .place import Place
 from .resampling import copies, is_direct, pooled_frames, upsamples_at_once
 from .resnet import halves
@@ -49,6 +50,7 @@ class Ledger(ABC):
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
+        self.plain: set[nn.Module] = set()  # convolutions that are left to torch
         self.caches: dict[nn.Module, int] = {}
         self.groups = 1
         self.live = self.peak = 0
@@ -141,6 +143,10 @@ class Ledger(ABC):
 
         conv = layer.conv
         kind = kind_of(conv, self.product, self.dtype, math.prod(frames[:4]))
+        if kind is WinogradProduct:
+            row = 2 * self.size((batch, history + time, 3, width + 2, channels))
+            if self._spares_weights(layer, self.packed(conv, kind) + in_slices + beside + row):
+                kind = TorchProduct
         packed, border = self.packed(conv, kind), conv.padding[2] if kind in (DirectProduct, WinogradProduct) else 0
         in_place = (border or self.fuses) and has_place
 
@@ -165,7 +171,7 @@ class Ledger(ABC):
             result = self.size((batch, time, rows, width, out[4]))
             return buffer + max(filled, cached + result if self.fuses else max(cached, result))
 
-        rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside)
+        rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside, packed)
         # In slices the result is there beside the slice; in one, the slice is the result.
         self.reach(layer, workspace(rows) + (in_slices + beside if rows < height else 0))
         if self.is_last:
@@ -174,14 +180,24 @@ class Ledger(ABC):
         return out
 
     def _most(
-        self, layer: nn.Module, chosen: dict, most: int, workspace: Callable[[int], int], whole: int, in_slices: int
+        self,
+        layer: nn.Module,
+        chosen: dict,
+        most: int,
+        workspace: Callable[[int], int],
+        whole: int,
+        in_slices: int,
+        weights: int = 0,
     ) -> int:
-        """As many rows (or frames) at a time as fit; the fewest that any chunk could take."""
+        """As many rows (or frames) at a time as fit; the fewest that any chunk could take.
+
+        `weights`: bytes of the workspace that slices do not make less.
+        """
         if self.fixed is not None:
             number = getattr(self.fixed, "rows" if chosen is self.rows else "frames_at_once").get(layer, most)
             number = min(number, most)
         elif self.budget is None:
-            number = _largest(most, workspace, WORKSPACE)
+            number = _largest(most, workspace, WORKSPACE + weights)
         elif self.live + max(workspace(most), whole) <= self.budget:
             number = most
         else:
@@ -189,6 +205,18 @@ class Ledger(ABC):
         if number < most:
             chosen[layer] = min(number, chosen.get(layer, number))
         return number
+
+    def _spares_weights(self, layer: nn.Module, taken: int) -> bool:
+        """Whether a budget has no room for a reordered copy of a layer's weights, with which a row takes `taken`.
+
+        The last resort, as it costs time; and only where torch's convolution, which needs none, keeps the contract
+        too: not in fp32.
+        """
+        if self.least > 0 or self.budget is None or self.dtype == torch.float32:
+            return False
+        if layer in self.fixed.plain if self.fixed is not None else self.live + taken > self.budget:
+            self.plain.add(layer)
+        return layer in self.plain
 
     def resnets(self, blocks: Iterable[nn.Module], frames: tuple[int, ...], norm: tuple[int, ...]) -> tuple[int, ...]:
         shares = False  # whether what is between a block's convolutions lies in the memory of its input

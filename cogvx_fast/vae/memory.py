@@ -34,6 +34,7 @@ class MemoryPlan:
         rows: of a convolution computed at a time, where that is not all of them.
         frames_at_once: frames upsampled at a time, likewise.
         elsewhere: layers whose waiting frames lie outside of the device's memory, see `history`.
+        plain: convolutions whose weights, in an order of our own, the budget has no room for: they are left to torch.
         put_away: the most bytes that are there, in `place` (in words).
     """
 
@@ -42,13 +43,15 @@ class MemoryPlan:
     rows: dict[nn.Module, int] = field(repr=False)
     frames_at_once: dict[nn.Module, int] = field(repr=False)
     elsewhere: frozenset[nn.Module] = field(default=frozenset(), repr=False)
+    plain: frozenset[nn.Module] = field(default=frozenset(), repr=False)
     put_away: int = 0
     place: str = ""
 
     def __str__(self) -> str:
         sliced = f", {len(self.rows)} convolutions in slices of rows" if self.rows else ""
         put_away = f", {size_in_words(self.put_away)} in {self.place}" if self.put_away else ""
-        return f"peak {size_in_words(self.peak)} in {self.layer}{sliced}{put_away}"
+        plain = f", {len(self.plain)} of them torch's for lack of room" if self.plain else ""
+        return f"peak {size_in_words(self.peak)} in {self.layer}{sliced}{plain}{put_away}"
 
 
 def size_in_words(size: int) -> str:
@@ -123,8 +126,16 @@ def _plan(
             )
         ledger = smallest
     where = place_of(place.device) if ledger.elsewhere else ""
-    rows, frames = ledger.rows, ledger.frames_at_once
-    return MemoryPlan(ledger.peak, ledger.layer(vae), rows, frames, ledger.elsewhere, ledger.most_put_away, where)
+    return MemoryPlan(
+        ledger.peak,
+        ledger.layer(vae),
+        ledger.rows,
+        ledger.frames_at_once,
+        ledger.elsewhere,
+        frozenset(ledger.plain),
+        ledger.most_put_away,
+        where,
+    )
 
 
 def _in_words(shape: tuple[int, ...]) -> str:

@@ -235,7 +235,7 @@ def _chunks(
     frames: torch.Tensor, size: int, plan: MemoryPlan, place: Place, run: Callable[[torch.Tensor, Clip], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere)
+    clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere, plan.plain)
     for first, last in chunk_spans(frames.shape[2], size):
         clip.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has a mode of their own.

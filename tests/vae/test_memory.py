@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX, convolution, layers, ledger, memory, model
+from cogvx_fast.vae.memory import BudgetError
 from cogvx_fast.vae.place import Place
 from tests import toy
 
@@ -95,10 +96,19 @@ def test_the_peak_in_bf16_with_our_own_convolutions(monkeypatch):
     monkeypatch.setitem(winograd.LEAST_PIXELS, torch.bfloat16, 0)
     fast = FastAutoencoderKLCogVideoX.adopt(family().to(torch.bfloat16))
     latents, pixels = randn(2, 16, 5, 6, 8).bfloat16(), randn(2, 3, 9, 48, 64).bfloat16()
-    decoded, encoded = fast.plan_decode(tuple(latents.shape)), fast.plan_encode(tuple(pixels.shape))
-    for plan, call in ((decoded, lambda: fast.decode(latents)), (encoded, lambda: fast.encode(pixels))):
-        _, peak = measured(call)
-        assert 0.93 * plan.peak <= peak <= 1.002 * plan.peak, (plan, peak)
+    for make, call, given in (
+        (fast.plan_decode, fast.decode, latents),
+        (fast.plan_encode, fast.encode, pixels),
+    ):
+        fast.memory_budget = 1
+        with pytest.raises(BudgetError) as raised:
+            make(tuple(given.shape))
+        for budget in (None, raised.value.smallest):
+            fast.memory_budget = budget
+            plan = make(tuple(given.shape))
+            _, peak = measured(lambda call=call, given=given: call(given))
+            assert 0.93 * plan.peak <= peak <= 1.002 * plan.peak, (plan, peak)
+            assert bool(plan.plain) == (budget is not None)
 
 
 def test_a_stream_holds_one_chunk(fast):
@@ -133,14 +143,15 @@ def test_the_peak_of_encoding(fast):
 
 
 # Of the family's own VAE, two bytes a number, as on a GPU.
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cpu with AMX", "cuda"])
 @pytest.mark.parametrize(("budget", "slices"), [("4GiB", 32), ("1.5GiB", 1)])
 def test_the_family_at_its_own_size_fits(budget, slices, device):
     with init_empty_weights():
         vae = FastAutoencoderKLCogVideoX.adopt(AutoencoderKLCogVideoX())
     shape, limit = (1, 16, 13, 60, 90), EngineConfig(vae_memory=budget).vae_memory
     place = {
-        "cpu": Place(torch.device("cpu"), torch.bfloat16, impl="cpu"),
+        "cpu": Place(torch.device("cpu"), torch.bfloat16, "cpu", "cpu"),
+        "cpu with AMX": Place(torch.device("cpu"), torch.bfloat16, "cpu", "torch"),
         "cuda": Place(torch.device("cuda"), torch.float16, "triton", "triton"),
     }[device]
     plan = memory.plan_decode(vae, shape, model.chunk_spans(13, 2), place, limit)

@@ -74,8 +74,8 @@ def convolution(
         stride: of height and width.
     """
     strides = (1, stride, stride)
-    sizes = zip(x.shape[1:4], kernel, strides, strict=True)
-    expected = (x.shape[0], *((size - k) // step + 1 for size, k, step in sizes))
+    axes = zip(x.shape[1:4], kernel, strides, strict=True)
+    expected = (x.shape[0], *((size - k) // step + 1 for size, k, step in axes))
     if tuple(out.shape[:4]) != expected or x.stride(4) != 1 or out.stride(4) != 1:
         raise ValueError(
             f"out must be {expected} and channels, with contiguous channels as in x, got {tuple(out.shape)},"
