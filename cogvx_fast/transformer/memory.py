@@ -40,8 +40,8 @@ class Product(enum.Enum):
 
 @dataclass(frozen=True)
 class Way:
-    """How the blocks run: the product, whether copies of plain weights are held in oneDNN's order, and whether a block's
-    last addition is left to the norm of the next."""
+    """How the blocks run: the product, whether copies of plain weights are held in oneDNN's order, and whether a
+    block's last addition is left to the norm of the next."""
 
     product: Product
     packs: bool = False
