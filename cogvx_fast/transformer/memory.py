@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from cogvx_kernels.cpu import int8
 from cogvx_kernels.cpu import linear as onednn
 from cogvx_kernels.cpu import stream as cpu_stream
+from cogvx_kernels.triton import why_not as why_not_triton
 
 from ..config import EngineConfig, QuantizedGemm
 from ..quantization.recipes import Recipe, Scheme
@@ -32,22 +33,37 @@ class Product(enum.Enum):
     WIDENED_FP8 = "fp8 weights that are widened by way of fp32"
     INT8 = "int8 products of our own"
     TORCHAO_INT8 = "torchao's int8 products, one operation after the other"
+    SCALED = "8-bit products of our own on a GPU, which take norms in 8 bits"
     COMPILED_INT8 = "torchao's int8 products in a graph of inductor"
     COMPILED_FP8 = "torchao's fp8 products in a graph of inductor"
 
 
 @dataclass(frozen=True)
 class Way:
-    """How the blocks run: the product, and whether copies of plain weights are held in oneDNN's order."""
+    """How the blocks run: the product, whether copies of plain weights are held in oneDNN's order, and whether a
+    block's last addition is left to the norm of the next."""
 
     product: Product
     packs: bool = False
+    chains: bool = False
 
     @classmethod
     def of(cls, device: torch.device, dtype: torch.dtype, config: EngineConfig, recipe: Recipe | None) -> Way:
         """What `plan.plan_block` will choose on `device`, without a weight to look at."""
+        if device.type == "cpu":
+            fuses = dtype in cpu_stream.DTYPES and cpu_stream.why_not() is None
+        else:
+            fuses = device.type == "cuda" and why_not_triton(device) is None
+        way = cls._of_device(device, dtype, config, recipe)
+        return replace(way, chains=config.fuse_operations and fuses)
+
+    @classmethod
+    def _of_device(cls, device: torch.device, dtype: torch.dtype, config: EngineConfig, recipe: Recipe | None) -> Way:
         scheme = None if recipe is None else recipe.schemes[0]
         if device.type != "cpu":
+            ours = config.gemm is not QuantizedGemm.TORCHAO and why_not_triton(device) is None
+            if device.type == "cuda" and ours and scheme in (Scheme.INT8, Scheme.FP8):
+                return cls(Product.SCALED)
             in_graph = {Scheme.INT8: Product.COMPILED_INT8, Scheme.FP8: Product.COMPILED_FP8}
             plain = Product.FUSED if device.type == "cuda" and config.fuse_operations else Product.PLAIN
             return cls(plain if scheme is None else in_graph.get(scheme, Product.WIDENED))
@@ -127,7 +143,7 @@ def step_memory(
     kept += clip.steps * modulation if config.modulation_table else 0
     kept += text if config.reuse_text_projection else 0
     kept += _buffer(way.product, clip.rows * width, each)
-    peak = _block_peak(way.product, clip.rows * width, width, each, config)
+    peak = _block_peak(way, clip.rows * width, width, each, config)
     return StepMemory(packed, kept, peak + (0 if config.modulation_table else clip.batch * modulation))
 
 
@@ -138,18 +154,19 @@ def _buffer(product: Product, numbers: int, each: int) -> int:
     return 4 * numbers * 4 if product is Product.INT8 else 0
 
 
-def _block_peak(product: Product, numbers: int, width: int, each: int, config: EngineConfig) -> int:
+def _block_peak(way: Way, numbers: int, width: int, each: int, config: EngineConfig) -> int:
     """Of a stream of `numbers` numbers of `each` bytes; comments name what is alive in order."""
-    stream, byte, sums = numbers * each, numbers, 4 * numbers * 4
+    product, stream, byte, sums = way.product, numbers * each, numbers, 4 * numbers * 4
     weight = 4 * width**2  # numbers of the feed-forward's matrices, the largest
     # Q, K and V by a merged product lie in one piece until their attention is projected; apart, Q and K go when normed.
     merged = 10 * stream if config.fuse_projections or product is Product.FUSED else 8 * stream
-    forward = 5 * stream  # first stream, input, attention's result, stream after it, normed
+    # First stream, input, attention's result, stream after it, normed; chained, the input's norm waits with its caller.
+    forward = (6 if way.chains else 5) * stream
     match product:
         case Product.FUSED:
             return max(merged, forward + 5 * stream)
         case Product.BUFFERED:
-            return 7 * stream  # as merged, but Q, K and V lie in the buffer
+            return 7 * stream  # as merged, but Q, K and V lie in the buffer; the feed-forward takes no more
         case Product.PLAIN:
             return max(merged, forward + 8 * stream)  # before GELU and after it
         case Product.WIDENED:
@@ -163,6 +180,9 @@ def _block_peak(product: Product, numbers: int, width: int, each: int, config: E
         case Product.TORCHAO_INT8:
             # int32 sums, and the result before and after its scale; or the weights, whose sums are taken in int64.
             return max(forward + byte + sums + 8 * stream, forward + 5 * stream + 4 * byte + 8 * weight)
+        case Product.SCALED:
+            # Of attention, whose norm and result are in 8 bits when they are multiplied.
+            return 9 * stream + 2 * byte
         case Product.COMPILED_INT8:
             return forward + byte + sums + 4 * stream
         case Product.COMPILED_FP8:

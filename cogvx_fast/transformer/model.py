@@ -242,8 +242,10 @@ def _run_blocks(
                 after, (first, _), its_plan = following
                 parts = (stream, forwarded, vectors[1].gate, first)
                 stream, normed = after.enter_after(*parts, text_seq_length, its_plan)
+                del parts
             else:
                 stream, normed = block.leave(stream, forwarded, vectors[1], text_seq_length, plan), None
+            del forwarded  # two streams that would lie beside all of the next block
     # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
     video = transformer.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
     video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
