@@ -2,6 +2,7 @@
 
 `python -m tools.demo_model.recipes --work FOLDER` renders the evaluation's prompts with exact and with every recipe
 that the machine can run, one batch a file in FOLDER: stop and repeat to resume. `--rows FILE` then adds a row for each.
+Without a GPU that multiplies e4m3, recipe fp8 is emulated: rounded as there, multiplied in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import uuid
 from pathlib import Path
 
 import torch
+from cogvx_kernels import ops
+from torch import nn
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline, demo_checkpoint
 from cogvx_fast.bench import rows
@@ -25,7 +28,7 @@ from cogvx_fast.quantization.recipes import targets, why_not
 from .data import HELD_OUT, describe
 from .reading import read
 
-EXACT = "exact"
+EXACT, EMULATED = "exact", "fp8 (emulated)"
 PROMPTS, STEPS, GUIDANCE, BATCH = 60, 50, 6.0, 10
 FLOOR_DB = 30.0  # of PSNR, for `balanced`
 MAX_LOST = 0.02  # of each accuracy
@@ -33,7 +36,24 @@ FACTORS = ("background", "color", "shape", "motion")
 
 
 def engine(recipe: str) -> EngineConfig:
-    return EngineConfig() if recipe == EXACT else EngineConfig(recipe=recipe)
+    return EngineConfig() if recipe in (EXACT, EMULATED) else EngineConfig(recipe=recipe)
+
+
+class EmulatedLinear(nn.Linear):
+    """What a GPU's product of e4m3 rows gives: 8-bit numbers with a scale for each row, summed in fp32."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        numbers, scales = ops.quantize_rows(x.flatten(0, -2), torch.float8_e4m3fn, impl="torch")
+        weight = ops.quantize_rows(self.weight, torch.float8_e4m3fn, impl="torch")
+        out = ops.scaled_linear(numbers, scales, *weight, self.bias, None, x.dtype, "torch")
+        return out.unflatten(0, x.shape[:-1])
+
+
+def emulate(transformer: nn.Module) -> None:
+    """Makes the linears of recipe fp8 what they would be on a GPU that has e4m3."""
+    for name, module in transformer.named_modules():
+        if isinstance(module, nn.Linear) and RECIPES["fp8"].scheme_of(name) is not None:
+            module.__class__ = EmulatedLinear
 
 
 def render(recipe: str, work: Path, dtype: str) -> list[dict]:
@@ -59,6 +79,8 @@ def _pipeline(recipe: str, dtype: str) -> FastCogVideoXPipeline:
         demo_checkpoint(), torch_dtype=getattr(torch, dtype), engine=engine(recipe)
     )
     pipe.set_progress_bar_config(disable=True)
+    if recipe == EMULATED:
+        emulate(pipe.transformer)
     return pipe
 
 
@@ -160,11 +182,13 @@ def row(run: str, recipe: str, dtype: str, batches: list[dict], exact: list[dict
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.demo_model.recipes", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the videos of every batch")
-    parser.add_argument("--recipe", choices=RECIPES, action="append", help="again for another; all without it")
+    choices = (*RECIPES, EMULATED)
+    parser.add_argument("--recipe", choices=choices, action="append", help="again for another; all without it")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rows", type=Path, help="JSONL file that the result rows are added to")
     arguments = parser.parse_args()
     possible = [name for name, recipe in RECIPES.items() if why_not(recipe, targets()[0]) is None]
+    possible += [] if "fp8" in possible else [EMULATED]
     arguments.work.mkdir(parents=True, exist_ok=True)
     exact, run = render(EXACT, arguments.work, arguments.dtype), uuid.uuid4().hex[:12]
     for recipe in arguments.recipe or possible:
