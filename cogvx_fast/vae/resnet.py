@@ -11,6 +11,9 @@ from ..machine import return_freed_memory
 from .convolution import add_causal_conv, causal_conv, padded_rows, product_of
 from .layers import Clip, Fill, copied, normed, pointwise
 
+# Frames of so many bytes are worth the time that fresh pages take after freed ones went back.
+LARGE = 4 * 2**20
+
 
 def resnets(
     blocks: Iterable[CogVideoXResnetBlock3D], holder: list[torch.Tensor], zq: torch.Tensor | None, clip: Clip
@@ -22,7 +25,7 @@ def resnets(
     frames = holder.pop()
     spare = None  # memory for what is between a block's convolutions
     for block in blocks:
-        if frames.device.type == "cpu":
+        if frames.device.type == "cpu" and frames.nbytes >= LARGE:
             # A chunk frees tensors of many sizes: kept for reuse, they came to as much memory again as the frames take.
             return_freed_memory()
         fill = normed(frames, block.norm1, zq, clip.impl)

@@ -82,7 +82,7 @@ def test_nothing_leaves_a_cpu(family):
     choice = chosen(family["2b"], CPU, EngineConfig(memory_limit="12GiB"))
     assert not choice.option.offloads and choice.option.text_encoder is Scheme.INT8_WEIGHT
     assert min(choice.demand.stages.values()) > choice.demand.weights
-    with pytest.raises(LimitError, match="the smallest possible is 9.05 GiB"):
+    with pytest.raises(LimitError, match=r"the smallest possible is 9\.05 GiB"):
         chosen(family["2b"], CPU, EngineConfig(memory_limit="8GiB"))
 
 
