@@ -170,6 +170,7 @@ def test_a_memory_limit_chooses_or_says_what_fits(run, checkpoint, calls):
     limit = f"{run_smallest(run, order)}B"
     assert run(*order, "--memory-limit", limit).exit_code == 0
     assert calls[1]["pipe"].engine_report().config.tier == "balanced"
+    Path("out.gif").unlink()
     refused = run(*order, "--memory-limit", "10KiB", "--frames", 49)
     assert_usage_error(refused, "--memory-limit", "49 frames of 32x32")
 

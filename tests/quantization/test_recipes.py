@@ -83,7 +83,7 @@ def test_configurations_are_torchaos_by_row_and_leave_inductor_alone():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"recipe": "int9"}, r"recipe='int9' is unknown; allowed: 'balanced', 'int8'"),
+        ({"recipe": "int9"}, r"recipe='int9' is unknown; allowed: 'balanced', 'native', 'int8'"),
         (
             {"recipe": "int8", "tier": "exact"},
             r"recipe='int8' changes precision, which tier 'exact' does not; use tier",
