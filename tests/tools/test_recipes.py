@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from tests import toy
 from tools.demo_model import data, recipes
 
 
@@ -40,3 +41,16 @@ def test_the_gate_asks_for_the_floor_and_for_what_the_videos_show(exact):
     other = [{**batch, "frames": batch["frames"].flip(1)} for batch in exact]  # all moves go the other way
     lost = recipes.row("run", "int8", "bfloat16", other, exact)
     assert lost.gate == "red" and "lost more than 2% of" in lost.gate_detail and "motion" in lost.gate_detail
+
+
+def test_emulated_fp8_rounds_the_recipes_linears_and_no_others():
+    transformer = toy.transformer("2b")
+    recipes.emulate(transformer)
+    emulated = {name for name, module in transformer.named_modules() if type(module) is recipes.EmulatedLinear}
+    assert len(emulated) == 6 * len(transformer.transformer_blocks) and not any("norm" in name for name in emulated)
+    linear = transformer.transformer_blocks[0].ff.net[2]
+    x = torch.randn(2, 7, linear.in_features)
+    with torch.no_grad():
+        exact = torch.nn.functional.linear(x, linear.weight, linear.bias)
+        error = (linear(x) - exact).norm() / exact.norm()
+    assert 0.005 < error < 0.1  # three bits of mantissa, in both: 0.04
