@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,17 +13,15 @@ import typer
 
 from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
+from .kernel_model import DIM, asked_checkpoint, inspected_model, model_of
 
 if TYPE_CHECKING:
     from cogvx_kernels.aot import Compiled
     from cogvx_kernels.farm import Job
     from cogvx_kernels.inspection import Inspection
-    from cogvx_kernels.models import Autoencoder, Model
-
-    from .checkpoint import Checkpoint
+    from cogvx_kernels.models import Model
 
 PAGE_TARGETS = "sm_80,sm_89,sm_90"
-DIM, VIDEO_TOKENS = 1920, 17550  # CogVideoX-2b at 49 frames of 480x720
 _WIDE = 160  # characters, for tables
 Result = TypeVar("Result")
 
@@ -89,7 +86,7 @@ def inspect(
         text = _read_page(page) if page else ""
         targets = _targets(arch)
         _check_plot(plot, targets)
-        model = _inspected_model(checkpoint, dim, dtype)
+        model = inspected_model(checkpoint, dim, dtype)
         _check_tools(targets)
         from cogvx_kernels import farm, inspection, inspection_report
 
@@ -134,7 +131,7 @@ def build(
     """
     with exit_codes(), _said_when_interrupted():
         targets, cache = _targets(arch), _cache(out)
-        model = _model(*_checkpoint(checkpoint), height, width, frames, dtype)
+        model = model_of(*asked_checkpoint(checkpoint), height, width, frames, dtype)
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -225,19 +222,6 @@ def _kernels(asked: str | None, model: Model) -> list[str] | None:
     return names
 
 
-def _inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
-    from cogvx_kernels.models import Model
-
-    if checkpoint is not None:
-        if dim is not None:
-            raise UsageError("--dim", dim, "cannot be combined with --checkpoint, which has its own")
-        return _model(*_checkpoint(checkpoint), None, None, None, dtype)
-    if dim is not None and (dim < 64 or dim % 64):
-        raise UsageError("--dim", dim, "must be a multiple of 64, the width of a head")
-    name = dtype.value if dtype else "float16"
-    return Model((dim or DIM) // 64, 64, name, rotary=dim not in (None, DIM), tokens=VIDEO_TOKENS)
-
-
 def _block_kernels(model: Model) -> str:
     """What a block launches, in a sentence or two."""
     import torch
@@ -254,71 +238,6 @@ def _block_kernels(model: Model) -> str:
     return (
         f"A transformer block launches {len(names)} kernels ({MOST_KERNELS} at most): {', '.join(names)}. In 8 bits"
         f" throughout it launches {len(in_8_bits)}: {', '.join(in_8_bits)}. The last is the next block's first norm."
-    )
-
-
-def _checkpoint(name: str | None) -> tuple[Checkpoint, str]:
-    """The checkpoint, and the name of its argument."""
-    from . import validate
-    from .checkpoint import read_checkpoint
-
-    try:
-        return read_checkpoint(validate.model_or_demo(name)), "--checkpoint"
-    except UsageError as error:
-        raise error.renamed("--checkpoint") from None
-
-
-def _model(
-    checkpoint: Checkpoint,
-    argument: str,
-    height: int | None,
-    width: int | None,
-    frames: int | None,
-    dtype: Precision | None,
-) -> Model:
-    from cogvx_kernels.models import Model
-
-    from . import validate
-    from .checkpoint import PIXELS_PER_LATENT
-
-    head_dim = checkpoint.attention_head_dim
-    if head_dim < 2 or head_dim & (head_dim - 1):
-        raise UsageError(argument, repr(checkpoint.source), f"has heads of {head_dim}; the kernels take powers of two")
-    pixels = validate.video_size(height, width, checkpoint)
-    latent_frames = (validate.num_frames(frames, checkpoint) - 1) // 4 + 1
-    rows, columns = (side // PIXELS_PER_LATENT // checkpoint.patch_size for side in pixels)
-    return Model(
-        heads=checkpoint.num_attention_heads,
-        head_dim=head_dim,
-        dtype=dtype.value if dtype else checkpoint.native_dtype,
-        rotary=checkpoint.use_rotary_positional_embeddings,
-        tokens=-(-latent_frames // (checkpoint.patch_size_t or 1)) * rows * columns,
-        text_length=checkpoint.max_text_seq_length,
-        vae=_autoencoder(checkpoint, argument),
-    )
-
-
-def _autoencoder(checkpoint: Checkpoint, argument: str) -> Autoencoder:
-    """The checkpoint's own; what its configuration leaves out is as in diffusers' class, which is the family's."""
-    from cogvx_kernels.models import PUBLISHED_VAE, Autoencoder
-
-    from .checkpoint import read_config
-
-    try:
-        config = read_config(checkpoint.source, "vae/config.json")
-    except UsageError as error:
-        raise error.renamed(argument) from None
-    channels = tuple(config.get("block_out_channels", PUBLISHED_VAE.channels))
-    groups = config.get("norm_num_groups", PUBLISHED_VAE.groups)
-    if any(width % groups for width in channels):
-        raise UsageError(
-            argument, repr(checkpoint.source), f"its vae has {groups} groups, which do not divide {channels}"
-        )
-    return Autoencoder(
-        channels,
-        config.get("latent_channels", PUBLISHED_VAE.latent_channels),
-        groups,
-        int(math.log2(config.get("temporal_compression_ratio", 2**PUBLISHED_VAE.time_doublings))),
     )
 
 

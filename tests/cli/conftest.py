@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
-from cogvx_fast import machine
+from cogvx_fast import FastCogVideoXPipeline, machine
 from cogvx_fast.cli import app
 from tests import toy
 
@@ -65,3 +65,25 @@ def run(tmp_path, monkeypatch):
 def _plain_cpu(monkeypatch):
     """A CPU that is as fast in fp32 as in bf16, so that defaults do not depend on where the tests run."""
     monkeypatch.setattr(machine, "cpu_bf16_units", lambda: None)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The keyword arguments of every call of the pipeline, and the pipeline itself under "pipe"."""
+    recorded, call = [], FastCogVideoXPipeline.__call__
+
+    def record(self, **kwargs):
+        recorded.append({**kwargs, "pipe": self})
+        return call(self, **kwargs)
+
+    monkeypatch.setattr(FastCogVideoXPipeline, "__call__", record)
+    return recorded
+
+
+def assert_usage_error(result, *expected):
+    assert result.exit_code == 2, result.stderr
+    assert result.files == [], "nothing is left"
+    assert "Traceback" not in result.stderr
+    assert result.stderr.count("error:") == 1
+    for text in expected:
+        assert str(text) in result.stderr

@@ -16,6 +16,8 @@ import cogvx_fast
 from cogvx_fast import FastCogVideoXPipeline, video
 from tests import toy
 
+from .conftest import assert_usage_error
+
 ROOT = Path(__file__).parents[2]
 PROMPT = "a cat"
 
@@ -30,32 +32,10 @@ def no_weights(monkeypatch):
     monkeypatch.setattr(FastCogVideoXPipeline, "from_pretrained", fail)
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """The keyword arguments of every call of the pipeline, and the pipeline itself under "pipe"."""
-    recorded, call = [], FastCogVideoXPipeline.__call__
-
-    def record(self, **kwargs):
-        recorded.append({**kwargs, "pipe": self})
-        return call(self, **kwargs)
-
-    monkeypatch.setattr(FastCogVideoXPipeline, "__call__", record)
-    return recorded
-
-
 def decode(path):
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]), stream.average_rate
-
-
-def assert_usage_error(result, *expected):
-    assert result.exit_code == 2, result.stderr
-    assert result.files == [], "nothing is left"
-    assert "Traceback" not in result.stderr
-    assert result.stderr.count("error:") == 1
-    for text in expected:
-        assert str(text) in result.stderr
 
 
 def test_help_and_version_import_nothing_heavy(run):
@@ -157,27 +137,6 @@ def test_every_option_reaches_the_pipeline(run, checkpoint, calls):
         assert image.size == (64, 48)
         assert image.info["duration"] == 100
     assert "17 frames of 64x48 at 10 fps" in result.stdout
-
-
-def test_a_memory_limit_chooses_or_says_what_fits(run, checkpoint, calls):
-    order = ("generate", PROMPT, "-o", "out.gif", "--model", checkpoint, "--steps", 1, "--dtype", "bfloat16")
-    assert_usage_error(run(*order, "--memory-limit", "10KiB"), "--memory-limit", "the smallest possible is")
-    assert calls == []
-    assert "engine exact" in run(*order, "--memory-limit", "1GiB").stdout
-    exact = calls[0]["pipe"].engine_report().config
-    assert (exact.memory_limit, exact.tier, exact.recipe) == (2**30, "exact", None)
-    # What is asked for counts, not the model's own size.
-    limit = f"{run_smallest(run, order)}B"
-    assert run(*order, "--memory-limit", limit).exit_code == 0
-    assert calls[1]["pipe"].engine_report().config.tier == "balanced"
-    Path("out.gif").unlink()
-    refused = run(*order, "--memory-limit", "10KiB", "--frames", 49)
-    assert_usage_error(refused, "--memory-limit", "49 frames of 32x32")
-
-
-def run_smallest(run, order):
-    refused = " ".join(run(*order, "--memory-limit", "1KiB").stderr.split())
-    return int(re.search(r"\((\d+) bytes\)", refused)[1])
 
 
 def test_a_prompt_file_makes_numbered_videos_with_one_seed(run, checkpoint, calls):
