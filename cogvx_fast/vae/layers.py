@@ -46,11 +46,6 @@ class Clip:
     caches: dict[nn.Module, KeptFrames] = field(default_factory=dict)
     is_last: bool = False
 
-    @property
-    def fuses(self) -> bool:
-        """Whether the convolutions are kernels, too."""
-        return self.impl == "triton"
-
     def slices(self, layer: CogVideoXCausalConv3d, height: int) -> bool:
         """Whether a convolution of frames of `height` is computed some rows at a time."""
         return self.rows.get(layer, height) < height
