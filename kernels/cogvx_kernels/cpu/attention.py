@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from pathlib import Path
 
 import torch
 
-from .build import BuildError, load
+from .build import Source
 
 HEAD_DIM = 64
-_SOURCE = Path(__file__).with_name("attention.cpp")
-_FLAGS = tuple(f"-m{f}" for f in ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "amx-tile", "amx-bf16"))
+_FEATURES = ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512bf16", "amx-tile", "amx-bf16")
+_SOURCE = Source("attention.cpp", tuple(f"-m{feature}" for feature in _FEATURES))
 
 
 @functools.cache
@@ -20,11 +19,10 @@ def why_not() -> str | None:
     """What keeps this machine from running the kernel, or None. Compiles it, a second or two, the first time."""
     if not (torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()):
         return "it needs a CPU with AMX and AVX512-BF16"
-    try:
-        if not load(_SOURCE, _FLAGS).cogvx_attention_available():
-            return "the operating system does not let processes use AMX"
-    except BuildError as error:
-        return str(error)
+    if (reason := _SOURCE.why_not()) is not None:
+        return reason
+    if not _SOURCE.library().cogvx_attention_available():
+        return "the operating system does not let processes use AMX"
     return None
 
 
@@ -36,7 +34,7 @@ def attention_amx(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, s
     if output.numel() == 0:
         return output
     tensors = (query, key, value, output)
-    failed = load(_SOURCE, _FLAGS).cogvx_attention(
+    failed = _SOURCE.library().cogvx_attention(
         *(ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors),
         *(ctypes.c_int64(size) for size in (batch, length_q, key.shape[1], heads)),
         *((ctypes.c_int64 * 3)(*tensor.stride()[:3]) for tensor in tensors),

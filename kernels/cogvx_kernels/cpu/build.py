@@ -10,13 +10,26 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 COMPILERS = ("g++", "clang++", "c++")
 BASE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
+# For this CPU. Sums keep the order in which they are written.
+ORDERED = (
+    "-march=native",
+    "-ffp-contract=fast",
+    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
+)
+# Sums may be reordered, which lets them be vectors. Not -ffast-math: linked into a library, it would turn subnormal
+# numbers into zeros in the whole process.
+REORDERED = (*ORDERED, "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math")
 
 
 class BuildError(RuntimeError):
@@ -80,3 +93,28 @@ def _compile(command: str, source: Path, flags: tuple[str, ...], library: Path) 
             os.replace(partial, library)
     except OSError as error:
         raise BuildError(f"cannot compile {source.name} into {library.parent}: {error}") from None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A C++ file of this package, by its name, with the flags that it is compiled with."""
+
+    name: str
+    flags: tuple[str, ...]
+
+    def library(self) -> ctypes.CDLL:
+        """`load` of it."""
+        return load(Path(__file__).with_name(self.name), self.flags)
+
+    def function(self, name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+        """The function `name` for tensors of `dtype`: C has no overloads, so its name ends in the dtype's."""
+        return getattr(self.library(), f"{name}_{str(dtype).removeprefix('torch.')}")
+
+    @functools.cache  # noqa: B019 - the sources are constants of their modules
+    def why_not(self) -> str | None:
+        """What keeps this machine from running it, or None. Compiles it, a few seconds, the first time."""
+        try:
+            self.library()
+        except BuildError as error:
+            return str(error)
+        return None

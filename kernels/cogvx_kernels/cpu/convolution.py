@@ -4,35 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import platform
-from pathlib import Path
 
 import torch
 
 from .arguments import array, pointer, sizes, threads
-from .build import BuildError, load
+from .build import ORDERED, Source
 
-_SOURCE = Path(__file__).with_name("convolution.cpp")
-# Without the freedom to reorder sums: their order is what this is for.
-FLAGS = (
-    "-march=native",
-    "-ffp-contract=fast",
-    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
-)
-
-
-@functools.cache
-def why_not() -> str | None:
-    """What keeps this machine from running it, or None. Compiles it, a second or two, the first time."""
-    try:
-        _library()
-    except BuildError as error:
-        return str(error)
-    return None
+_SOURCE = Source("convolution.cpp", ORDERED)
+why_not = _SOURCE.why_not
 
 
 def _library() -> ctypes.CDLL:
-    library = load(_SOURCE, FLAGS)
+    library = _SOURCE.library()
     library.packed_size.restype = ctypes.c_int64
     return library
 

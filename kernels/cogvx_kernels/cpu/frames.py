@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from pathlib import Path
 
 import torch
 
 from .arguments import array, pointer, sizes, threads
-from .build import BuildError, load
-from .stream import FLAGS
+from .build import REORDERED, Source
 
 DTYPES = (torch.bfloat16, torch.float32)
-_SOURCE = Path(__file__).with_name("frames.cpp")
-
-
-@functools.cache
-def why_not() -> str | None:
-    """What keeps this machine from running these operations, or None. Compiles them, a second, the first time."""
-    try:
-        load(_SOURCE, FLAGS)
-    except BuildError as error:
-        return str(error)
-    return None
-
-
-def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
-    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+_SOURCE = Source("frames.cpp", REORDERED)
+why_not = _SOURCE.why_not
 
 
 @torch.library.custom_op("cogvx_kernels::group_norm_statistics_cpu", mutates_args=())
 def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.group_norm_statistics`."""
     mean, inverse = (torch.empty(x.shape[0], groups) for _ in range(2))
-    _function("group_norm_statistics", x.dtype)(
+    _SOURCE.function("group_norm_statistics", x.dtype)(
         pointer(x),
         array(x.stride()[:3]),
         *sizes(*x.shape, groups),
@@ -57,7 +41,7 @@ def group_norm_modulate_silu(
     out: torch.Tensor,
 ) -> None:
     """`ops.group_norm_modulate_silu`."""
-    _function("group_norm_modulate_silu", x.dtype)(
+    _SOURCE.function("group_norm_modulate_silu", x.dtype)(
         pointer(x),
         array(x.stride()[:3]),
         pointer(scale),

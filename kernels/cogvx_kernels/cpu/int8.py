@@ -10,20 +10,17 @@ feed-forward.
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from .arguments import pointer, sizes, threads
-from .build import BuildError, load
-from .stream import FLAGS
+from .build import REORDERED, Source
 
 DTYPES = (torch.bfloat16, torch.float32)
 MAX_DIM = 2**17  # sums of 127 * 127 stay below 2^31
-_SOURCE = Path(__file__).with_name("int8.cpp")
+_SOURCE = Source("int8.cpp", REORDERED)
 
 
 @functools.cache
@@ -33,11 +30,7 @@ def why_not() -> str | None:
         return "it needs a CPU with AVX512-VNNI or AMX"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    try:
-        load(_SOURCE, FLAGS)
-    except BuildError as error:
-        return str(error)
-    return None
+    return _SOURCE.why_not()
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,7 @@ def quantize_rows(x: torch.Tensor) -> QuantizedRows:
     """
     x = x.contiguous()
     rows = _empty_rows(*x.shape)
-    _function("quantize_rows", x.dtype)(
+    _SOURCE.function("quantize_rows", x.dtype)(
         pointer(x), *sizes(*x.shape), pointer(rows.values), pointer(rows.scales), threads()
     )
     return rows
@@ -81,7 +74,7 @@ def dequantize(
         scales, bias: fp32 `(out,)`.
         output: bf16 or fp32 `(rows, out)` of any row stride with a contiguous last axis.
     """
-    _function("dequantize", output.dtype)(
+    _SOURCE.function("dequantize", output.dtype)(
         pointer(sums),
         *sizes(*sums.shape),
         *map(pointer, (row_scales, scales, bias, output)),
@@ -95,7 +88,7 @@ def gelu_quantize_rows(
 ) -> QuantizedRows:
     """`quantize_rows` of the tanh form of GELU of what `dequantize` would give, without its rounding."""
     rows = _empty_rows(*sums.shape)
-    load(_SOURCE, FLAGS).gelu_quantize_rows(
+    _SOURCE.library().gelu_quantize_rows(
         pointer(sums),
         *sizes(*sums.shape),
         *map(pointer, (row_scales, scales, bias, rows.values, rows.scales)),
@@ -106,7 +99,3 @@ def gelu_quantize_rows(
 
 def _empty_rows(rows: int, dim: int) -> QuantizedRows:
     return QuantizedRows(torch.empty(rows, dim, dtype=torch.int8), torch.empty(rows))
-
-
-def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
-    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")

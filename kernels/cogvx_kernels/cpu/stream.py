@@ -3,42 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-import platform
-from pathlib import Path
 
 import torch
 
 from .arguments import pointer, sizes, threads
-from .build import BuildError, load
+from .build import REORDERED, Source
 
 DTYPES = (torch.bfloat16, torch.float32)
-_SOURCE = Path(__file__).with_name("stream.cpp")
-# Sums may be reordered, which lets them be vectors. Not -ffast-math: linked into a library, it would turn subnormal
-# numbers into zeros in the whole process.
-FLAGS = (
-    "-march=native",
-    "-ffp-contract=fast",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-    "-fno-signed-zeros",
-    "-fassociative-math",
-    *(["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []),
-)
-
-
-@functools.cache
-def why_not() -> str | None:
-    """What keeps this machine from running these operations, or None. Compiles them, a second, the first time."""
-    try:
-        load(_SOURCE, FLAGS)
-    except BuildError as error:
-        return str(error)
-    return None
-
-
-def _function(name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
-    return getattr(load(_SOURCE, FLAGS), f"{name}_{str(dtype).removeprefix('torch.')}")
+_SOURCE = Source("stream.cpp", REORDERED)
+why_not = _SOURCE.why_not
 
 
 def _vectors(vectors: torch.Tensor | None) -> tuple[ctypes.c_void_p, ctypes.Array]:
@@ -59,7 +32,7 @@ def layer_norm_modulate(
 ) -> torch.Tensor:
     """`ops.layer_norm_modulate`."""
     normed = torch.empty_like(x)
-    _function("layer_norm_modulate", x.dtype)(
+    _SOURCE.function("layer_norm_modulate", x.dtype)(
         pointer(x),
         pointer(None),
         *_vectors(None),
@@ -80,7 +53,7 @@ def layer_norm_modulate(
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_length: int) -> torch.Tensor:
     """`ops.gated_residual`."""
     output = torch.empty_like(x)
-    _function("gated_residual", x.dtype)(
+    _SOURCE.function("gated_residual", x.dtype)(
         pointer(x), pointer(y), *_vectors(gate), *sizes(*x.shape, text_length), pointer(output), threads()
     )
     return output
@@ -100,7 +73,7 @@ def gated_residual_layer_norm_modulate(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.gated_residual_layer_norm_modulate`."""
     residual, normed = torch.empty_like(x), torch.empty_like(x)
-    _function("layer_norm_modulate", x.dtype)(
+    _SOURCE.function("layer_norm_modulate", x.dtype)(
         pointer(x),
         pointer(y),
         *_vectors(gate),
@@ -129,7 +102,7 @@ def norm_rope(
 ) -> torch.Tensor:
     """LayerNorm over the last axis of `(batch, sequence, heads, head_dim)`, rotated past `text_length`; contiguous."""
     output = torch.empty(x.shape, dtype=x.dtype)
-    _function("norm_rope", x.dtype)(
+    _SOURCE.function("norm_rope", x.dtype)(
         pointer(x),
         (ctypes.c_int64 * 3)(*x.stride()[:3]),
         *(pointer(tensor) for tensor in (weight, bias, cosines, sines)),
@@ -144,7 +117,7 @@ def norm_rope(
 @torch.library.custom_op("cogvx_kernels::bias_gelu_cpu", mutates_args=("x",))
 def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> None:
     """`x = gelu(x + bias)` in its tanh form, in place; fp32, `x` `(rows, dim)` contiguous, `bias` `(dim,)`."""
-    _function("bias_gelu", x.dtype)(pointer(x), pointer(bias), *sizes(*x.shape), threads())
+    _SOURCE.function("bias_gelu", x.dtype)(pointer(x), pointer(bias), *sizes(*x.shape), threads())
 
 
 bias_gelu_.register_fake(lambda x, bias: None)

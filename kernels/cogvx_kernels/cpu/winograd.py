@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from pathlib import Path
 
 import torch
 
 from .arguments import array, pointer, sizes, threads
-from .build import BuildError, load
-from .convolution import FLAGS
+from .build import ORDERED, Source
 
 # Neighbouring pixels on each side of a tile, by the dtype of the frames: the larger, the fewer the products and the
 # larger the error, see `winograd.cpp`.
 TILES = {torch.float32: 2, torch.bfloat16: 4}
 # Of output pixels, below which the transform of the weights takes longer than the products that it spares.
 LEAST_PIXELS = {torch.float32: 0, torch.bfloat16: 5000}
-_SOURCE = Path(__file__).with_name("winograd.cpp")
-
-
-@functools.cache
-def why_not() -> str | None:
-    """What keeps this machine from running it, or None. Compiles it, a few seconds, the first time."""
-    try:
-        _library()
-    except BuildError as error:
-        return str(error)
-    return None
+_SOURCE = Source("winograd.cpp", ORDERED)
+why_not = _SOURCE.why_not
 
 
 def _library() -> ctypes.CDLL:
-    library = load(_SOURCE, FLAGS)
+    library = _SOURCE.library()
     library.packed_size.restype = ctypes.c_int64
     return library
 
