@@ -20,6 +20,9 @@ from .memory import MemoryPlan, plan_decode, plan_encode
 from .place import Place
 from .validate import check_input
 
+# Plans of so many sizes are kept: to plan takes milliseconds, which a small clip's encoding would notice.
+KEPT_PLANS = 16
+
 
 class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
     """diffusers' model with our forward pass; made by `adopt`, never from scratch.
@@ -50,7 +53,9 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         reason = why_not_adopted(reference)
         if reason is not None:
             raise ValueError(f"this autoencoder cannot be made fast: {reason}")
-        return _sharing(cls, reference)
+        model = _sharing(cls, reference)
+        model._plans = {}
+        return model
 
     def as_reference(self) -> AutoencoderKLCogVideoX:
         """diffusers' own model of the same modules, as `adopt` took them."""
@@ -75,8 +80,8 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             TypeError, ValueError: for latents that do not fit, and for NaN or infinite ones, see `validate`; for a
                 memory budget that is too small.
         """
-        self._check("latents", z, self.config.latent_channels)
-        if self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width):
+        hooked = self._check("latents", z, self.config.latent_channels)
+        if hooked or self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width):
             return super().decode(z, return_dict=return_dict)
         frames = torch.cat(list(self._decoded(z)), dim=2)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
@@ -90,9 +95,10 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
 
         Args, raises: as `decode`; latents are checked at the call, not at the first chunk.
         """
-        self._check("latents", z, self.config.latent_channels)
+        hooked = self._check("latents", z, self.config.latent_channels)
         z = z.detach()
-        if self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width, ignore_grad=True):
+        tile = self.tile_latent_min_height, self.tile_latent_min_width
+        if hooked or self._is_left_to_reference(z, *tile, ignore_grad=True):
             with torch.no_grad():
                 return iter([super().decode(z).sample])
         return self._decoded(z, keeps_output=False)
@@ -109,19 +115,29 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             ValueError: if the memory budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return plan_decode(
-            self,
-            shape,
-            spans,
-            place or self._own_place,
-            self.memory_budget,
-            keeps_output,
-        )
+        return self._kept(plan_decode, shape, spans, place, keeps_output)
 
     def plan_encode(self, shape: tuple[int, ...], place: Place | None = None) -> MemoryPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return plan_encode(self, shape, spans, place or self._own_place, self.memory_budget)
+        return self._kept(plan_encode, shape, spans, place)
+
+    def _kept(
+        self,
+        plan: Callable[..., MemoryPlan],
+        shape: tuple[int, ...],
+        spans: list[tuple[int, int]],
+        place: Place | None,
+        *rest: bool,
+    ) -> MemoryPlan:
+        """`plan` of these, made once: a plan is of sizes alone, and names layers."""
+        place = place or self._own_place
+        key = (plan, tuple(shape), tuple(spans), place, self.memory_budget, *rest)
+        if key not in self._plans:
+            if len(self._plans) >= KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan(self, shape, spans, place, self.memory_budget, *rest)
+        return self._plans[key]
 
     @property
     def _own_place(self) -> Place:
@@ -145,32 +161,31 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         Raises:
             TypeError, ValueError: as `decode`.
         """
-        self._check("pixels", x, self.config.in_channels, smallest=2**self._num_downsamplers)
-        if self._is_left_to_reference(x, self.tile_sample_min_height, self.tile_sample_min_width):
+        hooked = self._check("pixels", x, self.config.in_channels, smallest=2**self._num_downsamplers)
+        if hooked or self._is_left_to_reference(x, self.tile_sample_min_height, self.tile_sample_min_width):
             return super().encode(x, return_dict=return_dict)
         posterior = DiagonalGaussianDistribution(torch.cat(list(self._encoded(x)), dim=2))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def _check(self, name: str, x: torch.Tensor, channels: int, smallest: int = 1) -> None:
+    def _check(self, name: str, x: torch.Tensor, channels: int, smallest: int = 1) -> bool:
+        """Raises for frames that do not fit. Returns whether to call the modules is more than what our layers do with
+        their weights."""
+        hooked = any(is_hooked(module) or moves_weights(module) for module in self.modules() if module is not self)
         # Under hooks, weights are where they are only for a module's call.
-        dtype, device = (None, None) if self._is_hooked else (self.dtype, self.device)
+        dtype, device = (None, None) if hooked else (self.dtype, self.device)
         check_input(name, x, channels, smallest, dtype, device)
+        return hooked
 
     @property
     def _num_downsamplers(self) -> int:
         return sum(block.downsamplers is not None for block in self.encoder.down_blocks)
-
-    @property
-    def _is_hooked(self) -> bool:
-        """Whether calling the modules is more than what our layers do with their weights."""
-        return any(is_hooked(module) or moves_weights(module) for module in self.modules() if module is not self)
 
     def _is_left_to_reference(
         self, x: torch.Tensor, tile_height: int, tile_width: int, ignore_grad: bool = False
     ) -> bool:
         sliced = self.use_slicing and x.shape[0] > 1
         tiled = self.use_tiling and (x.shape[4] > tile_width or x.shape[3] > tile_height)
-        return sliced or tiled or (not ignore_grad and self._needs_grad(x)) or self._is_hooked
+        return sliced or tiled or (not ignore_grad and self._needs_grad(x))
 
     def _needs_grad(self, x: torch.Tensor) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))

@@ -190,8 +190,20 @@ def test_a_workspace_too_large_is_sliced_without_a_budget(fast, monkeypatch):
     shape = (1, 16, 2, 6, 8)
     before = fast.plan_decode(shape)
     monkeypatch.setattr(ledger, "WORKSPACE", 2**18)
-    after = fast.plan_decode(shape)
+    after = FastAutoencoderKLCogVideoX.adopt(fast.as_reference()).plan_decode(shape)
     assert not before.rows and after.rows and after.peak < before.peak
+
+
+def test_a_plan_is_made_once_for_what_it_depends_on(fast):
+    shape = (1, 16, 2, 6, 8)
+    first = fast.plan_decode(shape)
+    assert fast.plan_decode(shape) is first and fast.plan_decode(shape, keeps_output=False) is not first
+    fast.memory_budget = first.peak - 2**16
+    assert fast.plan_decode(shape).peak < first.peak
+    fast.memory_budget = None
+    for width in range(1, model.KEPT_PLANS + 1):
+        fast.plan_decode((1, 16, 2, 6, width))
+    assert len(fast._plans) == model.KEPT_PLANS and fast.plan_decode(shape) is not first
 
 
 def test_the_budget_is_an_option_of_the_engine():

@@ -102,6 +102,7 @@ class Source:
     name: str
     flags: tuple[str, ...]
 
+    @functools.cache  # noqa: B019 - the sources are constants of their modules
     def library(self) -> ctypes.CDLL:
         """`load` of it."""
         return load(Path(__file__).with_name(self.name), self.flags)
@@ -110,7 +111,7 @@ class Source:
         """The function `name` for tensors of `dtype`: C has no overloads, so its name ends in the dtype's."""
         return getattr(self.library(), f"{name}_{str(dtype).removeprefix('torch.')}")
 
-    @functools.cache  # noqa: B019 - the sources are constants of their modules
+    @functools.cache  # noqa: B019 - likewise
     def why_not(self) -> str | None:
         """What keeps this machine from running it, or None. Compiles it, a few seconds, the first time."""
         try:
