@@ -138,13 +138,13 @@ def kind_of(conv: nn.Conv3d, product: str, dtype: torch.dtype, pixels: int) -> t
 
     Args:
         product: as `Place` has it.
-        pixels: of all frames of a chunk and all samples: few of them do not make up for the weights' own transform.
+        pixels: of all frames of a chunk and all samples.
     """
     if product == "triton":
         return TritonProduct
     if product == "torch":
         return TorchProduct
-    if winograd.takes(conv.kernel_size) and pixels >= winograd.LEAST_PIXELS[dtype]:
+    if winograd.pays(conv.kernel_size, conv.in_channels, conv.out_channels, pixels, dtype):
         return WinogradProduct
     return DirectProduct if dtype == torch.float32 else TorchProduct
 

@@ -112,3 +112,12 @@ def test_a_result_that_does_not_fit_is_refused():
         winograd.convolution(x, packed, None, 3, torch.zeros(1, 1, 2, 3, 16)[..., ::2])
     with pytest.raises(ValueError, match=r"of torch.float32"):
         winograd.convolution(x, packed, None, 3, torch.zeros(1, 1, 2, 3, 8, dtype=torch.bfloat16))
+
+
+def test_narrow_or_few_frames_are_left_to_direct_convolutions():
+    kernel, pixels = (3, 3, 3), winograd.LEAST_PIXELS[torch.bfloat16]
+    assert winograd.pays(kernel, 128, 3, pixels, torch.bfloat16) and winograd.pays(kernel, 16, 16, 1, torch.float32)
+    assert not winograd.pays(kernel, 128, 128, pixels - 1, torch.bfloat16)
+    assert not winograd.pays(kernel, 16, 16, pixels, torch.bfloat16)
+    assert not winograd.pays(kernel, 3, 16, pixels, torch.float32)
+    assert not winograd.pays((3, 1, 1), 128, 128, pixels, torch.float32)

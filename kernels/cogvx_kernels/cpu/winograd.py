@@ -12,8 +12,10 @@ from .build import ORDERED, Source
 # Neighbouring pixels on each side of a tile, by the dtype of the frames: the larger, the fewer the products and the
 # larger the error, see `winograd.cpp`.
 TILES = {torch.float32: 2, torch.bfloat16: 4}
-# Of output pixels, below which the transform of the weights takes longer than the products that it spares.
+# What makes up for the transforms: output pixels, for that of the weights, and inputs x outputs (of 16 in a vector),
+# for those of the tiles. Measured against the direct convolutions, ours in fp32 and oneDNN's in bf16.
 LEAST_PIXELS = {torch.float32: 0, torch.bfloat16: 5000}
+LEAST_CHANNELS = {torch.float32: 128, torch.bfloat16: 512}
 _SOURCE = Source("winograd.cpp", ORDERED)
 why_not = _SOURCE.why_not
 
@@ -31,6 +33,12 @@ def _kind(dtype: torch.dtype) -> ctypes.c_int:
 def takes(kernel: tuple[int, ...]) -> bool:
     """Whether a kernel `(time, height, width)` is one that it convolves with, at stride 1."""
     return tuple(kernel[1:]) == (3, 3)
+
+
+def pays(kernel: tuple[int, ...], inputs: int, outputs: int, pixels: int, dtype: torch.dtype) -> bool:
+    """Whether it is faster than a direct convolution of frames of `dtype` to `pixels`, of all frames and samples."""
+    wide = inputs * max(outputs, 16) >= LEAST_CHANNELS[dtype]
+    return takes(kernel) and wide and pixels >= LEAST_PIXELS[dtype]
 
 
 def packed_size(outputs: int, inputs: int, taps: int, dtype: torch.dtype) -> int:
