@@ -24,6 +24,7 @@ class AttentionBackend(enum.StrEnum):
     XFORMERS = "xformers"
     SAGE = "sage"
     AMX = "amx"
+    AVX512 = "avx512"
     TRITON = "triton"
     TRITON_INT8 = "triton-int8"
 

@@ -9,8 +9,7 @@ import functools
 import pytest
 import torch
 from cogvx_kernels import ops, triton
-from cogvx_kernels.cpu import attention as amx
-from cogvx_kernels.cpu import stream
+from cogvx_kernels.cpu import attention, stream
 from cogvx_kernels.reference import LOG2_E, sample_step
 
 from benchmarks.kernels.roofline import roofline, tensor_bytes
@@ -80,9 +79,10 @@ def skip_where_it_cannot_run(operation, impl, dtype):
         pytest.skip("it takes fp16 and bf16")
     if impl == "torch":
         return
-    module, device = {"cpu": (stream, "cpu"), "amx": (amx, "cpu"), "triton": (triton, "cuda")}[impl]
-    reason = f"it runs on {device}" if device != DEVICE else module.why_not()
-    if impl == "amx" and dtype != "bf16":
+    device = "cuda" if impl == "triton" else "cpu"
+    why_not = {"cpu": stream.why_not, "triton": triton.why_not}.get(impl, lambda: attention.why_not(impl))
+    reason = f"it runs on {device}" if device != DEVICE else why_not()
+    if impl in attention.IMPLEMENTATIONS and dtype != "bf16":
         reason = "it takes bf16"
     if operation == "attention" and impl == "triton" and dtype == "fp32":
         reason = "it takes fp16 and bf16"

@@ -7,11 +7,12 @@ Our own kernels are called directly.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from cogvx_kernels.cpu import attention as amx
+from cogvx_kernels.cpu import attention as cpu
 from cogvx_kernels.triton import why_not as why_not_triton
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 
@@ -73,16 +74,19 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         compute_capability=((8, 0), (99, 0)),
         install="pip install 'cogvx_fast[flash]'",
     ),
-    AttentionBackend.AMX: Capability(
-        None,
-        exact=True,
-        impl="amx",
-        devices=frozenset(("cpu",)),
-        dtypes=frozenset((torch.bfloat16,)),
-        head_dims=frozenset((amx.HEAD_DIM,)),
-        why_not=amx.why_not,
-        install="comes with cogvx_fast",
-    ),
+    **{
+        backend: Capability(
+            None,
+            exact=True,
+            impl=backend.value,
+            devices=frozenset(("cpu",)),
+            dtypes=frozenset((torch.bfloat16,)),
+            head_dims=frozenset((cpu.HEAD_DIM,)),
+            why_not=functools.partial(cpu.why_not, backend.value),
+            install="comes with cogvx_fast",
+        )
+        for backend in (AttentionBackend.AMX, AttentionBackend.AVX512)
+    },
     AttentionBackend.TRITON: Capability(
         None,
         exact=True,
@@ -128,10 +132,10 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         install="pip install sageattention",
     ),
 }
-# What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper, our kernel on CPUs with AMX; everywhere
-# else torch's own SDPA runs the flash-attn 2 kernel already, without a package. Our Triton kernel is not among them as
-# long as no GPU has measured it.
-_AUTO = (AttentionBackend.FLASH_3, AttentionBackend.AMX, AttentionBackend.SDPA)
+# What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper, our kernels on CPUs with units for bf16;
+# everywhere else torch's own SDPA runs the flash-attn 2 kernel already, without a package. Our Triton kernel is not
+# among them as long as no GPU has measured it.
+_AUTO = (AttentionBackend.FLASH_3, AttentionBackend.AMX, AttentionBackend.AVX512, AttentionBackend.SDPA)
 
 
 @dataclass(frozen=True)

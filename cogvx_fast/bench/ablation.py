@@ -100,7 +100,7 @@ ADDITIONS: tuple[Addition, ...] = (
         " fused, they read and write the stream once: 6 ms",
     ),
     Addition(
-        "+ attention on AMX",
+        "+ attention of our own",
         _engine(*_FUSED, attention="auto"),
         {"dit-2b bfloat16": 1.14},
         "42 ms a layer in torch's SDPA alone, 22 ms in ours",

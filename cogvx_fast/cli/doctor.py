@@ -160,13 +160,17 @@ def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
     from cogvx_kernels.cpu import attention, stream
 
     kernels = {
-        "C++ operations": (stream, "norms, gates and rotations in one pass each on a CPU", "install a C++ compiler"),
-        "AMX attention": (attention, "exact bf16 attention on Intel CPUs, twice as fast as torch's", "a CPU with AMX"),
+        "C++ operations": (stream.why_not(), "norms, gates and rotations in one pass each", "install a C++ compiler"),
+        "AMX attention": (attention.why_not("amx"), "exact bf16 attention, twice as fast as torch's", "a CPU with AMX"),
+        "AVX-512 attention": (
+            attention.why_not("avx512"),
+            "the same without AMX, two and a half times as fast",
+            "a CPU with AVX512-BF16",
+        ),
     }
     return {
         name: {"found": reason is None, "version": None, "gives": gives, "install": f"{install}: {reason}"}
-        for name, (module, gives, install) in kernels.items()
-        for reason in [module.why_not()]
+        for name, (reason, gives, install) in kernels.items()
     }
 
 

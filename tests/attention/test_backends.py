@@ -22,7 +22,7 @@ def resolve(requested, *arguments, **keywords):
     return resolve_backend(AttentionBackend(requested), *arguments, **keywords)
 
 
-NO_PACKAGE = ("auto", "sdpa", "amx", "triton", "triton-int8")
+NO_PACKAGE = ("auto", "sdpa", "amx", "avx512", "triton", "triton-int8")
 PACKAGES = ("_CAN_USE_FLASH_ATTN", "_CAN_USE_FLASH_ATTN_3", "_CAN_USE_XFORMERS_ATTN", "_CAN_USE_SAGE_ATTN")
 
 
@@ -48,13 +48,19 @@ def test_auto_on_a_cpu_is_sdpa_for_what_our_kernel_does_not_take_and_says_why():
     assert "not amx: it takes torch.bfloat16, not torch.float32" in str(resolution)
 
 
-@pytest.mark.parametrize("reason", [None, "it needs a CPU with AMX and AVX512-BF16"])
-def test_auto_takes_our_kernel_on_a_cpu_that_can_run_it(reason, monkeypatch):
-    capability = dataclasses.replace(CAPABILITIES[AttentionBackend.AMX], why_not=lambda: reason)
-    monkeypatch.setitem(CAPABILITIES, AttentionBackend.AMX, capability)
+@pytest.mark.parametrize(
+    ("lacks", "chosen"),
+    [((), "amx"), (("amx",), "avx512"), (("avx512",), "amx"), (("amx", "avx512"), "sdpa")],
+)
+def test_auto_takes_our_kernel_on_a_cpu_that_can_run_it(lacks, chosen, monkeypatch):
+    for backend in (AttentionBackend.AMX, AttentionBackend.AVX512):
+        reason = f"it needs a CPU with {backend}" if backend in lacks else None
+        capability = dataclasses.replace(CAPABILITIES[backend], why_not=lambda reason=reason: reason)
+        monkeypatch.setitem(CAPABILITIES, backend, capability)
     resolution = resolve("auto", "cpu", torch.bfloat16, 64)
-    assert resolution.backend is (AttentionBackend.AMX if reason is None else AttentionBackend.SDPA)
-    assert reason is None or f"not amx: {reason}" in str(resolution)
+    assert resolution.backend == chosen
+    tried = lacks if chosen != "amx" else ()
+    assert all(f"not {backend}: it needs a CPU with {backend}" in str(resolution) for backend in tried)
 
 
 def test_auto_takes_flash_attn_3_on_hopper_only(everything_installed, gpu):

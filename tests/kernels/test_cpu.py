@@ -5,13 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import attention as amx
-from cogvx_kernels.cpu import build, linear, stream
+from cogvx_kernels.cpu import attention, build, linear, stream
 
 from tests.kernels.budget import assert_within_budget, randn
 
 needs_compiler = pytest.mark.skipif(stream.why_not() is not None, reason=str(stream.why_not()))
-needs_amx = pytest.mark.skipif(amx.why_not() is not None, reason=str(amx.why_not()))
 SHAPES = [(1, 1, 8, 0), (1, 1, 8, 1), (2, 7, 24, 3), (3, 33, 64, 33), (2, 65, 130, 0)]  # batch, sequence, dim, text
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -84,43 +82,52 @@ def test_bias_gelu_at_the_ends():
     assert x[0, 6].isnan()
 
 
-@needs_amx
+def where_it_runs(impl):
+    reason = attention.why_not(impl)
+    return pytest.param(impl, marks=[] if reason is None else pytest.mark.skip(reason))
+
+
+by_each = pytest.mark.parametrize("impl", [where_it_runs(impl) for impl in attention.IMPLEMENTATIONS])
+
+
+@by_each
 @pytest.mark.parametrize(
     ("batch", "queries", "keys", "heads"),
     [(1, 1, 1, 1), (1, 5, 5, 2), (2, 31, 33, 3), (1, 64, 200, 2), (1, 300, 17, 2), (2, 129, 257, 5), (1, 2, 1216, 1)],
 )
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
-def test_attention(batch, queries, keys, heads, spread):
+def test_attention(impl, batch, queries, keys, heads, spread):
     query = randn(batch, queries, heads, 64, dtype=torch.bfloat16, seed=0) * spread
     packed = randn(batch, keys, 3, heads, 64, dtype=torch.bfloat16, seed=1) * spread
-    assert_within_budget(ops.attention, (query, packed[:, :, 1], packed[:, :, 2] + 1), "amx")
+    assert_within_budget(ops.attention, (query, packed[:, :, 1], packed[:, :, 2] + 1), impl)
 
 
-@needs_amx
-def test_attention_beside_other_users_of_tiles():
+@pytest.mark.parametrize("impl", [where_it_runs("amx")])
+def test_attention_beside_other_users_of_tiles(impl):
     """oneDNN's matrix products use AMX tiles too, with a configuration of their own."""
     query = randn(2, 200, 3, 64, dtype=torch.bfloat16, seed=0)
     weight = randn(256, 192, dtype=torch.bfloat16, seed=1)
     expected_product = query.flatten(2) @ weight.T
-    expected = ops.attention(query, query, query, impl="amx")
+    expected = ops.attention(query, query, query, impl=impl)
     for _ in range(3):
         assert torch.equal(query.flatten(2) @ weight.T, expected_product)
-        assert torch.equal(ops.attention(query, query, query, impl="amx"), expected)
+        assert torch.equal(ops.attention(query, query, query, impl=impl), expected)
 
 
-@needs_amx
-def test_attention_of_what_is_not_finite():
+@by_each
+def test_attention_of_what_is_not_finite(impl):
     query = randn(1, 20, 2, 64, dtype=torch.bfloat16, seed=0)
     bad = query.clone()
     bad[0, 3, 1] = float("nan")
-    output = ops.attention(bad, query, query, impl="amx")
+    output = ops.attention(bad, query, query, impl=impl)
     assert output[0, 3, 1].isnan().all() and output[0, :, 0].isfinite().all() and output[0, 4:, 1].isfinite().all()
 
 
 def test_attention_refuses_what_it_does_not_take():
     x = torch.zeros(1, 4, 2, 64)
-    with pytest.raises(ValueError, match=r'impl="amx" takes bfloat16 and head dim 64, got torch.float32'):
-        ops.attention(x, x, x, impl="amx")
+    for impl in attention.IMPLEMENTATIONS:
+        with pytest.raises(ValueError, match=rf'impl="{impl}" takes bfloat16 and head dim 64, got torch.float32'):
+            ops.attention(x, x, x, impl=impl)
     with pytest.raises(ValueError, match="at least one key"):
         ops.attention(x, x[:, :0], x[:, :0])
     with pytest.raises(ValueError, match="impl='fast' is unknown to attention; allowed: 'torch', 'amx'"):

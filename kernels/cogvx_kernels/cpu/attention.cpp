@@ -1,6 +1,6 @@
-// Non-causal attention for head dim 64 in bf16 on CPUs with AMX: flash attention over transposed scores.
+// Non-causal attention for head dim 64 in bf16 on CPUs with AMX or AVX512-BF16: flash attention over transposed scores.
 //
-// AMX multiplies A (rows as they lie in memory) by B (pairs of rows interleaved). With S^T = K Q^T and
+// Both multiply A (rows as they lie in memory) by B (pairs of rows interleaved). With S^T = K Q^T and
 // O^T = V^T P^T the keys need no repacking, a score's row holds 16 queries of one key, so that the softmax
 // runs down the rows with no horizontal reduction, and the exponentials of two keys interleave into a B tile
 // with one permutation. Q^T is packed once a task, V^T once a head.
@@ -10,34 +10,19 @@
 
 #include <immintrin.h>
 #include <omp.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 
+#ifdef __AMX_BF16__
+#include "attention_tiles.h"
+#else
+#include "attention_vectors.h"
+#endif
+
 namespace {
-
-constexpr int64_t HEAD_DIM = 64;
-constexpr int64_t QUERIES = 64;  // a task's
-constexpr int64_t KEYS = 128;    // a block's
-constexpr int64_t GROUPS = QUERIES / 16;
-constexpr int64_t TILE = 16 * 16;  // dwords of one tile
-
-struct alignas(64) Scratch {
-  uint32_t queries[GROUPS][HEAD_DIM / 32][TILE];  // Q^T: rows are pairs of channels, columns 16 queries
-  float scores[GROUPS][KEYS][16];                 // S^T of one block
-  uint32_t probabilities[GROUPS][KEYS / 32][TILE];  // P^T: rows are pairs of keys, columns 16 queries
-  float output[GROUPS][HEAD_DIM][16];             // O^T
-};
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
 
 inline int64_t padded(int64_t keys) { return (keys + 31) / 32 * 32; }
 
@@ -125,55 +110,6 @@ void pack_queries(const uint16_t* query, int64_t stride, int64_t count, Scratch&
     }
 }
 
-// S^T = K Q^T, 16 keys by 32 queries at a time: the queries' tiles stay, keys stream through.
-void multiply_scores(const uint16_t* keys, int64_t count, Scratch& scratch) {
-  for (int64_t group = 0; group < GROUPS; group += 2) {
-    _tile_loadd(4, scratch.queries[group][0], 64);
-    _tile_loadd(5, scratch.queries[group][1], 64);
-    _tile_loadd(6, scratch.queries[group + 1][0], 64);
-    _tile_loadd(7, scratch.queries[group + 1][1], 64);
-    for (int64_t key = 0; key < count; key += 16) {
-      _tile_zero(0);
-      _tile_zero(1);
-      _tile_loadd(2, keys + key * HEAD_DIM, HEAD_DIM * 2);
-      _tile_loadd(3, keys + key * HEAD_DIM + 32, HEAD_DIM * 2);
-      _tile_dpbf16ps(0, 2, 4);
-      _tile_dpbf16ps(1, 2, 6);
-      _tile_dpbf16ps(0, 3, 5);
-      _tile_dpbf16ps(1, 3, 7);
-      _tile_stored(0, scratch.scores[group][key], 64);
-      _tile_stored(1, scratch.scores[group + 1][key], 64);
-    }
-  }
-}
-
-// O^T += V^T P^T over the block's keys.
-void multiply_values(const uint16_t* values, int64_t count, Scratch& scratch) {
-  for (int64_t group = 0; group < GROUPS; group += 2)
-    for (int64_t channel = 0; channel < HEAD_DIM; channel += 32) {
-      float *even = scratch.output[group][channel], *odd = scratch.output[group + 1][channel];
-      _tile_loadd(0, even, 64);
-      _tile_loadd(1, odd, 64);
-      _tile_loadd(2, even + 16 * 16, 64);
-      _tile_loadd(3, odd + 16 * 16, 64);
-      for (int64_t key = 0; key < count; key += 32) {
-        const uint16_t* panel = values + key * HEAD_DIM + channel * 32;
-        _tile_loadd(4, panel, 64);
-        _tile_loadd(5, panel + 16 * 32, 64);
-        _tile_loadd(6, scratch.probabilities[group][key / 32], 64);
-        _tile_loadd(7, scratch.probabilities[group + 1][key / 32], 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-      }
-      _tile_stored(0, even, 64);
-      _tile_stored(1, odd, 64);
-      _tile_stored(2, even + 16 * 16, 64);
-      _tile_stored(3, odd + 16 * 16, 64);
-    }
-}
-
 // Exponentials of one block for 16 queries: updates their running maximum and sum, rescales O^T if the maximum grew.
 void exponentiate(int64_t group, int64_t count, __m512 scale, __m512& maximum, __m512& sum, Scratch& scratch) {
   const float* scores = scratch.scores[group][0];
@@ -246,8 +182,7 @@ void attend(const uint16_t* query, int64_t query_stride, int64_t count, const ui
 
 extern "C" {
 
-// Whether the kernel lets this process use AMX tiles (Linux: arch_prctl ARCH_REQ_XCOMP_PERM, XTILEDATA).
-int cogvx_attention_available() { return syscall(SYS_arch_prctl, 0x1023, 18) == 0; }
+int cogvx_attention_available() { return available(); }
 
 // Strides in elements, of (batch, position, head); channels are contiguous. Returns 0, or 1 if memory ran out.
 int cogvx_attention(const uint16_t* query, const uint16_t* key, const uint16_t* value, uint16_t* output, int64_t batch,
@@ -265,8 +200,7 @@ int cogvx_attention(const uint16_t* query, const uint16_t* key, const uint16_t* 
   }
 #pragma omp parallel num_threads(threads)
   {
-    const TileConfig config;
-    _tile_loadconfig(&config);
+    begin();
     std::memset(&scratch[omp_get_thread_num()], 0, sizeof(Scratch));
     for (int64_t first = 0; first < all; first += threads) {
       const int64_t count = all - first < threads ? all - first : threads;
@@ -286,7 +220,7 @@ int cogvx_attention(const uint16_t* query, const uint16_t* key, const uint16_t* 
                scratch[omp_get_thread_num()]);
       }
     }
-    _tile_release();
+    end();
   }
   std::free(packed);
   std::free(scratch);

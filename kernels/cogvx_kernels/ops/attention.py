@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from .. import reference
+from ..cpu import attention as cpu_attention
 from ..cpu import stream as cpu
-from ..cpu.attention import HEAD_DIM as AMX_HEAD_DIM
-from ..cpu.attention import attention_amx
 from .checks import check_head_dim, check_impl, check_triton, gpu
 
 
@@ -112,9 +111,9 @@ def attention(
         query: `(batch, sequence, heads, head_dim)`.
         key, value: `(batch, key_sequence, heads, head_dim)` of the same dtype, any strides with a contiguous last axis.
         scale: None for `head_dim ** -0.5`.
-        impl: "torch", or "amx": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not()` is None. fp32 scores
-            and sums, probabilities rounded to bf16; or "triton": fp16 or bf16, head dim 64 or 128 and a positive scale
-            on a GPU, computed in the same way. Only "torch" has a backward pass.
+        impl: "torch", or "amx" or "avx512": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not(impl)` is
+            None. fp32 scores and sums, probabilities rounded to bf16; or "triton": fp16 or bf16, head dim 64 or 128 and
+            a positive scale on a GPU, computed in the same way. Only "torch" has a backward pass.
 
     Returns:
         A new tensor of the shape and dtype of `query`.
@@ -144,11 +143,11 @@ def attention(
                 f" {', '.join(sorted(map(str, dtypes)))}, head dim {head_dim} and scale {scale}"
             )
         return gpu.attention(query, key, value, scale)
-    if head_dim != AMX_HEAD_DIM or {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
+    if head_dim != cpu_attention.HEAD_DIM or {query.dtype, key.dtype, value.dtype} != {torch.bfloat16}:
         raise ValueError(
-            f'attention: impl="amx" takes bfloat16 and head dim {AMX_HEAD_DIM}, got'
+            f'attention: impl="{impl}" takes bfloat16 and head dim {cpu_attention.HEAD_DIM}, got'
             f" {query.dtype}, {key.dtype}, {value.dtype} and head dim {head_dim}"
         )
     if any(tensor.stride(3) != 1 for tensor in (query, key, value)):
-        raise ValueError('attention: impl="amx" takes tensors whose last axis is contiguous')
-    return attention_amx(query, key, value, scale)
+        raise ValueError(f'attention: impl="{impl}" takes tensors whose last axis is contiguous')
+    return cpu_attention.attention(query, key, value, scale, impl)

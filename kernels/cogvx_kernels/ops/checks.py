@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from ..cpu import attention
 from ..cpu import frames as cpu_frames
 from ..cpu import stream as cpu
 from ..reference import QUANTIZED_MAXIMUM
@@ -16,14 +17,14 @@ else:
 
 
 # What each operation can be computed by. "cpu" is C++, where `why_not()` of `cpu.stream` or `cpu.frames` is None; "amx"
-# likewise, of `cpu.attention`; "triton" for `triton.why_not()` None and tensors on a GPU.
+# and "avx512" likewise, of `cpu.attention`; "triton" for `triton.why_not()` None and tensors on a GPU.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "layer_norm_modulate": ("torch", "cpu", "triton"),
     "gated_residual": ("torch", "cpu", "triton"),
     "gated_residual_layer_norm_modulate": ("torch", "cpu", "triton"),
     "norm_rope": ("torch", "cpu", "triton"),
     "qk_norm_rope": ("torch", "cpu", "triton"),
-    "attention": ("torch", "amx", "triton"),
+    "attention": ("torch", *attention.IMPLEMENTATIONS, "triton"),
     "group_norm_statistics": ("torch", "cpu", "triton"),
     "group_norm_modulate_silu": ("torch", "cpu", "triton"),
     "causal_conv3d": ("torch", "triton"),
