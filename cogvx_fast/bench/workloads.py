@@ -103,6 +103,18 @@ WORKLOADS: dict[str, Workload] = {
             **_REDUCED,
         ),
         Workload(
+            name="dit-2b-layer",
+            summary="CogVideoX-2b's layer sizes, random weights, 1 of 30 layers; 49 frames of 480x720, 17,776 tokens",
+            stages=("dit-step",),
+            transformer=_2B | {"num_layers": 1},
+            layers_of=30,
+            num_frames=49,
+            height=480,
+            width=720,
+            dtypes=("bfloat16",),
+            gate_samples=1,
+        ),
+        Workload(
             name="dit-2b-full",
             summary="CogVideoX-2b's layer sizes, random weights, all 30 layers; 49 frames of 480x720, 17,776 tokens",
             stages=("dit-step",),
