@@ -12,8 +12,7 @@ from ..quantization.recipes import BALANCED, NATIVE, RECIPES, Recipe, Scheme, Ta
 from ..vae.memory import BudgetError, size_in_words
 from .demand import Demand, Option
 
-# By the PSNR of the demo checkpoint's videos against exact, see `cogvx-fast bench` workload demo-recipes; fp8 has not
-# been measured.
+# By the PSNR of the demo checkpoint's videos against exact: `tools.demo_model.recipes`, where fp8 is emulated.
 BY_QUALITY = (Scheme.INT8_WEIGHT, Scheme.INT8, Scheme.FP8_WEIGHT, Scheme.FP8)
 
 
