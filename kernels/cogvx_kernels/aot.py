@@ -111,7 +111,8 @@ class Compiled:
 def describe(config: triton.Config) -> str:
     """The parameters of a configuration, as `ROWS 2, 8 warps` or `BLOCK_M 128, BLOCK_N 64, 4 warps, 3 stages`."""
     values = [f"{name} {value}" for name, value in config.kwargs.items()] + [f"{config.num_warps} warps"]
-    return ", ".join(values + ([f"{config.num_stages} stages"] if config.num_stages > 1 else []))
+    values += [f"{config.num_stages} stages"] if config.num_stages > 1 else []
+    return ", ".join(values + ([f"at most {config.maxnreg} registers"] if config.maxnreg is not None else []))
 
 
 def trace(function: Callable, *arguments: Any) -> torch.fx.Graph:

@@ -16,9 +16,15 @@ from torch.library import triton_op, wrap_triton
 from .targets import TARGETS, tuned
 
 # 16 numbers a thread: two loads of 16 bytes (half precision), and for each number two registers of running values. At
-# 64 registers 32 warps fit a multiprocessor: their loads under way, 32 KiB, are what keeps the memory busy.
-_SPANS = [triton.Config({"TILE": tile}, num_warps=warps, num_stages=1) for tile, warps in ((2048, 4), (4096, 8))]
-SPAN_CONFIGS = dict.fromkeys(TARGETS, _SPANS)
+# 64 registers 32 warps fit a multiprocessor: their loads under way, 32 KiB, are what keeps the memory busy. On sm_86
+# and sm_89 ptxas would make room for 36 warps, and spill in fp32 at the 56 registers that this leaves.
+SPAN_CONFIGS = {
+    target: [
+        triton.Config({"TILE": 2048}, num_warps=4, num_stages=1, maxnreg=64 if target in ("sm_86", "sm_89") else None),
+        triton.Config({"TILE": 4096}, num_warps=8, num_stages=1),
+    ]
+    for target in TARGETS
+}
 _JOIN = [triton.Config({}, num_warps=8, num_stages=1)]  # 1 MiB at the most, 16 spans a thread
 JOIN_CONFIGS = dict.fromkeys(TARGETS, _JOIN)
 MOST_SPANS = 4096  # enough for many waves of programs on the largest GPU, few enough to be joined in one tile

@@ -14,9 +14,12 @@ import triton.language as tl
 from .targets import TARGETS, Configs, TunedKernel
 
 
-def _config(pixels: int, outs: int, channels: int, num_warps: int, num_stages: int) -> triton.Config:
+def _config(
+    pixels: int, outs: int, channels: int, num_warps: int, num_stages: int, registers: int | None = None
+) -> triton.Config:
+    """`registers`: of a thread, where ptxas by itself would take fewer and spill."""
     tile = {"BLOCK_M": pixels, "BLOCK_N": outs, "BLOCK_K": channels}
-    return triton.Config(tile, num_warps=num_warps, num_stages=num_stages)
+    return triton.Config(tile, num_warps=num_warps, num_stages=num_stages, maxnreg=registers)
 
 
 # mma.sync: a warp's 64x64 part of the output reads 8 KiB of shared memory for every 32 channels, half as long as the
@@ -49,7 +52,11 @@ CONFIGS: dict[str, Configs] = {
         "gfx942": _CDNA,
     },
     "narrow": dict.fromkeys(TARGETS, _NARROW),
-    "float32": dict.fromkeys(TARGETS, _FLOAT32),
+    "float32": {
+        **dict.fromkeys(TARGETS, _FLOAT32),
+        "sm_100": [_config(64, 64, 16, 4, 3, 168), _config(128, 64, 16, 8, 3)],
+        "sm_120": [_config(64, 64, 16, 4, 3), _config(128, 64, 16, 8, 2)],  # three stages spill there
+    },
 }
 NARROW = 16  # output channels of the narrow tiles
 
