@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
+from cogvx_fast.quiet import quiet_imports
+
 from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
@@ -231,9 +233,10 @@ def _run(
     command: str,
     out: Path,
 ) -> list[Row]:
-    from cogvx_fast.bench import rows, runner, sizes
-    from cogvx_fast.bench.ablation import ablation
-    from cogvx_fast.bench.recipes import recipes
+    with quiet_imports():
+        from cogvx_fast.bench import rows, runner, sizes
+        from cogvx_fast.bench.ablation import ablation
+        from cogvx_fast.bench.recipes import recipes
 
     from . import loading
 
