@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from cogvx_kernels.cpu import attention as cpu
+from cogvx_kernels.cpu import attention as cpu_attention
 from cogvx_kernels.triton import why_not as why_not_triton
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 
@@ -81,8 +81,8 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
             impl=backend.value,
             devices=frozenset(("cpu",)),
             dtypes=frozenset((torch.bfloat16,)),
-            head_dims=frozenset((cpu.HEAD_DIM,)),
-            why_not=functools.partial(cpu.why_not, backend.value),
+            head_dims=frozenset((cpu_attention.HEAD_DIM,)),
+            why_not=functools.partial(cpu_attention.why_not, backend.value),
             install="comes with cogvx_fast",
         )
         for backend in (AttentionBackend.AMX, AttentionBackend.AVX512)

@@ -64,6 +64,7 @@ class Workload:
 # would compute them anew in each step, which it does not do at a model's own size.
 _REDUCED = {"num_frames": 9, "height": 240, "width": 352}
 _REDUCED_SAMPLE = {"sample_frames": 9, "sample_height": 240 // 8, "sample_width": 352 // 8}
+_OWN_SIZE = {"num_frames": 49, "height": 480, "width": 720}  # the family's
 _2B = {"num_attention_heads": 30}
 _5B = {"num_attention_heads": 48, "use_rotary_positional_embeddings": True}
 # A pipeline has a transformer, also where only its VAE is measured.
@@ -108,11 +109,9 @@ WORKLOADS: dict[str, Workload] = {
             stages=("dit-step",),
             transformer=_2B | {"num_layers": 1},
             layers_of=30,
-            num_frames=49,
-            height=480,
-            width=720,
             dtypes=("bfloat16",),
             gate_samples=1,
+            **_OWN_SIZE,
         ),
         Workload(
             name="dit-2b-full",
@@ -120,12 +119,10 @@ WORKLOADS: dict[str, Workload] = {
             stages=("dit-step",),
             transformer=_2B | {"num_layers": 30},
             layers_of=30,
-            num_frames=49,
-            height=480,
-            width=720,
             dtypes=("bfloat16", "float16"),
             gate_samples=1,
             needs_cuda="one step is 240 TFLOP, minutes on a CPU; the reduced clip is dit-2b",
+            **_OWN_SIZE,
         ),
         Workload(
             name="vae",

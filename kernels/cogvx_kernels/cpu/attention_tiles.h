@@ -8,6 +8,8 @@
 
 #include "attention.h"
 
+namespace {
+
 struct alignas(64) TileConfig {
   uint8_t palette = 1, start_row = 0, reserved[14] = {};
   uint16_t bytes_per_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
@@ -72,3 +74,5 @@ inline void multiply_values(const uint16_t* values, int64_t count, Scratch& scra
       _tile_stored(3, odd + 16 * 16, 64);
     }
 }
+
+}  // namespace

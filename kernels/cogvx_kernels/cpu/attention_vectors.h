@@ -6,6 +6,8 @@
 
 #include "attention.h"
 
+namespace {
+
 inline bool available() { return true; }
 inline void begin() {}
 inline void end() {}
@@ -51,3 +53,5 @@ inline void multiply_values(const uint16_t* values, int64_t count, Scratch& scra
     multiply<ROWS, true>((const uint32_t*)values + channel * CHUNK, CHUNK, HEAD_DIM * CHUNK, count / (2 * CHUNK),
                          scratch.probabilities[0][0], KEYS / 32 * TILE, scratch.output[0][channel], HEAD_DIM * 16);
 }
+
+}  // namespace

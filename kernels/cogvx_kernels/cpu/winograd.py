@@ -15,7 +15,7 @@ TILES = {torch.float32: 2, torch.bfloat16: 4}
 # What makes up for the transforms: output pixels, for that of the weights, and inputs x outputs (of 16 in a vector),
 # for those of the tiles. Measured against the direct convolutions, ours in fp32 and oneDNN's in bf16.
 LEAST_PIXELS = {torch.float32: 0, torch.bfloat16: 5000}
-LEAST_CHANNELS = {torch.float32: 128, torch.bfloat16: 512}
+LEAST_CHANNEL_PAIRS = {torch.float32: 128, torch.bfloat16: 512}
 _SOURCE = Source("winograd.cpp", ORDERED)
 why_not = _SOURCE.why_not
 
@@ -37,7 +37,7 @@ def takes(kernel: tuple[int, ...]) -> bool:
 
 def pays(kernel: tuple[int, ...], inputs: int, outputs: int, pixels: int, dtype: torch.dtype) -> bool:
     """Whether it is faster than a direct convolution of frames of `dtype` to `pixels`, of all frames and samples."""
-    wide = inputs * max(outputs, 16) >= LEAST_CHANNELS[dtype]
+    wide = inputs * max(outputs, 16) >= LEAST_CHANNEL_PAIRS[dtype]
     return takes(kernel) and wide and pixels >= LEAST_PIXELS[dtype]
 
 
