@@ -30,8 +30,8 @@ def sdpa(query, key, value):
 
 
 def ours():
-    if triton.why_not() is not None:
-        pytest.skip(triton.why_not())
+    if triton.why_unavailable() is not None:
+        pytest.skip(triton.why_unavailable())
     return functools.partial(ops.attention, impl="triton")
 
 

@@ -68,7 +68,7 @@ CASES = [(operation, impl) for operation in FRAMES for impl in ops.IMPLEMENTATIO
 def test_operation(benchmark, operation, channels, dtype, impl):
     if impl != "torch":
         module, device = {"cpu": (cpu_frames, "cpu"), "triton": (triton, "cuda")}[impl]
-        reason = f"it runs on {device}" if device != DEVICE else module.why_not()
+        reason = f"it runs on {device}" if device != DEVICE else module.why_unavailable()
         if impl == "cpu" and DTYPES[dtype] not in cpu_frames.DTYPES:
             reason = "it takes bf16 and fp32"
         if reason is not None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from cogvx_kernels import ops, triton
 from test_ops import BATCH, DEVICE, TEXT, TOKENS, WIDTHS, error
 
-if triton.why_not() is None:
+if triton.why_unavailable() is None:
     from cogvx_kernels.triton.targets import why_not_e4m3
 
 
@@ -27,7 +27,7 @@ def randn(*shape, seed, dtype=torch.bfloat16):
 
 
 def skip_where_it_cannot_run(quantized):
-    reason = "it runs on cuda" if DEVICE != "cuda" else triton.why_not() or None
+    reason = "it runs on cuda" if DEVICE != "cuda" else triton.why_unavailable() or None
     if reason is None and QUANTIZED[quantized].is_floating_point:
         reason = why_not_e4m3(torch.device(DEVICE))
     if reason is not None:

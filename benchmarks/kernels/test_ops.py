@@ -1,7 +1,7 @@
 """Micro-benchmarks of the operations, at the width of CogVideoX-2b and 5b and the reduced clip of `dit-2b`.
 
-Run them with `pytest -o addopts= benchmarks/kernels`: the project's own options skip benchmarks. An operation is
-checked before it is timed: its error against float64 may be at most 1.1 times that of the plain torch reference.
+Run them with `pytest -o addopts= benchmarks/kernels`: the options of the project leave pytest-benchmark out. An
+operation is checked before it is timed: its error against float64 may be at most 1.1 times that of plain torch.
 """
 
 import functools
@@ -80,8 +80,10 @@ def skip_where_it_cannot_run(operation, impl, dtype):
     if impl == "torch":
         return
     device = "cuda" if impl == "triton" else "cpu"
-    why_not = {"cpu": stream.why_not, "triton": triton.why_not}.get(impl, lambda: attention.why_not(impl))
-    reason = f"it runs on {device}" if device != DEVICE else why_not()
+    why_unavailable = {"cpu": stream.why_unavailable, "triton": triton.why_unavailable}.get(
+        impl, lambda: attention.why_unavailable(impl)
+    )
+    reason = f"it runs on {device}" if device != DEVICE else why_unavailable()
     if impl in attention.IMPLEMENTATIONS and dtype != "bf16":
         reason = "it takes bf16"
     if operation == "attention" and impl == "triton" and dtype == "fp32":

@@ -100,6 +100,7 @@ def _constants(launch: Launch) -> dict[str, int | str | None]:
 
 
 def _with_memory(whole: LoopCost, moved: Traffic, target: str) -> LoopCost:
-    rate = boards.board(boards.REFERENCE[target]).bytes_per_clock
-    cycles = whole.cost.cycles | {"memory": moved.moved * moved.program / rate}
+    board = boards.board(boards.REFERENCE[target])
+    assert board is not None, f"the reference of {target} is none of the boards"
+    cycles = whole.cost.cycles | {"memory": moved.moved * moved.program / board.bytes_per_clock}
     return LoopCost(None, dataclasses.replace(whole.cost, cycles=cycles))

@@ -119,13 +119,13 @@ def plot(inspections: Sequence[Inspection]) -> bytes:
     """
     from matplotlib.figure import Figure  # no pyplot: nothing global is set, no display is needed
 
-    shown = [one for one in inspections if one.main_loop is not None]
-    costs = [one.main_loop.cost for one in shown]
+    pairs = [(one, one.main_loop.cost) for one in inspections if one.main_loop is not None]
+    shown, costs = [one for one, _ in pairs], [cost for _, cost in pairs]
     shares = [[cost.cycles.get(pipe, 0) / cost.cycles[cost.limit] for pipe in _PIPES] for cost in costs]
     figure = Figure(figsize=(11, 1.2 + 0.26 * len(shown)), layout="constrained")
     axes = figure.subplots()
     axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0, vmax=1.2)
-    for row, (one, cost) in enumerate(zip(shown, costs, strict=True)):
+    for row, (one, cost) in enumerate(pairs):
         for column, pipe in enumerate(_PIPES):
             if cost.cycles.get(pipe):
                 color = "white" if shares[row][column] > 0.6 else "black"

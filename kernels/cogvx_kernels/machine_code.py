@@ -87,7 +87,7 @@ def read(compiled: CompiledKernel, target: str) -> Resources:
     Raises:
         RuntimeError: where the tools that read machine code are not installed, for a target of Nvidia's.
     """
-    if "amdgcn" not in compiled.asm and (reason := why_not()):
+    if "amdgcn" not in compiled.asm and (reason := why_unavailable()):
         raise RuntimeError(f"machine code cannot be read: {reason}")
     return _read_amd(compiled, target) if "amdgcn" in compiled.asm else _read_nvidia(compiled, target)
 
@@ -97,7 +97,7 @@ def disassemble(compiled: CompiledKernel) -> str:
     return compiled.asm["amdgcn"] if "amdgcn" in compiled.asm else _run("nvdisasm", "-c", compiled.asm["cubin"])
 
 
-def why_not() -> str | None:
+def why_unavailable() -> str | None:
     """What keeps machine code from being read, or None: the tools come with triton's wheel, not with every build."""
     missing = [tool for tool in ("cuobjdump", "nvdisasm") if not os.access(_TOOLS / tool, os.X_OK)]
     return f"{' and '.join(missing)} of the triton wheel are not in {_TOOLS}" if missing else None
@@ -113,7 +113,7 @@ def _run(tool: str, option: str, cubin: bytes) -> str:
 
 def _read_nvidia(compiled: CompiledKernel, target: str) -> Resources:
     usage = _run("cuobjdump", "--dump-resource-usage", compiled.asm["cubin"])
-    registers, stack = (int(re.search(rf"\b{name}:(\d+)", usage)[1]) for name in ("REG", "STACK"))
+    registers, stack = (_number(rf"\b{name}:(\d+)", usage) for name in ("REG", "STACK"))
     code = disassemble(compiled)
     per_warp = -(-registers // 8) * 8 * 32  # registers are given out to warps in blocks of 256
     by_registers = (1 << 16) // per_warp // warps(compiled)
@@ -130,23 +130,30 @@ def _read_nvidia(compiled: CompiledKernel, target: str) -> Resources:
     )
 
 
+def _number(pattern: str, text: str) -> int:
+    """What the group of `pattern` is where it is first found."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"no {pattern} in what the tools say of a kernel")
+    return int(found[1])
+
+
 def warps(compiled: CompiledKernel) -> int:
     """Those of the kernel's options and those that warp specialization adds."""
     return getattr(compiled.metadata, "total_num_warps", None) or compiled.metadata.num_warps
 
 
 def _width(instruction: str) -> str:
-    bits = re.search(r"\.(64|128|256)\b", instruction)
-    narrow = re.search(r"\.[US](8|16)\b", instruction)
+    bits = re.search(r"\.(64|128|256)\b", instruction) or re.search(r"\.[US](8|16)\b", instruction)
     kind = "copy" if instruction.startswith("LDGSTS") else "load" if instruction.startswith("LDG") else "store"
-    return f"{kind} {(bits or narrow)[1] if bits or narrow else 32}"
+    return f"{kind} {bits[1] if bits else 32}"
 
 
 def _read_amd(compiled: CompiledKernel, target: str) -> Resources:
     code = compiled.asm["amdgcn"]
 
     def field(name: str) -> int:
-        return int(re.search(rf"\.{name}:\s*(\d+)", code)[1])
+        return _number(rf"\.{name}:\s*(\d+)", code)
 
     registers = field("vgpr_count")  # on CDNA 3 this counts the accumulator registers, too
     by_registers = 4 * (512 // max(8, -(-registers // 8) * 8)) // compiled.metadata.num_warps
@@ -165,5 +172,5 @@ def _programs(compiled: CompiledKernel, target: str, by_registers: int) -> tuple
         "warps": limits.warps // warps(compiled),
         "programs": limits.programs,
     }
-    limited_by = min(bounds, key=bounds.get)
+    limited_by = min(bounds, key=bounds.__getitem__)
     return bounds[limited_by], limited_by

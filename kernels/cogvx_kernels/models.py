@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -79,6 +80,11 @@ class Model:
         return [*block, *attention, *linears, *vae_launches(dtype, self.vae)]
 
 
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """On a GPU, which need not be there where tensors are fake."""
+    return torch.empty(shape, dtype=dtype, device="cuda")
+
+
 def model_launches(
     dim: int,
     dtype: torch.dtype,
@@ -97,29 +103,29 @@ def model_launches(
         batch, sequence: samples and rows of the stream; `text_length` of the rows are text.
     """
     heads = dim // head_dim
-    with FakeTensorMode(), torch.device("cuda"):
-        x, vector, vectors = (
-            torch.empty(shape, dtype=dtype) for shape in ((batch, sequence, dim), (dim,), (1, 2, dim))
-        )
-    norm = (vector, vector, vectors, vectors, text_length, 1e-5, "triton")
-    with FakeTensorMode(), torch.device("cuda"):
+    with FakeTensorMode():
+        x, vector, vectors = (_empty(shape, dtype) for shape in ((batch, sequence, dim), (dim,), (1, 2, dim)))
+    norm = (vector, vector, vectors, vectors)
+    options: Any = {"text_length": text_length, "impl": "triton"}
+    with FakeTensorMode():
         # Q and K as they lie in the packed projection.
-        query, key, value = torch.empty((batch, sequence, 3, heads, head_dim), dtype=dtype).unbind(2)
-        normed = torch.empty((batch, sequence, heads, head_dim), dtype=dtype)
-        affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(sequence - text_length, head_dim)] * 2
+        query, key, value = _empty((batch, sequence, 3, heads, head_dim), dtype).unbind(2)
+        normed = _empty((batch, sequence, heads, head_dim), dtype)
+        affine = [_empty((head_dim,), dtype)] * 2
+        tables = [_empty((sequence - text_length, head_dim), torch.float32)] * 2
 
-    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
-        return ops.qk_norm_rope(query, key, *affine, tuple(tables) or None, text_length, 1e-6, "triton")
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list[torch.Tensor], tables: Any) -> tuple:
+        weight, bias = affine
+        return ops.qk_norm_rope(query, key, weight, bias, weight, bias, tuple(tables) or None, **options)
 
     # Q and K come contiguous from the norms, V is read where the projection put it.
     attention = []
     if dtype in ATTENTION_DTYPES:
-        attention = launches(lambda *a: ops.attention(*a, impl="triton"), normed, normed, value)
+        attention = launches(partial(ops.attention, impl="triton"), normed, normed, value)
     return [
-        *launches(lambda *a: ops.layer_norm_modulate(*a, *norm[4:]), x, *norm[:4]),
-        *launches(lambda *a: ops.gated_residual(*a, text_length, "triton"), x, x, vectors),
-        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *norm[4:]), x, x, vectors, *norm[:4]),
+        *launches(partial(ops.layer_norm_modulate, **options), x, *norm),
+        *launches(partial(ops.gated_residual, **options), x, x, vectors),
+        *launches(partial(ops.gated_residual_layer_norm_modulate, **options), x, x, vectors, *norm),
         *launches(norm_rope, query, key, affine, tables if rotary else []),
         *attention,
     ]
@@ -134,21 +140,22 @@ def vae_launches(
         latents: `(time, height, width)`; the kernels are the same for any.
     """
     time, height, width = latents
-    mode, found = FakeTensorMode(), {}
+    mode = FakeTensorMode()
+    found: dict[tuple, Launch] = {}
 
-    def add(operation: Callable, *given: Any) -> None:
-        for launch in launches(lambda *given: operation(*given, impl="triton"), *given):
+    def add(operation: Callable, *given: Any, **options: Any) -> None:
+        for launch in launches(partial(operation, **options, impl="triton"), *given):
             chosen = {name: value for name, value in launch.arguments.items() if name.isupper() or value is None}
             found.setdefault((launch.name, *chosen.items()), launch)
 
     def empty(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
-        with mode, torch.device("cuda"):
-            return torch.empty(shape, dtype=dtype)
+        with mode:
+            return _empty(shape, dtype)
 
     def norm(frames: tuple[int, ...], channels: int) -> None:
         x, table = empty(*frames, channels), empty(1, *latents, channels, dtype=torch.float32)
         indices = [empty(length, dtype=torch.int64) for length in frames[1:]]
-        add(lambda x, impl: ops.group_norm_statistics(x, vae.groups, impl=impl), x)
+        add(ops.group_norm_statistics, x, groups=vae.groups)
         add(ops.group_norm_modulate_silu, x, table, table, *indices, x)
 
     def conv(frames: tuple[int, ...], before: int, after: int, adds: bool = False) -> None:
@@ -167,14 +174,16 @@ def vae_launches(
     def upsample(frames: tuple[int, ...], channels: int, doubles_time: bool) -> tuple[int, ...]:
         weight = empty(channels, channels, 3, 3)
         add(
-            lambda *a, impl: ops.upsample_conv2d(*a, doubles_time, impl),
+            ops.upsample_conv2d,
             empty(*frames, channels),
             weight,
             empty(channels),
+            doubles_time=doubles_time,
         )
         return 1, frames[1] * (1 + doubles_time), 2 * frames[2], 2 * frames[3]
 
-    frames, before = (1, time, height, width), vae.channels[-1]
+    frames: tuple[int, ...] = (1, time, height, width)
+    before = vae.channels[-1]
     conv(frames, vae.latent_channels, before)
     for level, after in enumerate(reversed(vae.channels)):
         for first in (before, after):
@@ -203,30 +212,31 @@ def quantized_launches(dim: int, dtype: torch.dtype, quantized: torch.dtype) -> 
         dtype: of the stream, fp16 or bf16.
         quantized: `torch.int8`, or `torch.float8_e4m3fn` for targets that multiply it.
     """
-    with FakeTensorMode(), torch.device("cuda"):
-        x, vector, vectors = (torch.empty(shape, dtype=dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
-        numbers, scales = torch.empty((2, 300, dim), dtype=quantized), torch.empty((2, 300))
-        hidden, hidden_scales = torch.empty((2, 300, 4 * dim), dtype=quantized), torch.empty((2, 300, 4 * dim // GROUP))
+    with FakeTensorMode():
+        x, vector, vectors = (_empty(shape, dtype) for shape in ((2, 300, dim), (dim,), (1, 2, dim)))
+        numbers, scales = _empty((2, 300, dim), quantized), _empty((2, 300), torch.float32)
+        hidden = _empty((2, 300, 4 * dim), quantized)
+        hidden_scales = _empty((2, 300, 4 * dim // GROUP), torch.float32)
 
         def weights(out_features: int, in_features: int) -> tuple[torch.Tensor, ...]:
-            weight = torch.empty((out_features, in_features), dtype=quantized)
-            return weight, torch.empty(out_features), torch.empty(out_features, dtype=dtype)
+            weight = _empty((out_features, in_features), quantized)
+            return weight, _empty((out_features,), torch.float32), _empty((out_features,), dtype)
 
         qkv, projection, up, down = (
             weights(*shape) for shape in ((3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim))
         )
     norm = (vector, vector, vectors, vectors)
-    ends = (226, 1e-5, "triton", quantized)
+    options: Any = {"text_length": 226, "impl": "triton", "quantize": quantized}
 
     def linear(activation: str | None, out_dtype: torch.dtype) -> Callable:
-        return lambda *a: ops.scaled_linear(*a, activation, out_dtype, "triton")
+        return partial(ops.scaled_linear, activation=activation, out_dtype=out_dtype, impl="triton")
 
     return [
-        *launches(lambda *a: ops.layer_norm_modulate(*a, *ends), x, *norm),
+        *launches(partial(ops.layer_norm_modulate, **options), x, *norm),
         *launches(linear(None, dtype), numbers, scales, *qkv),
         *launches(lambda x: ops.quantize_rows(x, quantized, impl="triton"), x),
         *launches(linear(None, dtype), numbers, scales, *projection),
-        *launches(lambda *a: ops.gated_residual_layer_norm_modulate(*a, *ends), x, x, vectors, *norm),
+        *launches(partial(ops.gated_residual_layer_norm_modulate, **options), x, x, vectors, *norm),
         *launches(linear("gelu_tanh", quantized), numbers, scales, *up),
         *launches(linear(None, dtype), hidden, hidden_scales, *down),
     ]
@@ -247,19 +257,21 @@ def int8_attention_launches(
     Both ways of Q and K to their 8 bits are there: from the packed projection, and from what another norm left. The
     size of the stream changes no binary, but its bytes.
     """
-    with FakeTensorMode(), torch.device("cuda"):
-        query, key, value = torch.empty((2, sequence, 3, dim // head_dim, head_dim), dtype=dtype).unbind(2)
-        normed = torch.empty((2, sequence, dim // head_dim, head_dim), dtype=dtype)
-        affine = [torch.empty(head_dim, dtype=dtype)] * 4
-        tables = [torch.empty(sequence - text_length, head_dim)] * 2 if rotary else []
-        guard = torch.empty(1, dtype=torch.int32)
+    with FakeTensorMode():
+        query, key, value = _empty((2, sequence, 3, dim // head_dim, head_dim), dtype).unbind(2)
+        normed = _empty((2, sequence, dim // head_dim, head_dim), dtype)
+        affine = [_empty((head_dim,), dtype)] * 2
+        tables = [_empty((sequence - text_length, head_dim), torch.float32)] * 2 if rotary else []
+        guard = _empty((1,), torch.int32)
     smooth = value_dtype is not None
 
     def attention(query: torch.Tensor, value: torch.Tensor, guard: torch.Tensor) -> torch.Tensor:
         return ops.int8_attention(query, query, value, None, value_dtype, smooth, guard, "triton")
 
-    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list, tables: list) -> tuple:
-        return ops.qk_norm_rope_int8(query, key, *affine, tuple(tables) or None, text_length, impl="triton")
+    def norm_rope(query: torch.Tensor, key: torch.Tensor, affine: list[torch.Tensor], tables: Any) -> tuple:
+        weight, bias = affine
+        rotary = tuple(tables) or None
+        return ops.qk_norm_rope_int8(query, key, weight, bias, weight, bias, rotary, text_length, impl="triton")
 
     fused = head_dim <= ops.FUSED_HEAD_DIM
     return [

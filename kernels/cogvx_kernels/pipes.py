@@ -161,7 +161,7 @@ class Cost:
     @property
     def limit(self) -> str:
         """The pipe that is busy longest."""
-        return max(self.cycles, key=self.cycles.get)
+        return max(self.cycles, key=self.cycles.__getitem__)
 
     @property
     def tensor_ceiling(self) -> float | None:
@@ -171,7 +171,9 @@ class Cost:
 
 def cost(instructions: Iterable[Instruction], program: Program, target: str, num_warps: int) -> Cost:
     """The cost of `instructions` of `program` on `target` for a program of `num_warps`; predicates count as true."""
-    rates, lanes, unknown = RATES[target], Counter(), Counter()
+    rates = RATES[target]
+    lanes: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
     cycles = dict.fromkeys(PIPES, 0.0)
     issued, macs = 0, 0.0
     for instruction in instructions:

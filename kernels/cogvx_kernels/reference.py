@@ -14,8 +14,12 @@ import torch
 import torch.nn.functional as F
 
 
-def _wide(tensor: torch.Tensor | None) -> torch.Tensor | None:
-    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _wide_or_none(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    return None if tensor is None else _wide(tensor)
 
 
 def _by_expert(vectors: torch.Tensor, text_length: int, sequence: int) -> torch.Tensor:
@@ -36,7 +40,7 @@ def layer_norm_modulate(
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Expert AdaLN (CogVideoX, arXiv:2408.06072, 2.2): `LayerNorm(x) * (1 + scale[row]) + shift[row]`; with `quantize`
     its `quantize_rows`, from fp32, in its place."""
-    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide(bias), eps)
+    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide_or_none(weight), _wide_or_none(bias), eps)
     scale, shift = (_by_expert(vectors, text_length, x.shape[1]) for vectors in (scale, shift))
     modulated = torch.addcmul(shift, normed, 1 + scale)
     return modulated.to(x.dtype) if quantize is None else quantize_rows(modulated, quantize)
@@ -62,7 +66,7 @@ def gated_residual_layer_norm_modulate(
     """`x' = gated_residual(x, y, gate)` and `layer_norm_modulate(x', ...)`, both returned."""
     x = gated_residual(x, y, gate, text_length)
     normed = layer_norm_modulate(x, weight, bias, shift, scale, text_length, eps, quantize)
-    return (x, normed) if quantize is None else (x, *normed)
+    return (x, normed) if isinstance(normed, torch.Tensor) else (x, *normed)
 
 
 def norm_rope(
@@ -75,7 +79,7 @@ def norm_rope(
 ) -> torch.Tensor:
     """LayerNorm over each head; past `text_length`, channels (2i, 2i + 1) rotate by the position's angle i (RoPE,
     arXiv:2104.09864, in 3-D as CogVideoX has it)."""
-    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide(weight), _wide(bias), eps)
+    normed = F.layer_norm(_wide(x), x.shape[-1:], _wide_or_none(weight), _wide_or_none(bias), eps)
     if rotary is not None:
         cosines, sines = (table[:, None] for table in rotary)  # (tokens, 1, head_dim)
         video = normed[:, text_length:]
@@ -257,7 +261,7 @@ def causal_conv3d(
     kernel, _, size = weight.shape[2:]
     past = x[:, :1].expand(-1, kernel - 1, -1, -1, -1) if past is None else past[:, past.shape[1] - (kernel - 1) :]
     frames = _wide(torch.cat([past, x], dim=1)).permute(0, 4, 1, 2, 3)
-    out = F.conv3d(frames, _wide(weight), _wide(bias), padding=(0, size // 2, size // 2)).permute(0, 2, 3, 4, 1)
+    out = F.conv3d(frames, _wide(weight), _wide_or_none(bias), padding=(0, size // 2, size // 2)).permute(0, 2, 3, 4, 1)
     out = out[:, :, rows[0] : rows[1]]
     return (out if residual is None else out + _wide(residual)).to(x.dtype)
 
@@ -285,14 +289,16 @@ def upsample_conv2d(
     batch, time, height, width, _ = x.shape
     frames = _wide(x).flatten(0, 1).permute(0, 3, 1, 2)
     out = frames.new_empty(batch * time, weight.shape[0], 2 * height, 2 * width)
-    for p, phases in enumerate(_wide(phase_weights(weight))):
+    for p, phases in enumerate(_wide(phase_weights(weight)).unbind()):
         for q, phase in enumerate(phases):
             padded = F.pad(frames, (1 - q, q, 1 - p, p))
-            out[:, :, p::2, q::2] = F.conv2d(padded, phase, _wide(bias))
+            out[:, :, p::2, q::2] = F.conv2d(padded, phase, _wide_or_none(bias))
     out = out.permute(0, 2, 3, 1).unflatten(0, (batch, time)).to(x.dtype)
     if not doubles_time:
         return out.contiguous()
-    copies = torch.tensor([1 if time % 2 == 1 and i == 0 else 2 for i in range(time)], device=x.device)
+    copies = torch.tensor(
+        [1 if time % 2 == 1 and i == 0 else 2 for i in range(time)], dtype=torch.int64, device=x.device
+    )
     return out.repeat_interleave(copies, dim=1, output_size=2 * time - time % 2)
 
 

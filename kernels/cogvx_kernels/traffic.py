@@ -77,7 +77,8 @@ def _accesses(ttir: str) -> tuple[Counter[str], Counter[str], dict[str, int], bo
     """Elements one program loads and stores of each argument, its tiles' last axis, and whether any is in a loop."""
     source: dict[str, str] = {}
     widths: dict[str, int] = {}
-    loaded, stored = Counter(), Counter()
+    loaded: Counter[str] = Counter()
+    stored: Counter[str] = Counter()
     depth, loops, in_loop = 0, [], False
     for line in ttir.splitlines():
         code = line.split(" loc(")[0]

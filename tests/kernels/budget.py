@@ -4,7 +4,8 @@ import torch
 
 
 def randn(*shape, dtype, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    noise = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    return noise.to(dtype)
 
 
 def wide(arguments):

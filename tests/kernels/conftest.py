@@ -1,4 +1,5 @@
-"""Kernels are interpreted in a process of their own (see test_triton.py): triton decides it when they are defined."""
+"""Triton decides when a kernel is defined whether it is interpreted: the tests of `interpreted` run in processes of
+their own, for which `make test` sets TRITON_INTERPRET."""
 
 import os
 

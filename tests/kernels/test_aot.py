@@ -6,14 +6,16 @@ import re
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 from tqdm import tqdm
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 from cogvx_kernels import aot, farm, models, ops
 from cogvx_kernels.triton.targets import TARGETS
+
+pytestmark = pytest.mark.slow
 
 WIDTHS = {"2b": 1920, "5b": 3072}
 # What multiplies matrices on each target: mma.sync, wgmma, tcgen05, MFMA.
@@ -85,16 +87,6 @@ def vector_load(compiled):
 @pytest.fixture(scope="module")
 def launches():
     return models.model_launches(WIDTHS["2b"], torch.float16)
-
-
-def test_a_block_launches_every_kernel(launches):
-    assert [launch.name for launch in launches] == [
-        "layer_norm_modulate",
-        "gated_residual",
-        "gated_residual_layer_norm_modulate",
-        "qk_norm_rope",
-        "attention",
-    ]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -190,18 +182,9 @@ def test_all_configurations(target, width, dtype):
             check(compiled, ["load 64"] if compiled.config.num_warps == 16 else [])
 
 
-def test_what_a_block_in_8_bits_launches():
+def test_between_the_products_of_a_block_in_8_bits_there_are_8_bits():
     for quantized in (torch.int8, torch.float8_e4m3fn):
         found = models.quantized_launches(WIDTHS["2b"], torch.float16, quantized)
-        assert [launch.name for launch in found] == [
-            "layer_norm_modulate",
-            "scaled_linear",
-            "quantize_rows",
-            "scaled_linear",
-            "gated_residual_layer_norm_modulate",
-            "scaled_linear",
-            "scaled_linear",
-        ]
         assert [launch.arguments.get("GROUPED", False) for launch in found] == [False] * 6 + [True]
         # The norms write 8 bits, and what is between the two layers of the feed-forward is 8 bits, too.
         assert [found[i].arguments["output_ptr"] for i in (0, 4, 5)] == [quantized] * 3

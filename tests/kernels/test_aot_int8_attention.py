@@ -4,13 +4,15 @@ import re
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 from cogvx_kernels import aot, machine_code, models
 from cogvx_kernels.triton.targets import TARGETS
+
+pytestmark = pytest.mark.slow
 
 FP8 = torch.float8_e4m3fn
 FP8_TARGETS = ["sm_89", "sm_90", "sm_100", "sm_120"]

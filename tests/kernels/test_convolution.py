@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels.cpu import convolution
 
-pytestmark = pytest.mark.skipif(convolution.why_not() is not None, reason=str(convolution.why_not()))
+pytestmark = pytest.mark.skipif(convolution.why_unavailable() is not None, reason=str(convolution.why_unavailable()))
 
 # inputs, outputs, kernel, size of the result: blocks of channels whole and not, rows shorter and longer than a segment.
 CASES = [

@@ -1,5 +1,8 @@
 """The C++ operations for CPUs against the formulas in fp64; the budget is the torch implementation's own error."""
 
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ from cogvx_kernels.cpu import attention, build, linear, stream
 
 from tests.kernels.budget import assert_within_budget, randn
 
-needs_compiler = pytest.mark.skipif(stream.why_not() is not None, reason=str(stream.why_not()))
+needs_compiler = pytest.mark.skipif(stream.why_unavailable() is not None, reason=str(stream.why_unavailable()))
 SHAPES = [(1, 1, 8, 0), (1, 1, 8, 1), (2, 7, 24, 3), (3, 33, 64, 33), (2, 65, 130, 0)]  # batch, sequence, dim, text
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -83,7 +86,7 @@ def test_bias_gelu_at_the_ends():
 
 
 def where_it_runs(impl):
-    reason = attention.why_not(impl)
+    reason = attention.why_unavailable(impl)
     return pytest.param(impl, marks=[] if reason is None else pytest.mark.skip(reason))
 
 
@@ -144,7 +147,7 @@ def test_stream_operations_refuse_what_they_do_not_take():
         ops.norm_rope(x[..., None, :], None, None, (x[0], x[0]), 1)
 
 
-@pytest.mark.skipif(linear.why_not() is not None, reason=str(linear.why_not()))
+@pytest.mark.skipif(linear.why_unavailable() is not None, reason=str(linear.why_unavailable()))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gelu", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
@@ -187,4 +190,21 @@ def test_a_library_is_compiled_once(tmp_path, monkeypatch):
 
     monkeypatch.setattr(build.subprocess, "run", never)
     assert build.load(source, ()).one() == 1
+    assert [path.suffix for path in Path(tmp_path, "cogvx_kernels").iterdir()] == [".so"]
+
+
+@needs_compiler
+def test_a_library_may_be_compiled_by_several_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "two.cpp"
+    source.write_text('extern "C" int two() { return 2; }')
+    together, run = threading.Barrier(3), subprocess.run
+
+    def compile_together(*arguments, **keywords):
+        together.wait(60)  # none has found the library of another
+        return run(*arguments, **keywords)
+
+    monkeypatch.setattr(build.subprocess, "run", compile_together)
+    with ThreadPoolExecutor(3) as pool:
+        assert [library.two() for library in pool.map(lambda _: build.load(source, ()), range(3))] == [2, 2, 2]
     assert [path.suffix for path in Path(tmp_path, "cogvx_kernels").iterdir()] == [".so"]

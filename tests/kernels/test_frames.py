@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
 from cogvx_kernels.cpu import frames
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
-needs_compiler = pytest.mark.skipif(frames.why_not() is not None, reason=str(frames.why_not()))
+needs_compiler = pytest.mark.skipif(frames.why_unavailable() is not None, reason=str(frames.why_unavailable()))
 IMPLS = ["torch", pytest.param("cpu", marks=needs_compiler)]
 # batch, time, height, width, channels, groups: blocks of channels whole and not, rows longer than a piece.
 SHAPES = [(1, 1, 1, 1, 2, 1), (2, 3, 5, 7, 24, 2), (1, 2, 3, 130, 32, 32), (3, 1, 4, 2, 66, 3)]
@@ -40,7 +40,7 @@ def test_statistics_are_those_of_the_values(shape, dtype, impl):
 
 def test_statistics_of_a_row_slice_take_its_strides():
     x = randn(2, 3, 6, 5, 8, seed=1)
-    for impl in ("torch", "cpu") if frames.why_not() is None else ("torch",):
+    for impl in ("torch", "cpu") if frames.why_unavailable() is None else ("torch",):
         for ours, expected in zip(
             ops.group_norm_statistics(x[:, :, 1:4], 4, impl=impl),
             ops.group_norm_statistics(x[:, :, 1:4].clone(), 4, impl="torch"),
@@ -135,6 +135,6 @@ def test_convolutions_refuse_what_does_not_fit():
         ops.causal_conv3d(x, weight, torch.zeros(6))
     with pytest.raises(ValueError, match=r"weight must be \(out channels, 6, 3, 3\)"):
         ops.upsample_conv2d(x, weight)
-    if why_not() is None:
+    if why_unavailable() is None:
         with pytest.raises(ValueError, match='upsample_conv2d: impl="triton" takes tensors on a GPU, got cpu'):
             ops.upsample_conv2d(x, weight[:, :, 0], impl="triton")

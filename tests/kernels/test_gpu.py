@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
 from cogvx_fast import EngineConfig, accelerate
 from tests import test_demo
 from tests.kernels.operations import CASES, EVERY, Size
 
-REASON = why_not() or (None if torch.cuda.is_available() else "torch finds no CUDA GPU")
-if why_not() is None:
+REASON = why_unavailable() or (None if torch.cuda.is_available() else "torch finds no CUDA GPU")
+if why_unavailable() is None:
     from cogvx_kernels import farm, models, prebuilt
     from cogvx_kernels.triton.targets import TunedKernel, target_of, why_not_e4m3
     from triton import knobs
@@ -125,7 +125,7 @@ def test_nothing_is_compiled_that_was_built_ahead(noise, monkeypatch, tmp_path):
     built = [entry for _, entry in farm.run(farm.jobs(model, [target_of(torch.device("cuda"))]), prebuilt.entry, 1)]
     for kernel in TunedKernel.all():  # what this process compiled before would not be looked up
         kernel.fn.device_caches.clear()
-        kernel._tuners.clear()
+        monkeypatch.setattr(kernel, "configs", dict(kernel.configs))
     looked_up = {}
 
     def listen(src, metadata, metadata_group, times, cache_hit):

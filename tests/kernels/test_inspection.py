@@ -3,10 +3,10 @@
 import dataclasses
 
 import pytest
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 from cogvx_kernels import boards, inspection_report, pipes
 from cogvx_kernels.inspection import Inspection, LoopCost

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels.cpu import int8
 
-pytestmark = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+pytestmark = pytest.mark.skipif(int8.why_unavailable() is not None, reason=str(int8.why_unavailable()))
 SIZES = ((1, 3, 5), (7, 12, 33), (13, 64, 130))
 
 

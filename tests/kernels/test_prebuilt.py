@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 import triton
 from cogvx_kernels import aot, farm, models, prebuilt
@@ -27,14 +27,16 @@ from diffusers import AutoencoderKLCogVideoX
 from triton import knobs
 from triton.runtime import driver
 
-from cogvx_fast import EngineConfig
-from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.config import AttentionBackend
+from cogvx_fast.plan import AttentionPlan, Product, VaePlan
 from cogvx_fast.quantization import RECIPES
 from cogvx_fast.quantization.apply import quantize_transformer
-from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, plan
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, place
+from cogvx_fast.session import EngineSession
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
-from tests.transformer.test_model import forward_inputs
+from tests.generation import fast_model, forward_inputs, plan, session
+
+pytestmark = pytest.mark.slow
 
 TARGET, VERSION = "sm_90", "1.2.3"
 OF_A_STEP = [
@@ -82,7 +84,6 @@ def dry_run(monkeypatch):
     monkeypatch.setattr(knobs.compilation, "listener", listen)
     monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
     monkeypatch.setattr(TunedKernel, "__call__", tuner)
-    monkeypatch.setattr(plan, "_place", lambda block: (torch.device("cuda"), block.attn1.to_q.weight.dtype))
     before = driver._active
     driver.set_active(device)
     yield SimpleNamespace(launched=lambda: {folders[key] for key in device.launched}, looked_up=looked_up)
@@ -94,20 +95,19 @@ def dry_run(monkeypatch):
 @torch.no_grad()
 def generate(variant, dtype, batch, backend=AttentionBackend.TRITON, recipe=None):
     """A step as the engine makes it on a GPU; the numbers are garbage, as nothing is computed between the products."""
-    reference = toy.transformer(variant, attention_head_dim=64, num_layers=1).to(dtype)
-    model = FastCogVideoXTransformer3DModel.adopt(reference)
+    model = fast_model(variant, attention_head_dim=64, num_layers=1).to(dtype)
+    product = Product.CUBLASLT
     if recipe is not None:
         quantize_transformer(model, RECIPES[recipe])
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[backend]
-    scheduler = toy.scheduler()
-    scheduler.set_timesteps(2)
+        product = Product.SCALED
+    fallback = backend if recipe is None else AttentionBackend.SDPA
+    changes = {"operations": "triton", "attention": AttentionPlan(backend, fallback), "product": product}
     inputs = forward_inputs(model, batch=batch, dtype=dtype)
-    fallback = None if recipe is None else CAPABILITIES[AttentionBackend.SDPA]
-    with model.session(EngineSession(EngineConfig(recipe=recipe), scheduler, fallback=fallback)) as session:
-        model(**inputs | {"timestep": scheduler.timesteps[0].expand(batch)})
-        assert session.counts["modulation"] == session.counts["plans"] == 1
-        model(**inputs)  # the modulation of each sample by itself, as without a session
+    with session(model, 2, plan=plan(model, changes, recipe=recipe)).active() as generation:
+        model(**inputs | {"timestep": generation.scheduler.timesteps[0].expand(batch)})
+        model(**inputs)  # the modulation of each sample by itself
+    assert generation.ran.counts["modulation"] == generation.ran.counts["bindings"] == 1
+    assert generation.ran.fast == 2
 
 
 MODELS = [("2b", torch.float16), pytest.param(("1.5-5b", torch.bfloat16), marks=pytest.mark.kernels_all)]
@@ -202,11 +202,12 @@ def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
 
     for module in (causal_conv3d, upsample_conv2d, group_norm_statistics, group_norm_modulate_silu):
         monkeypatch.setattr(module, "wrap_triton", wrap)
-    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
-    monkeypatch.setattr(place.Place, "of", on_gpu)
     monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
-    latents = vae.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.float16)).latent_dist.mode()
-    vae.decode(torch.zeros_like(latents))
+    on_gpu = VaePlan(torch.device("cpu"), torch.float16, operations="triton", convolution="triton")
+    changed = dataclasses.replace(plan(toy.transformer()), vae=on_gpu)
+    with EngineSession(changed, None, vae).active():
+        latents = vae.encode(torch.zeros(1, 3, 5, 16, 16, dtype=torch.float16)).latent_dist.mode()
+        vae.decode(torch.zeros_like(latents))
     assert launched == {chosen(launch.kernel.fn, launch.arguments) for launch in listed}
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from cogvx_kernels.cpu import winograd
 
-pytestmark = pytest.mark.skipif(winograd.why_not() is not None, reason=str(winograd.why_not()))
+pytestmark = pytest.mark.skipif(winograd.why_unavailable() is not None, reason=str(winograd.why_unavailable()))
 
 # inputs, outputs, taps, size of the result: tiles, vectors and blocks of channels whole and not, several segments.
 CASES = [

@@ -7,7 +7,7 @@ import functools
 
 import torch
 
-from .arguments import array, pointer, sizes, threads
+from .arguments import array, operand, sizes, threads
 from .build import Source
 
 HEAD_DIM = 64
@@ -21,14 +21,14 @@ IMPLEMENTATIONS = tuple(_SOURCES)
 
 
 @functools.cache
-def why_not(impl: str) -> str | None:
+def why_unavailable(impl: str) -> str | None:
     """What keeps this machine from running it by `impl`, one of `IMPLEMENTATIONS`, or None. Compiles it, a second or
     two, the first time."""
     if not torch.cpu._is_avx512_bf16_supported():
         return "it needs a CPU with AVX512-BF16"
     if impl == "amx" and not torch.cpu._is_amx_tile_supported():
         return "it needs a CPU with AMX"
-    if (reason := _SOURCES[impl].why_not()) is not None:
+    if (reason := _SOURCES[impl].why_unavailable()) is not None:
         return reason
     if not _SOURCES[impl].library().cogvx_attention_available():
         return "the operating system does not let processes use AMX"
@@ -39,17 +39,24 @@ def why_not(impl: str) -> str | None:
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, impl: str) -> torch.Tensor:
     """`ops.attention` for bf16 tensors `(batch, sequence, heads, 64)` whose last axis is contiguous."""
     batch, length_q, heads, _ = query.shape
-    output = torch.empty(query.shape, dtype=query.dtype)
+    output = torch.empty(query.shape, dtype=torch.bfloat16, device="cpu")
+    rows = (batch, length_q, heads, HEAD_DIM)
+    columns = (batch, key.shape[1], heads, HEAD_DIM)
+    pointers = (
+        operand("query", query, torch.bfloat16, rows, strided=3),
+        operand("key", key, torch.bfloat16, columns, strided=3),
+        operand("value", value, torch.bfloat16, columns, strided=3),
+        operand("output", output, torch.bfloat16, rows),
+    )
     if output.numel() == 0:
         return output
-    tensors = (query, key, value, output)
     failed = (
         _SOURCES[impl]
         .library()
         .cogvx_attention(
-            *map(pointer, tensors),
+            *pointers,
             *sizes(batch, length_q, key.shape[1], heads),
-            *(array(tensor.stride()[:3]) for tensor in tensors),
+            *(array(tensor.stride()[:3]) for tensor in (query, key, value, output)),
             ctypes.c_float(scale),
             threads(),
         )

@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,12 +108,12 @@ class Source:
         """`load` of it."""
         return load(Path(__file__).with_name(self.name), self.flags)
 
-    def function(self, name: str, dtype: torch.dtype) -> ctypes._CFuncPtr:
+    def function(self, name: str, dtype: torch.dtype) -> Callable[..., int]:
         """The function `name` for tensors of `dtype`: C has no overloads, so its name ends in the dtype's."""
         return getattr(self.library(), f"{name}_{str(dtype).removeprefix('torch.')}")
 
     @functools.cache  # noqa: B019 - likewise
-    def why_not(self) -> str | None:
+    def why_unavailable(self) -> str | None:
         """What keeps this machine from running it, or None. Compiles it, a few seconds, the first time."""
         try:
             self.library()

@@ -7,11 +7,11 @@ import functools
 
 import torch
 
-from .arguments import array, pointer, sizes, threads
+from .arguments import array, operand, optional, sizes, threads
 from .build import ORDERED, Source
 
 _SOURCE = Source("convolution.cpp", ORDERED)
-why_not = _SOURCE.why_not
+why_unavailable = _SOURCE.why_unavailable
 
 
 def _library() -> ctypes.CDLL:
@@ -29,9 +29,14 @@ def pack(weight: torch.Tensor) -> torch.Tensor:
     """A reordered copy of fp32 `weight` `(out, in, *kernel)`, which `convolution` reads."""
     outputs, inputs, *kernel = weight.shape
     taps = functools.reduce(int.__mul__, kernel, 1)
-    packed = torch.empty(packed_size(outputs, inputs, taps))
+    packed = torch.empty(packed_size(outputs, inputs, taps), dtype=torch.float32, device="cpu")
     weight = weight.detach().contiguous()
-    _library().pack_weight(pointer(weight), *sizes(outputs, inputs, taps), pointer(packed), threads())
+    _library().pack_weight(
+        operand("weight", weight, torch.float32, weight.shape),
+        *sizes(outputs, inputs, taps),
+        operand("packed", packed, torch.float32, packed.shape),
+        threads(),
+    )
     return packed
 
 
@@ -64,14 +69,16 @@ def convolution(
             f"out must be {expected} and channels, with contiguous channels as in x, got {tuple(out.shape)},"
             f" strides {out.stride()} and {x.stride()}"
         )
+    inputs, outputs = x.shape[4], out.shape[4]
+    packed_shape = (packed_size(outputs, inputs, functools.reduce(int.__mul__, kernel, 1)),)
     _library().convolution(
-        pointer(x),
+        operand("x", x, torch.float32, x.shape, strided=4),
         array(x.stride()[:4]),
-        pointer(packed),
-        pointer(bias),
+        operand("packed", packed, torch.float32, packed_shape),
+        optional("bias", bias, torch.float32, (outputs,)),
         array(kernel),
-        *sizes(stride, *out.shape[:4], x.shape[4], out.shape[4]),
-        pointer(out),
+        *sizes(stride, *out.shape[:4], inputs, outputs),
+        operand("out", out, torch.float32, out.shape, strided=4),
         array(out.stride()[:4]),
         ctypes.c_int(adds),
         threads(),

@@ -101,6 +101,10 @@ inline float silu(float y) {
   return y / (1.0f + p * scale);
 }
 
+inline bool inside(const int64_t* indices, int64_t count, int64_t size) {
+  return std::all_of(indices, indices + count, [=](int64_t index) { return 0 <= index && index < size; });
+}
+
 // output = silu(x * scale + shift), the tables (batch, table_time, table_height, table_width, channels) read at each
 // axis' own index.
 template <typename T>
@@ -131,12 +135,15 @@ void modulate(Frames<const T> x, const float* scale, const float* shift, const i
                                                float eps, float* mean, float* inverse, int threads) {                 \
     statistics<T>({x, strides}, batch, time, height, width, channels, groups, eps, mean, inverse, threads);           \
   }                                                                                                                   \
-  extern "C" void group_norm_modulate_silu_##NAME(                                                                    \
+  extern "C" int group_norm_modulate_silu_##NAME(                                                                     \
       const T* x, const int64_t* strides, const float* scale, const float* shift, const int64_t* table,               \
       const int64_t* frames, const int64_t* rows, const int64_t* columns, int64_t batch, int64_t time,                \
       int64_t height, int64_t width, int64_t channels, T* output, const int64_t* output_strides, int threads) {       \
+    if (!(inside(frames, time, table[0]) && inside(rows, height, table[1]) && inside(columns, width, table[2])))      \
+      return 1;                                                                                                       \
     modulate<T>({x, strides}, scale, shift, table, frames, rows, columns, batch, time, height, width, channels,       \
                 {output, output_strides}, threads);                                                                   \
+    return 0;                                                                                                         \
   }
 
 EXPORT(float32, float)

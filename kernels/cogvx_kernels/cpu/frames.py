@@ -6,25 +6,27 @@ import ctypes
 
 import torch
 
-from .arguments import array, pointer, sizes, threads
+from .arguments import array, operand, sizes, threads
 from .build import REORDERED, Source
 
 DTYPES = (torch.bfloat16, torch.float32)
 _SOURCE = Source("frames.cpp", REORDERED)
-why_not = _SOURCE.why_not
+why_unavailable = _SOURCE.why_unavailable
 
 
 @torch.library.custom_op("cogvx_kernels::group_norm_statistics_cpu", mutates_args=())
 def group_norm_statistics(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.group_norm_statistics`."""
-    mean, inverse = (torch.empty(x.shape[0], groups) for _ in range(2))
+    size = (x.shape[0], groups)
+    mean, inverse = (torch.empty(size, dtype=torch.float32, device="cpu") for _ in range(2))
+    frames = operand("x", x, DTYPES, x.shape, strided=3)
     _SOURCE.function("group_norm_statistics", x.dtype)(
-        pointer(x),
+        frames,
         array(x.stride()[:3]),
         *sizes(*x.shape, groups),
         ctypes.c_float(eps),
-        pointer(mean),
-        pointer(inverse),
+        operand("mean", mean, torch.float32, size),
+        operand("inverse", inverse, torch.float32, size),
         threads(),
     )
     return mean, inverse
@@ -40,24 +42,36 @@ def group_norm_modulate_silu(
     columns: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
-    """`ops.group_norm_modulate_silu`."""
-    _SOURCE.function("group_norm_modulate_silu", x.dtype)(
-        pointer(x),
+    """`ops.group_norm_modulate_silu`.
+
+    Raises:
+        IndexError: for an index that its table does not have.
+    """
+    batch, time, height, width, channels = x.shape
+    table = (batch, *scale.shape[1:4], channels)
+    source = operand("x", x, DTYPES, x.shape, strided=3)
+    outside = _SOURCE.function("group_norm_modulate_silu", x.dtype)(
+        source,
         array(x.stride()[:3]),
-        pointer(scale),
-        pointer(shift),
+        operand("scale", scale, torch.float32, table),
+        operand("shift", shift, torch.float32, table),
         array(scale.shape[1:4]),
-        *(pointer(index) for index in (frames, rows, columns)),
+        operand("frames", frames, torch.int64, (time,)),
+        operand("rows", rows, torch.int64, (height,)),
+        operand("columns", columns, torch.int64, (width,)),
         *sizes(*x.shape),
-        pointer(out),
+        operand("out", out, x.dtype, x.shape, strided=3),
         array(out.stride()[:3]),
         threads(),
     )
+    if outside:
+        raise IndexError(f"group_norm_modulate_silu: an index lies outside of its table, {tuple(scale.shape[1:4])}")
 
 
 @group_norm_statistics.register_fake
 def _(x: torch.Tensor, groups: int, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(x.new_empty((x.shape[0], groups), dtype=torch.float32) for _ in range(2))
+    mean = x.new_empty((x.shape[0], groups), dtype=torch.float32)
+    return mean, torch.empty_like(mean)
 
 
 @group_norm_modulate_silu.register_fake

@@ -10,27 +10,29 @@ feed-forward.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from dataclasses import dataclass
 
 import torch
 
-from .arguments import pointer, sizes, threads
+from .arguments import operand, sizes, threads
 from .build import REORDERED, Source
 
+Argument = ctypes.c_void_p | ctypes.c_int64
 DTYPES = (torch.bfloat16, torch.float32)
 MAX_DIM = 2**17  # sums of 127 * 127 stay below 2^31
 _SOURCE = Source("int8.cpp", REORDERED)
 
 
 @functools.cache
-def why_not() -> str | None:
+def why_unavailable() -> str | None:
     """What keeps this machine from gaining by int8 products, or None. Compiles them, a second, the first time."""
     if not (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()):
         return "it needs a CPU with AVX512-VNNI or AMX"
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
-    return _SOURCE.why_not()
+    return _SOURCE.why_unavailable()
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,11 @@ def quantize_rows(x: torch.Tensor) -> QuantizedRows:
 
     A row with NaN or an infinity gets the scale NaN.
     """
+    count, dim = x.shape
     x = x.contiguous()
-    rows = _empty_rows(*x.shape)
-    _SOURCE.function("quantize_rows", x.dtype)(
-        pointer(x), *sizes(*x.shape), pointer(rows.values), pointer(rows.scales), threads()
-    )
+    source = operand("x", x, DTYPES, (count, dim))
+    rows = _empty_rows(count, dim)
+    _SOURCE.function("quantize_rows", x.dtype)(source, *sizes(count, dim), *_outputs(rows), threads())
     return rows
 
 
@@ -74,12 +76,9 @@ def dequantize(
         scales, bias: fp32 `(out,)`.
         output: bf16 or fp32 `(rows, out)` of any row stride with a contiguous last axis.
     """
+    into = operand("output", output, DTYPES, sums.shape, strided=1)
     _SOURCE.function("dequantize", output.dtype)(
-        pointer(sums),
-        *sizes(*sums.shape),
-        *map(pointer, (row_scales, scales, bias, output)),
-        *sizes(output.stride(0)),
-        threads(),
+        *_sums(sums, row_scales, scales, bias), into, *sizes(output.stride(0)), threads()
     )
 
 
@@ -87,15 +86,32 @@ def gelu_quantize_rows(
     sums: torch.Tensor, row_scales: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor
 ) -> QuantizedRows:
     """`quantize_rows` of the tanh form of GELU of what `dequantize` would give, without its rounding."""
+    given = _sums(sums, row_scales, scales, bias)
     rows = _empty_rows(*sums.shape)
-    _SOURCE.library().gelu_quantize_rows(
-        pointer(sums),
-        *sizes(*sums.shape),
-        *map(pointer, (row_scales, scales, bias, rows.values, rows.scales)),
-        threads(),
-    )
+    _SOURCE.library().gelu_quantize_rows(*given, *_outputs(rows), threads())
     return rows
 
 
+def _sums(sums: torch.Tensor, row_scales: torch.Tensor, scales: torch.Tensor, bias: torch.Tensor) -> list[Argument]:
+    """A product, its size, and what makes numbers of it."""
+    rows, out = sums.shape
+    return [
+        operand("sums", sums, torch.int32, (rows, out)),
+        *sizes(rows, out),
+        operand("row_scales", row_scales, torch.float32, (rows,)),
+        operand("scales", scales, torch.float32, (out,)),
+        operand("bias", bias, torch.float32, (out,)),
+    ]
+
+
+def _outputs(rows: QuantizedRows) -> list[Argument]:
+    return [
+        operand("values", rows.values, torch.int8, rows.values.shape),
+        operand("scales", rows.scales, torch.float32, rows.scales.shape),
+    ]
+
+
 def _empty_rows(rows: int, dim: int) -> QuantizedRows:
-    return QuantizedRows(torch.empty(rows, dim, dtype=torch.int8), torch.empty(rows))
+    return QuantizedRows(
+        torch.empty(rows, dim, dtype=torch.int8, device="cpu"), torch.empty(rows, dtype=torch.float32, device="cpu")
+    )

@@ -8,7 +8,7 @@ import torch
 DTYPES = (torch.bfloat16,)
 
 
-def why_not() -> str | None:
+def why_unavailable() -> str | None:
     """What keeps this machine from packing weights, or None."""
     if not torch.backends.mkldnn.is_available():
         return "this torch was built without oneDNN"
@@ -25,7 +25,7 @@ def pack(weight: torch.Tensor, rows: int) -> torch.Tensor:
 @torch.library.custom_op("cogvx_kernels::packed_linear_cpu", mutates_args=())
 def linear(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None, gelu: bool) -> torch.Tensor:
     """`x @ weight^T + bias`, and the tanh form of GELU if `gelu`, of a weight packed by `pack`."""
-    activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+    activation: tuple[str, list[float], str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, *activation)
 
 

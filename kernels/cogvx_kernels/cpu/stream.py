@@ -6,18 +6,54 @@ import ctypes
 
 import torch
 
-from .arguments import pointer, sizes, threads
+from .arguments import NULL, array, operand, optional, sizes, threads
 from .build import REORDERED, Source
 
 DTYPES = (torch.bfloat16, torch.float32)
 _SOURCE = Source("stream.cpp", REORDERED)
-why_not = _SOURCE.why_not
+why_unavailable = _SOURCE.why_unavailable
 
 
-def _vectors(vectors: torch.Tensor | None) -> tuple[ctypes.c_void_p, ctypes.Array]:
+def _vectors(name: str, vectors: torch.Tensor, x: torch.Tensor) -> tuple[ctypes.c_void_p, ctypes.Array]:
     """Pointer and strides of `(1 or batch, 2, dim)`; one row for all has stride 0."""
-    strides = (0, 0) if vectors is None else (vectors.stride(0) if vectors.shape[0] > 1 else 0, vectors.stride(1))
-    return pointer(vectors), (ctypes.c_int64 * 2)(*strides)
+    batch = x.shape[0] if vectors.shape[0] > 1 else 1
+    strides = (vectors.stride(0) if batch > 1 else 0, vectors.stride(1))
+    return operand(name, vectors, x.dtype, (batch, 2, x.shape[2]), strided=2), array(strides)
+
+
+def _affine(x: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None) -> list[ctypes.c_void_p]:
+    """The affine of a norm over the last axis of `x`."""
+    return [optional(name, tensor, x.dtype, x.shape[-1:]) for name, tensor in (("weight", weight), ("bias", bias))]
+
+
+def _layer_norm_modulate(
+    x: torch.Tensor,
+    gated: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    shift: torch.Tensor,
+    scale: torch.Tensor,
+    text_length: int,
+    eps: float,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """The norm of `x + gate * gated`, and that sum; without `gated`, of `x`."""
+    stream = operand("x", x, DTYPES, x.shape)
+    residual, normed = None if gated is None else torch.empty_like(x), torch.empty_like(x)
+    _SOURCE.function("layer_norm_modulate", x.dtype)(
+        stream,
+        optional("y", gated, x.dtype, x.shape),
+        *((NULL, array((0, 0))) if gate is None else _vectors("gate", gate, x)),
+        *_affine(x, weight, bias),
+        *_vectors("shift", shift, x),
+        *_vectors("scale", scale, x),
+        *sizes(*x.shape, text_length),
+        ctypes.c_float(eps),
+        optional("residual", residual, x.dtype, x.shape),
+        operand("normed", normed, x.dtype, x.shape),
+        threads(),
+    )
+    return residual, normed
 
 
 @torch.library.custom_op("cogvx_kernels::layer_norm_modulate_cpu", mutates_args=())
@@ -31,30 +67,21 @@ def layer_norm_modulate(
     eps: float,
 ) -> torch.Tensor:
     """`ops.layer_norm_modulate`."""
-    normed = torch.empty_like(x)
-    _SOURCE.function("layer_norm_modulate", x.dtype)(
-        pointer(x),
-        pointer(None),
-        *_vectors(None),
-        pointer(weight),
-        pointer(bias),
-        *_vectors(shift),
-        *_vectors(scale),
-        *sizes(*x.shape, text_length),
-        ctypes.c_float(eps),
-        pointer(None),
-        pointer(normed),
-        threads(),
-    )
-    return normed
+    return _layer_norm_modulate(x, None, None, weight, bias, shift, scale, text_length, eps)[1]
 
 
 @torch.library.custom_op("cogvx_kernels::gated_residual_cpu", mutates_args=())
 def gated_residual(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor, text_length: int) -> torch.Tensor:
     """`ops.gated_residual`."""
+    stream = operand("x", x, DTYPES, x.shape)
     output = torch.empty_like(x)
     _SOURCE.function("gated_residual", x.dtype)(
-        pointer(x), pointer(y), *_vectors(gate), *sizes(*x.shape, text_length), pointer(output), threads()
+        stream,
+        operand("y", y, x.dtype, x.shape),
+        *_vectors("gate", gate, x),
+        *sizes(*x.shape, text_length),
+        operand("output", output, x.dtype, x.shape),
+        threads(),
     )
     return output
 
@@ -72,21 +99,8 @@ def gated_residual_layer_norm_modulate(
     eps: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`ops.gated_residual_layer_norm_modulate`."""
-    residual, normed = torch.empty_like(x), torch.empty_like(x)
-    _SOURCE.function("layer_norm_modulate", x.dtype)(
-        pointer(x),
-        pointer(y),
-        *_vectors(gate),
-        pointer(weight),
-        pointer(bias),
-        *_vectors(shift),
-        *_vectors(scale),
-        *sizes(*x.shape, text_length),
-        ctypes.c_float(eps),
-        pointer(residual),
-        pointer(normed),
-        threads(),
-    )
+    residual, normed = _layer_norm_modulate(x, y, gate, weight, bias, shift, scale, text_length, eps)
+    assert residual is not None
     return residual, normed
 
 
@@ -101,14 +115,20 @@ def norm_rope(
     eps: float,
 ) -> torch.Tensor:
     """LayerNorm over the last axis of `(batch, sequence, heads, head_dim)`, rotated past `text_length`; contiguous."""
-    output = torch.empty(x.shape, dtype=x.dtype)
+    head_dim, rotated = x.shape[3], x.shape[1] - text_length
+    if (cosines is None) != (sines is None) or (cosines is not None and head_dim % 2):
+        raise ValueError(f"norm_rope rotates an even head dim by cosines and sines, got {head_dim} and one without")
+    heads = operand("x", x, DTYPES, x.shape, strided=3)
+    output = torch.empty(x.shape, dtype=x.dtype, device="cpu")
     _SOURCE.function("norm_rope", x.dtype)(
-        pointer(x),
-        (ctypes.c_int64 * 3)(*x.stride()[:3]),
-        *(pointer(tensor) for tensor in (weight, bias, cosines, sines)),
+        heads,
+        array(x.stride()[:3]),
+        *_affine(x, weight, bias),
+        optional("cosines", cosines, torch.float32, (rotated, head_dim)),
+        optional("sines", sines, torch.float32, (rotated, head_dim)),
         *sizes(*x.shape, text_length),
         ctypes.c_float(eps),
-        pointer(output),
+        operand("output", output, x.dtype, x.shape),
         threads(),
     )
     return output
@@ -117,7 +137,12 @@ def norm_rope(
 @torch.library.custom_op("cogvx_kernels::bias_gelu_cpu", mutates_args=("x",))
 def bias_gelu_(x: torch.Tensor, bias: torch.Tensor) -> None:
     """`x = gelu(x + bias)` in its tanh form, in place; fp32, `x` `(rows, dim)` contiguous, `bias` `(dim,)`."""
-    _SOURCE.function("bias_gelu", x.dtype)(pointer(x), pointer(bias), *sizes(*x.shape), threads())
+    _SOURCE.function("bias_gelu", torch.float32)(
+        operand("x", x, torch.float32, x.shape),
+        operand("bias", bias, torch.float32, x.shape[1:]),
+        *sizes(*x.shape),
+        threads(),
+    )
 
 
 bias_gelu_.register_fake(lambda x, bias: None)

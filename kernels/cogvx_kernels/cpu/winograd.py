@@ -6,7 +6,7 @@ import ctypes
 
 import torch
 
-from .arguments import array, pointer, sizes, threads
+from .arguments import array, operand, optional, sizes, threads
 from .build import ORDERED, Source
 
 # Neighbouring pixels on each side of a tile, by the dtype of the frames: the larger, the fewer the products and the
@@ -17,7 +17,7 @@ TILES = {torch.float32: 2, torch.bfloat16: 4}
 LEAST_PIXELS = {torch.float32: 0, torch.bfloat16: 5000}
 LEAST_CHANNEL_PAIRS = {torch.float32: 128, torch.bfloat16: 512}
 _SOURCE = Source("winograd.cpp", ORDERED)
-why_not = _SOURCE.why_not
+why_unavailable = _SOURCE.why_unavailable
 
 
 def _library() -> ctypes.CDLL:
@@ -49,14 +49,15 @@ def packed_size(outputs: int, inputs: int, taps: int, dtype: torch.dtype) -> int
 def pack(weight: torch.Tensor) -> torch.Tensor:
     """The products' weights, fp32, of `weight` `(out, in, taps, 3, 3)`, in the order that `convolution` reads."""
     outputs, inputs, taps = weight.shape[:3]
-    packed = torch.empty(packed_size(outputs, inputs, taps, weight.dtype))
     weight = weight.detach().contiguous()
+    source = operand("weight", weight, tuple(TILES), (outputs, inputs, taps, 3, 3))
+    packed = torch.empty(packed_size(outputs, inputs, taps, weight.dtype), dtype=torch.float32, device="cpu")
     _library().pack_weight(
-        pointer(weight),
+        source,
         _kind(weight.dtype),
         *sizes(outputs, inputs, taps),
         ctypes.c_int(TILES[weight.dtype]),
-        pointer(packed),
+        operand("packed", packed, torch.float32, packed.shape),
         threads(),
     )
     return packed
@@ -83,16 +84,18 @@ def convolution(
             f"out must be {expected} and channels of {x.dtype}, contiguous as in x, got {tuple(out.shape)} of"
             f" {out.dtype}, strides {out.stride()} and {x.stride()}"
         )
+    source = operand("x", x, tuple(TILES), x.shape, strided=4)
+    inputs, outputs = x.shape[4], out.shape[4]
     _library().convolution(
-        pointer(x),
+        source,
         _kind(x.dtype),
         array(x.stride()[:4]),
-        pointer(packed),
-        pointer(bias),
+        operand("packed", packed, torch.float32, (packed_size(outputs, inputs, taps, x.dtype),)),
+        optional("bias", bias, torch.float32, (outputs,)),
         *sizes(taps),
         ctypes.c_int(TILES[x.dtype]),
-        *sizes(*out.shape[:4], x.shape[4], out.shape[4]),
-        pointer(out),
+        *sizes(*out.shape[:4], inputs, outputs),
+        operand("out", out, x.dtype, out.shape, strided=4),
         array(out.stride()[:4]),
         ctypes.c_int(adds),
         threads(),

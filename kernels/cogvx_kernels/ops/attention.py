@@ -111,7 +111,7 @@ def attention(
         query: `(batch, sequence, heads, head_dim)`.
         key, value: `(batch, key_sequence, heads, head_dim)` of the same dtype, any strides with a contiguous last axis.
         scale: None for `head_dim ** -0.5`.
-        impl: "torch", or "amx" or "avx512": bf16 and head dim 64 on a CPU for which `cpu.attention.why_not(impl)` is
+        impl: "torch", or "amx" or "avx512": bf16 and head dim 64 on a CPU, if `cpu.attention.why_unavailable(impl)` is
             None. fp32 scores and sums, probabilities rounded to bf16; or "triton": fp16 or bf16, head dim 64 or 128 and
             a positive scale on a GPU, computed in the same way. Only "torch" has a backward pass.
 

@@ -8,16 +8,16 @@ from ..cpu import attention
 from ..cpu import frames as cpu_frames
 from ..cpu import stream as cpu
 from ..reference import QUANTIZED_MAXIMUM
-from ..triton import why_not as why_not_triton
+from ..triton import why_unavailable as why_not_triton
 
 if why_not_triton() is None:
     from ..triton import operations as gpu
 else:
-    gpu = None
+    gpu = None  # type: ignore[assignment]  # mypy has no optional modules
 
 
-# What each operation can be computed by. "cpu" is C++, where `why_not()` of `cpu.stream` or `cpu.frames` is None; "amx"
-# and "avx512" likewise, of `cpu.attention`; "triton" for `triton.why_not()` None and tensors on a GPU.
+# What each operation can be computed by. "cpu" is C++, if `why_unavailable()` of `cpu.stream` or `cpu.frames` is None;
+# "amx" and "avx512" likewise, of `cpu.attention`; "triton" for `triton.why_unavailable()` None and tensors on a GPU.
 IMPLEMENTATIONS: dict[str, tuple[str, ...]] = {
     "layer_norm_modulate": ("torch", "cpu", "triton"),
     "gated_residual": ("torch", "cpu", "triton"),

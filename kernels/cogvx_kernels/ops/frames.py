@@ -17,8 +17,8 @@ def group_norm_statistics(
     Args:
         x: `(batch, time, height, width, channels)`.
         groups: divides the channels.
-        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None;
-            "triton": fp16, bf16 or fp32 on a GPU.
+        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_unavailable()` is
+            None; "triton": fp16, bf16 or fp32 on a GPU.
 
     Returns:
         Two tensors `(batch, groups)`, fp32 (fp64 for fp64 frames).
@@ -62,8 +62,8 @@ def group_norm_modulate_silu(
         frames, rows, columns: int64 `(time,)`, `(height,)` and `(width,)`, where in the tables each frame, row and
             column is. They are not checked against the tables' sizes: that would be a synchronisation on a GPU.
         out: of the shape and dtype of `x`; may be a view with rows and frames of padding around it, not `x` itself.
-        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_not()` is None;
-            "triton": fp16, bf16 or fp32 with contiguous channels on a GPU.
+        impl: "torch"; "cpu": bf16 or fp32 with contiguous rows on a CPU for which `cpu.frames.why_unavailable()` is
+            None; "triton": fp16, bf16 or fp32 with contiguous channels on a GPU.
 
     Raises:
         ValueError: for shapes that do not fit or an unknown `impl`.

@@ -35,7 +35,7 @@ def layer_norm_modulate(
         weight, bias: `(dim,)` affine of the LayerNorm, or None.
         shift, scale: `(1 or batch, 2, dim)`, the text expert's at index 0, the video expert's at 1.
         text_length: how many leading rows are text.
-        impl: "torch"; "cpu": bf16 or fp32 on a CPU for which `cpu.stream.why_not()` is None; "triton": fp16, bf16 or
+        impl: "torch"; "cpu": bf16 or fp32 on a CPU, if `cpu.stream.why_unavailable()` is None; "triton": fp16, bf16 or
             fp32 on a GPU. Only "torch" has a backward pass.
         quantize: `torch.int8` or `torch.float8_e4m3fn`, but for "cpu": the norm is quantized from fp32, as by
             `quantize_rows`, and never written in the dtype of `x`.

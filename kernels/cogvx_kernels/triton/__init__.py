@@ -7,7 +7,7 @@ import importlib.util
 import torch
 
 
-def why_not(device: torch.device | None = None) -> str | None:
+def why_unavailable(device: torch.device | None = None) -> str | None:
     """What keeps these kernels from being imported, or from a `device`, or None. Whether it is there is the caller's
     question."""
     if not importlib.util.find_spec("triton"):

@@ -74,13 +74,13 @@ class TunedKernel:
 
     def __init__(self, fn: triton.JITFunction, configs: Configs, key: tuple[str, ...], restore: tuple[str, ...] = ()):
         self.fn, self.configs, self.key, self.restore = fn, configs, key, restore
-        self._tuners: dict[tuple[str, bool], Autotuner] = {}
+        self._tuners: dict[tuple[str, bool], tuple[Configs, Autotuner]] = {}
         self._made.append(self)
 
     @classmethod
     def of(cls, tuner: Autotuner) -> TunedKernel:
         """The one that gave `tuner`."""
-        return next(kernel for kernel in cls._made if tuner in kernel._tuners.values())
+        return next(kernel for kernel in cls._made if any(tuner is one for _, one in kernel._tuners.values()))
 
     @classmethod
     def all(cls) -> tuple[TunedKernel, ...]:
@@ -97,12 +97,13 @@ class TunedKernel:
         target = target_of(device)
         if not can_time and target not in self.configs:
             target = next(iter(self.configs))
-        if (target, can_time) not in self._tuners:
+        made = self._tuners.get((target, can_time))
+        if made is None or made[0] is not self.configs:  # which may be replaced
             choices = list(self.configs[target])
             choices = choices if can_time else choices[:1]
             make = triton.autotune(choices, key=list(self.key), restore_value=list(self.restore) or None)
-            self._tuners[target, can_time] = make(self.fn)
-        return self._tuners[target, can_time]
+            made = self._tuners[target, can_time] = self.configs, make(self.fn)
+        return made[1]
 
 
 def tuned(configs: Configs, key: tuple[str, ...]) -> Callable[[triton.JITFunction], TunedKernel]:

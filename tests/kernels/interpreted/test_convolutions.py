@@ -105,7 +105,6 @@ def test_every_configuration_gives_the_same(kind, monkeypatch):
     for config in tiles.values():
         for kernel in (causal_conv3d.causal_conv3d_kernels[kind], upsample_conv2d.upsample_conv2d_kernels[kind]):
             monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
-            monkeypatch.setattr(kernel, "_tuners", {})
         output = ops.causal_conv3d(x, weight, bias, impl="triton")
         torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
         output = ops.upsample_conv2d(x, weight[:, :, 0], bias, True, impl="triton")

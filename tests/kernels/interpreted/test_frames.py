@@ -43,7 +43,6 @@ def test_every_division_into_spans_gives_the_same(config, most, monkeypatch):
     x = guarded(randn(2, 2, 5, 7, 24, dtype=torch.float32, seed=0) + 2)
     kernel = group_norm_statistics.group_norm_spans_kernel
     monkeypatch.setattr(kernel, "configs", {t: [configs[config]] for t, configs in kernel.configs.items()})
-    monkeypatch.setattr(kernel, "_tuners", {})
     monkeypatch.setattr(group_norm_statistics, "SMALLEST_SPAN", 1)
     monkeypatch.setattr(group_norm_statistics, "MOST_SPANS", most)
     got = ops.group_norm_statistics(x, 3, 1e-6, "triton")
@@ -89,7 +88,6 @@ def test_a_slice_of_rows_and_another_configuration(monkeypatch):
     kernel = group_norm_modulate_silu.group_norm_modulate_silu_kernel
     last = {target: configs[-1:] for target, configs in kernel.configs.items()}
     monkeypatch.setattr(kernel, "configs", last)
-    monkeypatch.setattr(kernel, "_tuners", {})
     whole = guarded(randn(2, 3, 9, 20, 128, dtype=torch.float16, seed=0))
     table = guarded(randn(2, 1, 1, 1, 128, dtype=torch.float32, seed=1))
     zeros = [torch.zeros(n, dtype=torch.int64) for n in (3, 4, 20)]

@@ -126,7 +126,6 @@ def test_every_configuration_meets_the_floor(head_dim, value_dtype, monkeypatch)
     # As the formula has it, tile by tile: warps and stages are nothing to the interpreter.
     for config in {tuple(c.kwargs.items()): c for c in choices}.values():
         monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
-        monkeypatch.setattr(kernel, "_tuners", {})
         output = ops.int8_attention(*arguments, value_dtype=value_dtype, impl="triton")
         assert signal_to_noise(output, *arguments) >= (FLOOR if value_dtype is None else FP8_FLOOR), str(config)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from cogvx_kernels.triton import operations
 
-from cogvx_fast import EngineConfig, accelerate, lowering
-from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast import EngineConfig, accelerate, generation
+from cogvx_fast.config import AttentionBackend
+from cogvx_fast.plan import AttentionPlan, Product
 from cogvx_fast.quantization import QuantizedAttention
-from cogvx_fast.transformer import plan as planning
 from tests import toy
 
 STEPS, LAYERS = 2, 1
@@ -25,24 +25,15 @@ def outputs():
 def on_gpu(monkeypatch):
     """What would be decided on a GPU, though the tensors are on the CPU: attention in 8 bits, redone by torch's own."""
 
-    @dataclasses.dataclass(frozen=True)
-    class Chosen:
-        backend: AttentionBackend
+    def resolve(config, *place):
+        plan = decided(config, *place)
+        attention = plan.attention
+        if config.attention is AttentionBackend.AUTO:
+            attention = AttentionPlan(AttentionBackend.TRITON_INT8, AttentionBackend.SDPA, attention.value)
+        return dataclasses.replace(plan, operations="triton", product=Product.SCALED, attention=attention)
 
-        def __str__(self):
-            return str(self.backend)
-
-        @property
-        def capability(self):
-            return CAPABILITIES[self.backend]
-
-    def resolve(requested, *place, exact=True, in_8_bits=False):
-        in_8_bits &= requested is AttentionBackend.AUTO
-        return Chosen(AttentionBackend.TRITON_INT8 if in_8_bits else AttentionBackend.SDPA)
-
-    place = planning._place
-    monkeypatch.setattr(lowering, "resolve", resolve)
-    monkeypatch.setattr(planning, "_place", lambda block: (torch.device("cuda"), place(block)[1]))
+    decided = generation.resolve
+    monkeypatch.setattr(generation, "resolve", resolve)
 
 
 def pipeline(**config):
@@ -81,17 +72,18 @@ def test_a_step_in_which_attention_overflows_is_redone_exact(on_gpu, attention, 
     # The kernels say so themselves, all into one number: nothing is read but that.
     assert len(calls) == STEPS * LAYERS and len({guard.data_ptr() for *_, guard, _ in calls}) == 1 and not looked
     assert "triton-int8: Q and K in int8, V in 16 bits" in str(pipe.engine_report())
-    assert f"int8 products of our own, fed by 8-bit norms, in {LAYERS}" in str(pipe.engine_report())
+    assert f"int8 products of our own in {LAYERS}" in str(pipe.engine_report())
+    assert f"norms, gates and rotations in Triton in {LAYERS}" in str(pipe.engine_report())
 
     calls.clear()
     broken |= {LAYERS - 1, 2 * LAYERS - 1}  # in each step
     with pytest.warns(RuntimeWarning, match="not finite: the step is redone exact") as caught:
         output = run(pipe)
     assert len([warning for warning in caught if "redone" in str(warning.message)]) == 1
+    assert f"{STEPS} of {STEPS} steps redone exact" in str(pipe.engine_report())
     assert len(calls) == STEPS * LAYERS  # the second step was in 8 bits again
     exact = run(pipeline(attention="sdpa"))
     assert len(calls) == STEPS * LAYERS and torch.equal(output, exact) and not torch.equal(expected, exact)
-    assert all(p.guard is None and p.backend.operation == "int8_attention" for p in pipe.transformer.joint_processors)
 
 
 def test_how_v_is_treated_can_be_chosen(on_gpu, attention):

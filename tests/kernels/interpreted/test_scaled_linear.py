@@ -163,7 +163,6 @@ def test_every_configuration_gives_the_same(kind, monkeypatch):
         assert config.kwargs["BLOCK_N"] % reference.GROUP == 0
         assert reference.GROUP % config.kwargs["BLOCK_K"] == 0 or not grouped
         monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
-        monkeypatch.setattr(kernel, "_tuners", {})
         output = ops.scaled_linear(*operands, bias, None, torch.float32, impl="triton")
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
         assert_quantized_alike(ops.scaled_linear(*operands, bias, None, quantized, impl="triton"), numbers, steps=1e-3)

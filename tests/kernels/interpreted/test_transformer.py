@@ -9,16 +9,14 @@ from cogvx_kernels.triton import operations
 from torchao.quantization import PerRow
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
-from cogvx_fast import EngineConfig
-from cogvx_fast.attention import CAPABILITIES, AttentionBackend
+from cogvx_fast.config import AttentionBackend
+from cogvx_fast.plan import AttentionPlan, Product
 from cogvx_fast.quantization import RECIPES
 from cogvx_fast.quantization.apply import is_quantized, quantize_transformer
-from cogvx_fast.transformer import EngineSession, FastCogVideoXTransformer3DModel, session
-from cogvx_fast.transformer import plan as planning
-from cogvx_fast.transformer.plan import BlockPlan
-from cogvx_fast.transformer.scaled import scaled_products
+from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
+from cogvx_fast.transformer.binding import _linears, _scaled
 from tests import toy
-from tests.transformer.test_model import forward_inputs, relative
+from tests.generation import bound, plain, plan, relative, run, session
 
 LAYERS = 2
 # Attention, and the operations between the products of a block: what runs where.
@@ -33,6 +31,14 @@ def outputs():
     """The plain allocator: diffusers' own code is among what runs here."""
 
 
+def on_gpu(model, backend=AttentionBackend.TRITON, **config):
+    """A generation as a GPU's, though the tensors are on the CPU."""
+    product = Product.SCALED if config.get("recipe") and "gemm" not in config else Product.MODULES
+    attention = AttentionPlan(backend, AttentionBackend.SDPA)
+    changes = {"operations": "triton", "attention": attention, "product": product, "merges": False}
+    return session(model, plan=plan(model, changes, **config))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("variant", "dtype", "backend"),
@@ -45,23 +51,20 @@ def test_a_forward_pass(variant, dtype, backend, monkeypatch):
     truth = toy.transformer(variant, attention_head_dim=64, num_layers=LAYERS)
     reference = copy.deepcopy(truth).to(dtype)
     model = FastCogVideoXTransformer3DModel.adopt(copy.deepcopy(reference))
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[backend]
-    monkeypatch.setattr(session, "plan_blocks", lambda blocks, *_: [BlockPlan(impl="triton") for _ in blocks])
-    monkeypatch.setattr(BlockPlan, "is_current", lambda *_: True)
-    calls = []
+    current, calls = on_gpu(model, backend), []
     others = [name for names in BACKENDS.values() for name in names]
     for name in ("layer_norm_modulate", "gated_residual_layer_norm_modulate", *others):
         kernel = getattr(operations, name)
         monkeypatch.setattr(operations, name, lambda *a, kernel=kernel, name=name: calls.append(name) or kernel(*a))
-    expected = truth(**forward_inputs(truth)).sample
-    own = reference(**forward_inputs(reference, dtype=dtype)).sample
-    with model.session(EngineSession(EngineConfig(), toy.scheduler())):
-        output = model(**forward_inputs(model, dtype=dtype)).sample
+    expected = plain(truth, current)
+    own = plain(reference, current, dtype=dtype)
+    assert not calls
+    output = run(model, current, dtype=dtype)
+    assert current.ran.redone == 0
     # A block's last addition is in the launch of the next block's norm.
     block = [*BACKENDS[backend], *["gated_residual_layer_norm_modulate"] * 2]
     assert calls == ["layer_norm_modulate", *(block * LAYERS)[:-1]]
-    error, own = (relative(o.float(), expected) for o in (output, own))
+    error, own = (relative(o, expected) for o in (output, own))
     if backend is AttentionBackend.TRITON:
         assert error <= 1.1 * own
     else:  # at least 30 dB of attention alone, to which the stream adds what has no noise
@@ -81,47 +84,36 @@ def quantized(dtype, recipe="int8"):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_products_in_8_bits_give_torchaos_numbers_within_rounding(dtype, monkeypatch):
     truth, model = quantized(dtype)
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON]
     memory = {name: value.qdata.clone() for name, value in model.state_dict().items() if hasattr(value, "qdata")}
-    expected = truth(**forward_inputs(truth)).sample
-    theirs = on_torch(model, dtype)
+    current = on_gpu(model, recipe="int8")
+    expected = plain(truth, current)
+    theirs = plain(model, current, dtype=dtype)
 
-    monkeypatch.setattr(planning, "_place", lambda block: (torch.device("cuda"), dtype))
     calls = []
     for name in ("quantize_rows", "scaled_linear", "scaled_linear_quantized", "layer_norm_modulate_quantized"):
         kernel = getattr(operations, name)
         monkeypatch.setattr(operations, name, lambda *a, kernel=kernel, name=name: calls.append(name) or kernel(*a))
-    with model.session(EngineSession(EngineConfig(recipe="int8"), toy.scheduler())) as current:
-        ours = model(**forward_inputs(model, dtype=dtype)).sample
+    with current.active():
+        ours = run(model, current, dtype=dtype)
+        how = bound(model, current)[0]
     block = ["scaled_linear", "quantize_rows", "scaled_linear", "scaled_linear_quantized", "scaled_linear"]
     assert calls == ["layer_norm_modulate_quantized", *block * LAYERS]
-    error, own = (relative(output.float(), expected) for output in (ours, theirs))
+    error, own = (relative(output, expected) for output in (ours, theirs))
     assert error <= 1.1 * own
     # Two roundings of the same numbers, each as far from the truth: no further from each other than they could be.
-    assert relative(ours.float(), theirs.float()) <= 2 * own
+    assert relative(ours, theirs) <= 2 * own
 
     # Q, K and V lie side by side now, nothing was copied, and torchao's tensors are what they were.
-    attention, plan = model.transformer_blocks[0].attn1, current.block_plans[0]
+    attention = model.transformer_blocks[0].attn1
     starts = [getattr(attention, name).weight.qdata.data_ptr() for name in ("to_q", "to_k", "to_v")]
-    assert starts == [part.data_ptr() for part in plan.qkv.weight.chunk(3)]
-    assert attention.to_out[0].weight.qdata.data_ptr() == plan.out.weight.data_ptr()
+    assert starts == [part.data_ptr() for part in how.qkv.weight.chunk(3)]
+    assert attention.to_out[0].weight.qdata.data_ptr() == how.out.weight.data_ptr()
     after = {name: value.qdata for name, value in model.state_dict().items() if hasattr(value, "qdata")}
     assert after.keys() == memory.keys() and all(torch.equal(after[name], memory[name]) for name in memory)
-    with model.session(EngineSession(EngineConfig(recipe="int8", gemm="torchao"), toy.scheduler())) as current:
-        model(**forward_inputs(model, dtype=dtype))
-    assert all(plan.impl == "triton" and plan.qkv is plan.out is plan.ff is None for plan in current.block_plans)
-
-
-def on_torch(model, dtype):
-    """A forward pass on torchao's products and torch's attention."""
-    before = [processor.backend for processor in model.joint_processors]
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.SDPA]
-    output = model(**forward_inputs(model, dtype=dtype)).sample
-    for processor, backend in zip(model.joint_processors, before, strict=True):
-        processor.backend = backend
-    return output
+    with (torchaos := on_gpu(model, recipe="int8", gemm="torchao")).active():
+        run(model, torchaos, dtype=dtype)
+        for how in bound(model, torchaos):
+            assert how.operations == "triton" and how.qkv is how.out is how.ff is None
 
 
 @torch.no_grad()
@@ -131,7 +123,7 @@ def test_fp8_products_are_those_of_torchaos_weights():
     for linear in (linear for linear in block.modules() if is_quantized(linear)):
         # torchao makes these without a GPU only for weights alone.
         linear.weight.act_quant_kwargs = QuantizeTensorToFloat8Kwargs(torch.float8_e4m3fn, PerRow())
-    _, out, ff = scaled_products(*planning._linears(block))
+    _, out, ff = _scaled(*_linears(block), partly=False)
     linear, x = block.attn1.to_out[0], torch.randn(5, 128, dtype=torch.bfloat16)
     weight, bias = linear.weight.dequantize().float(), linear.bias.float()
     rows, scales = ops.quantize_rows(x, torch.float8_e4m3fn)
@@ -146,10 +138,10 @@ def test_fp8_products_are_those_of_torchaos_weights():
 def test_a_block_is_all_ours_or_torchaos_unless_asked():
     _, model = quantized(torch.float16)
     block = model.transformer_blocks[0]
-    qkv, out, ff = planning._linears(block)
+    qkv, out, ff = _linears(block)
     plain = torch.nn.Linear(128, 128, dtype=torch.float16)
-    assert all(scaled_products(qkv, out, ff))
-    assert not any(scaled_products(qkv, plain, ff)) and not any(scaled_products(qkv, out, None))
-    partly = scaled_products(qkv, plain, ff, partly=True)
+    assert all(_scaled(qkv, out, ff, partly=False))
+    assert not any(_scaled(qkv, plain, ff, partly=False)) and not any(_scaled(qkv, out, [], partly=False))
+    partly = _scaled(qkv, plain, ff, partly=True)
     assert [product is None for product in partly] == [False, True, False]
-    assert not any(scaled_products([qkv[0], qkv[1], plain], plain, [ff[0], plain], partly=True))
+    assert not any(_scaled([qkv[0], qkv[1], plain], plain, [ff[0], plain], partly=True))

@@ -7,9 +7,9 @@ import torch
 from cogvx_kernels.triton import operations
 from triton.runtime import interpreter
 
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, layers, ledger, model, place
-from tests.vae.conftest import distance, family, randn
-from tests.vae.test_memory import Allocations, Everywhere, smallest
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, chunks, ledger
+from tests.vae.conftest import distance, family, randn, run_with
+from tests.vae.test_slicing import Allocations, Everywhere, smallest
 
 KERNELS = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d", "upsample_conv2d")
 
@@ -17,8 +17,7 @@ KERNELS = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d",
 @pytest.fixture(autouse=True)
 def outputs(monkeypatch):
     """The plain allocator: diffusers' own code is among what runs here."""
-    on_gpu = classmethod(lambda cls, device, dtype: cls(device, dtype, "triton", "triton"))
-    monkeypatch.setattr(place.Place, "of", on_gpu)
+    run_with("triton", monkeypatch)
     with torch.no_grad():
         yield
 
@@ -88,8 +87,8 @@ def test_slices_of_rows_are_the_same_numbers(monkeypatch):
     fast.num_latent_frames_batch_size = 1
     latents = randn(1, 16, 2, 1, 1).half()
     expected = fast.decode(latents).sample
-    clip, sliced = layers.Clip, []
-    monkeypatch.setattr(model, "Clip", lambda impl, product, *_: clip(impl, product, Everywhere(all=5)))
+    everywhere, sliced = chunks.SlicingPlan(rows=Everywhere(all=5), frames_at_once=Everywhere(all=5)), []
+    monkeypatch.setattr(fast, "plan_decode", lambda *_: everywhere)
     conv = operations.causal_conv3d
     monkeypatch.setattr(operations, "causal_conv3d", lambda *a: sliced.append(a[5].shape[2]) or conv(*a))
     assert torch.equal(fast.decode(latents).sample, expected)
