@@ -1,5 +1,6 @@
 """The autoencoder: diffusers' weights and configuration, our layers on channels-last frames."""
 
-from .model import FastAutoencoderKLCogVideoX, why_not_adopted
+from .choice import choose_vae, why_not_adopted
+from .model import FastAutoencoderKLCogVideoX
 
-__all__ = ["FastAutoencoderKLCogVideoX", "why_not_adopted"]
+__all__ = ["FastAutoencoderKLCogVideoX", "choose_vae", "why_not_adopted"]

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
 from cogvx_kernels.cpu import convolution as direct
 from cogvx_kernels.cpu import winograd
-from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
-from torch import nn
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d, CogVideoXSafeConv3d
 
-from .history import keep
-from .layers import Clip, Fill
+from ..plan import Implementation
+from .chunks import ChunkState, allocate_frames
+from .norms import Fill
 
 
-class Product(Protocol):
-    """Multiplies a padded buffer with a layer's weights.
+class Convolution(Protocol):
+    """The convolution of a padded buffer with a layer's weights.
 
     Attributes:
         border: columns of zeros that it wants on each side of a buffer.
@@ -32,12 +32,15 @@ class Product(Protocol):
 
     border: int
 
-    def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+    def __init__(self, conv: CogVideoXSafeConv3d): ...
+
+    # What `padded_rows` gives it: a tensor, or for the kernel an `UnpaddedInput`.
+    def __call__(self, buffer: Any, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         """The convolution of `buffer`; with `out`, written or added there, which is returned."""
 
 
 @dataclass
-class Unpadded:
+class UnpaddedInput:
     """What the kernel reads in the place of a buffer.
 
     Attributes:
@@ -53,12 +56,12 @@ class Unpadded:
     remember: Callable[[torch.Tensor], None] | None
 
 
-class TorchProduct:
+class TorchConvolution:
     """torch's convolution, which pads the columns itself."""
 
     border = 0
 
-    def __init__(self, conv: nn.Conv3d):
+    def __init__(self, conv: CogVideoXSafeConv3d):
         self._conv = conv
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
@@ -70,10 +73,10 @@ class TorchProduct:
         return out.add_(result) if adds else out.copy_(result)
 
 
-class DirectProduct:
+class DirectConvolution:
     """Our own convolution for fp32 on a CPU, which rounds less than either order of torch's and writes in place."""
 
-    def __init__(self, conv: nn.Conv3d):
+    def __init__(self, conv: CogVideoXSafeConv3d):
         self._conv, self._packed = conv, direct.pack(conv.weight)
         self.border = conv.padding[2]
 
@@ -84,12 +87,12 @@ class DirectProduct:
         return out
 
 
-class WinogradProduct:
+class WinogradConvolution:
     """The same with fewer products, in bf16 too, where it rounds once, after `adds`."""
 
     border = 1
 
-    def __init__(self, conv: nn.Conv3d):
+    def __init__(self, conv: CogVideoXSafeConv3d):
         self._conv, self._packed = conv, winograd.pack(conv.weight)
         self._bias = None if conv.bias is None else conv.bias.float()
 
@@ -100,24 +103,24 @@ class WinogradProduct:
         return out
 
 
-def _valid(buffer: torch.Tensor, conv: nn.Conv3d) -> torch.Tensor:
+def _valid(buffer: torch.Tensor, conv: CogVideoXSafeConv3d) -> torch.Tensor:
     """Memory for what a convolution makes of a padded buffer."""
     batch, time, height, width, _ = buffer.shape
     kt, kh, kw = conv.kernel_size
     return buffer.new_empty(batch, time - kt + 1, height - kh + 1, width - kw + 1, conv.out_channels)
 
 
-class TritonProduct:
+class TritonConvolution:
     """The kernel of a GPU, which writes and adds in place."""
 
     border = 0
 
-    def __init__(self, conv: nn.Conv3d):
+    def __init__(self, conv: CogVideoXSafeConv3d):
         self._conv = conv
         # The order that the kernel reads, once for all slices.
         self._weight = conv.weight.contiguous(memory_format=torch.channels_last_3d)
 
-    def __call__(self, buffer: Unpadded, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
+    def __call__(self, buffer: UnpaddedInput, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         residual = out if adds else None
         given = (buffer.frames, self._weight, self._conv.bias, buffer.past, residual, out, buffer.rows)
         result = ops.causal_conv3d(*given, impl="triton")
@@ -126,59 +129,61 @@ class TritonProduct:
         return result
 
 
-def product_of(layer: CogVideoXCausalConv3d, like: torch.Tensor, clip: Clip) -> Product:
-    """What multiplies in a layer; made once for all slices of a chunk, as it may reorder the weights."""
-    if layer in clip.plain:
-        return TorchProduct(layer.conv)
-    return kind_of(layer.conv, clip.product, like.dtype, like.shape[:4].numel())(layer.conv)
+def convolution_of(layer: CogVideoXCausalConv3d, like: torch.Tensor, state: ChunkState) -> Convolution:
+    """The convolution of a layer; made once for all slices of a chunk, as it may reorder the weights."""
+    if layer in state.slicing.unpacked:
+        return TorchConvolution(layer.conv)
+    return convolution_class(layer.conv, state.plan.convolution, like.dtype, like.shape[:4].numel())(layer.conv)
 
 
-def kind_of(conv: nn.Conv3d, product: str, dtype: torch.dtype, pixels: int) -> type[Product]:
-    """The class of what multiplies with the weights of `conv`.
+def convolution_class(
+    conv: CogVideoXSafeConv3d, implementation: Implementation, dtype: torch.dtype, pixels: int
+) -> type[Convolution]:
+    """The class of the convolution with the weights of `conv`.
 
     Args:
-        product: as `Place` has it.
+        implementation: as `VaePlan.convolution` has it.
         pixels: of all frames of a chunk and all samples.
     """
-    if product == "triton":
-        return TritonProduct
-    if product == "torch":
-        return TorchProduct
+    if implementation == "triton":
+        return TritonConvolution
+    if implementation == "torch":
+        return TorchConvolution
     if winograd.pays(conv.kernel_size, conv.in_channels, conv.out_channels, pixels, dtype):
-        return WinogradProduct
-    return DirectProduct if dtype == torch.float32 else TorchProduct
+        return WinogradConvolution
+    return DirectConvolution if dtype == torch.float32 else TorchConvolution
 
 
 def causal_conv(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, out: torch.Tensor | None = None
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, state: ChunkState, out: torch.Tensor | None = None
 ) -> torch.Tensor:
     """The causal convolution of what `fill` writes: new frames, or `out` with them in it.
 
     Args:
         like: frames of the shape that `fill` writes.
     """
-    product = product_of(layer, like, clip)
-    if out is None and clip.slices(layer, like.shape[2]):
+    convolve = convolution_of(layer, like, state)
+    if out is None and state.is_sliced(layer, like.shape[2]):
         out = like.new_empty(*like.shape[:4], layer.conv.out_channels)
-    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
-        result = product(buffer, None if out is None else out[:, :, first:last])
+    for first, last, buffer in padded_rows(layer, fill, like, state, convolve.border):
+        result = convolve(buffer, None if out is None else out[:, :, first:last])
         del buffer
     return result if out is None else out
 
 
 def add_causal_conv(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, residual: torch.Tensor
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, state: ChunkState, residual: torch.Tensor
 ) -> None:
     """Adds the causal convolution of what `fill` writes, which has the shape of `like`, to `residual`."""
-    product = product_of(layer, like, clip)
-    for first, last, buffer in padded_rows(layer, fill, like, clip, product.border):
-        product(buffer, residual[:, :, first:last], adds=True)
+    convolve = convolution_of(layer, like, state)
+    for first, last, buffer in padded_rows(layer, fill, like, state, convolve.border):
+        convolve(buffer, residual[:, :, first:last], adds=True)
         del buffer
 
 
 def padded_rows(
-    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, clip: Clip, border: int
-) -> Iterator[tuple[int, int, torch.Tensor | Unpadded]]:
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, state: ChunkState, border: int
+) -> Iterator[tuple[int, int, torch.Tensor | UnpaddedInput]]:
     """What a causal convolution reads, some rows at a time: the first row, the one after the last, and the buffer.
 
     When a slice comes out, only its last row (and what is below) will be read again: `fill` writes one row above and
@@ -186,24 +191,25 @@ def padded_rows(
     """
     batch, time, height, width, channels = like.shape
     history = layer.time_kernel_size - 1
-    step = min(clip.rows.get(layer, height), height)
-    old = clip.caches.pop(layer, None)
+    step = min(state.slicing.rows.get(layer, height), height)
+    old = state.conv_cache.pop(layer, None)
     new = None
-    if not clip.is_last:
+    if not state.is_last:
         # Each old frame is read before its place is written.
-        new = old or keep((batch, history, height, width, channels), like, layer in clip.elsewhere)
-        clip.caches[layer] = new
+        new = old or allocate_frames((batch, history, height, width, channels), like, layer in state.slicing.spilled)
+        state.conv_cache[layer] = new
 
     def padded(first: int, last: int) -> torch.Tensor:
         above, below = max(first - 1, 0), min(last + 1, height)
         buffer = like.new_empty(batch, history + time, last - first + 2, width + 2 * border, channels)
         inner = buffer[:, :, above - (first - 1) : below - (first - 1), border : border + width]
         if first == 0:
-            buffer[:, :, 0] = 0
+            buffer[:, :, 0].zero_()
         if last == height:
-            buffer[:, :, -1] = 0
+            buffer[:, :, -1].zero_()
         if border:
-            buffer[:, :, :, :border] = buffer[:, :, :, -border:] = 0
+            buffer[:, :, :, :border].zero_()
+            buffer[:, :, :, -border:].zero_()
         fill(inner[:, history:], above, below)
         inner[:, :history] = inner[:, history : history + 1] if old is None else old.read(above, below)
         if new is not None:
@@ -212,7 +218,7 @@ def padded_rows(
             new.write(above, inner[:, time : time + history, : done - above])
         return buffer
 
-    def unpadded(first: int, last: int) -> Unpadded:
+    def unpadded(first: int, last: int) -> UnpaddedInput:
         above, below = max(first - 1, 0), min(last + 1, height)
         frames = like.new_empty(batch, time, below - above, width, channels)
         fill(frames, above, below)
@@ -220,13 +226,14 @@ def padded_rows(
         done = height if last == height else last - 1  # one row behind, as above
 
         def remember(frames: torch.Tensor) -> None:
+            assert new is not None
             new.write(above, frames[:, :, : done - above])
 
-        return Unpadded(frames, past, (first - above, last - above), None if new is None else remember)
+        return UnpaddedInput(frames, past, (first - above, last - above), None if new is None else remember)
 
     for first in range(0, height, step):
         last = min(first + step, height)
-        yield first, last, unpadded(first, last) if clip.product == "triton" else padded(first, last)
+        yield first, last, unpadded(first, last) if state.plan.convolution == "triton" else padded(first, last)
 
 
 def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:

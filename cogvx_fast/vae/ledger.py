@@ -16,12 +16,19 @@ import torch
 from cogvx_kernels.cpu import convolution as direct
 from cogvx_kernels.cpu import winograd
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
+    CogVideoXCausalConv3d,
+    CogVideoXResnetBlock3D,
+    CogVideoXSafeConv3d,
+)
+from diffusers.models.downsampling import CogVideoXDownsample3D
+from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
 
-from .convolution import DirectProduct, TorchProduct, WinogradProduct, kind_of
-from .place import Place
+from ..plan import UNLIMITED, VaePlan
+from .convolution import DirectConvolution, TorchConvolution, WinogradConvolution, convolution_class
+from .network import halves
 from .resampling import copies, is_direct, pooled_frames, upsamples_at_once
-from .resnet import halves
 
 # A convolution's input and output beyond this are computed some rows at a time even without a budget: it costs no time.
 WORKSPACE = 128 * 2**20
@@ -32,32 +39,32 @@ class Ledger(ABC):
 
     def __init__(
         self,
-        place: Place,
-        budget: int | None,
+        plan: VaePlan,
+        budget: int,
         least: int,
         fixed: Ledger | None,
-        elsewhere: frozenset[nn.Module],
+        spilled: frozenset[nn.Module],
     ):
         # What the torch implementation holds on the way of a number that it writes: both tables', the sum and its SiLU
         # in fp32; of half precision also the number in fp32 and the result.
-        itemsize, in_torch = place.dtype.itemsize, place.impl == "torch"
+        itemsize, in_torch = plan.dtype.itemsize, plan.operations == "torch"
         self.filling = 0 if not in_torch else 16 if itemsize == 4 else 20 + itemsize
         self.wide = 0 if not in_torch or itemsize == 4 else 4  # a frame in fp32, for its statistics
         # A GPU's kernel writes its result in place, from frames that are not padded and beside the past. So do a CPU's
         # own, from columns that are padded, too, and weights in their order.
-        self.dtype, self.product, self.fuses = place.dtype, place.product, place.product == "triton"
-        self.direct = is_direct(place.product, place.dtype)
+        self.dtype, self.convolution, self.fuses = plan.dtype, plan.convolution, plan.convolution == "triton"
+        self.direct = is_direct(plan.convolution, plan.dtype)
         self.itemsize, self.budget, self.least, self.fixed = itemsize, budget, least, fixed
         self.rows: dict[nn.Module, int] = {}
         self.frames_at_once: dict[nn.Module, int] = {}
-        self.plain: set[nn.Module] = set()  # convolutions that are left to torch
+        self.unpacked: set[nn.Module] = set()  # convolutions that are left to torch
         self.caches: dict[nn.Module, int] = {}
         self.groups = 1
         self.live = self.peak = 0
         self.carried = 0  # bytes of the memory that the frames between two layers lie in
-        self.elsewhere = elsewhere
-        self.waiting: dict[nn.Module, int] = {}  # the most that each layer could put elsewhere
-        self.put_away = self.most_put_away = 0
+        self.spilled = spilled
+        self.waiting: dict[nn.Module, int] = {}  # the most that each layer could spill
+        self.spilled_now = self.spilled_bytes = 0
         self.worst: nn.Module | None = None
         self.is_last = False
 
@@ -90,26 +97,26 @@ class Ledger(ABC):
         if self.live + extra > self.peak:
             self.peak, self.worst = self.live + extra, layer
 
-    def packed(self, conv: nn.Conv3d, kind: type) -> int:
-        """Bytes of a weight in the order that `kind` of product reads, beside the layer's own."""
-        if kind is WinogradProduct:
+    def packed(self, conv: CogVideoXSafeConv3d, kind: type) -> int:
+        """Bytes of a weight in the order that `kind` of convolution reads, beside the layer's own."""
+        if kind is WinogradConvolution:
             return 4 * winograd.packed_size(conv.out_channels, conv.in_channels, conv.kernel_size[0], self.dtype)
-        if kind is DirectProduct:
+        if kind is DirectConvolution:
             return 4 * direct.packed_size(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size))
         return self.size(conv.weight.shape) if self.fuses else 0
 
-    def put(self, layer: nn.Module, size: int) -> None:
-        """`size` bytes more (or less) of a layer wait: where they count, or elsewhere."""
+    def wait(self, layer: nn.Module, size: int) -> None:
+        """`size` bytes more (or less) of a layer wait: where they count, or spilled."""
         self.waiting[layer] = max(self.waiting.get(layer, 0), size)
-        if layer in self.elsewhere:
-            self.put_away += size
-            self.most_put_away = max(self.most_put_away, self.put_away)
+        if layer in self.spilled:
+            self.spilled_now += size
+            self.spilled_bytes = max(self.spilled_bytes, self.spilled_now)
         else:
             self.live += size
 
     def causal_conv(
         self,
-        layer: nn.Module,
+        layer: CogVideoXCausalConv3d,
         frames: tuple[int, ...],
         norm: tuple[int, ...] | None = None,
         whole: int | None = None,
@@ -139,15 +146,18 @@ class Ledger(ABC):
         old = self.caches.pop(layer, 0)
         if not self.is_last:
             self.caches[layer] = old or self.size((batch, history, height, width, channels))
-            self.put(layer, self.caches[layer] - old)
+            self.wait(layer, self.caches[layer] - old)
 
         conv = layer.conv
-        kind = kind_of(conv, self.product, self.dtype, math.prod(frames[:4]))
-        if kind is WinogradProduct:
+        kind = convolution_class(conv, self.convolution, self.dtype, math.prod(frames[:4]))
+        if kind is WinogradConvolution:
             row = 2 * self.size((batch, history + time, 3, width + 2, channels))
             if self._spares_weights(layer, self.packed(conv, kind) + in_slices + beside + row):
-                kind = TorchProduct
-        packed, border = self.packed(conv, kind), conv.padding[2] if kind in (DirectProduct, WinogradProduct) else 0
+                kind = TorchConvolution
+        packed, border = (
+            self.packed(conv, kind),
+            conv.padding[2] if kind in (DirectConvolution, WinogradConvolution) else 0,
+        )
         in_place = (border or self.fuses) and has_place
 
         def workspace(rows: int) -> int:
@@ -164,22 +174,22 @@ class Ledger(ABC):
                 taken = 4 * batch * read * norm[3] * channels if self.filling else 0
                 filled = max(8 * table + filled + taken, table * (8 + (self.itemsize if self.itemsize < 4 else 0)))
             cached = 0
-            if layer in self.elsewhere and (old or not self.fuses):  # what is read of it, or a frame on its way there
+            if layer in self.spilled and (old or not self.fuses):  # what is read of it, or a frame on its way there
                 cached = self.size((*((batch, history) if old else (1, 1)), read, width, channels))
             if in_place and (rows < height or whole == 0):
                 return buffer + max(filled, cached)
             result = self.size((batch, time, rows, width, out[4]))
             return buffer + max(filled, cached + result if self.fuses else max(cached, result))
 
-        rows = self._most(layer, self.rows, height, workspace, whole, in_slices + beside, packed)
+        rows = self._choose(layer, self.rows, height, workspace, whole, in_slices + beside, packed)
         # In slices the result is there beside the slice; in one, the slice is the result.
         self.reach(layer, workspace(rows) + (in_slices + beside if rows < height else 0))
         if self.is_last:
-            self.put(layer, -old)
+            self.wait(layer, -old)
         self.live += in_slices if rows < height else whole
         return out
 
-    def _most(
+    def _choose(
         self,
         layer: nn.Module,
         chosen: dict,
@@ -196,7 +206,7 @@ class Ledger(ABC):
         if self.fixed is not None:
             number = getattr(self.fixed, "rows" if chosen is self.rows else "frames_at_once").get(layer, most)
             number = min(number, most)
-        elif self.budget is None:
+        elif self.budget == UNLIMITED:
             number = _largest(most, workspace, WORKSPACE + weights)
         elif self.live + max(workspace(most), whole) <= self.budget:
             number = most
@@ -212,13 +222,15 @@ class Ledger(ABC):
         The last resort, as it costs time; and only where torch's convolution, which needs none, keeps the contract
         too: not in fp32.
         """
-        if self.least > 0 or self.budget is None or self.dtype == torch.float32:
+        if self.least > 0 or self.budget == UNLIMITED or self.dtype == torch.float32:
             return False
-        if layer in self.fixed.plain if self.fixed is not None else self.live + taken > self.budget:
-            self.plain.add(layer)
-        return layer in self.plain
+        if layer in self.fixed.unpacked if self.fixed is not None else self.live + taken > self.budget:
+            self.unpacked.add(layer)
+        return layer in self.unpacked
 
-    def resnets(self, blocks: Iterable[nn.Module], frames: tuple[int, ...], norm: tuple[int, ...]) -> tuple[int, ...]:
+    def resnets(
+        self, blocks: Iterable[CogVideoXResnetBlock3D], frames: tuple[int, ...], norm: tuple[int, ...]
+    ) -> tuple[int, ...]:
         shares = False  # whether what is between a block's convolutions lies in the memory of its input
         for block in blocks:
             before = self.carried
@@ -270,14 +282,14 @@ class DecoderLedger(Ledger):
             for layer in block.upsamplers or ():
                 frames = self.upsample(layer, frames)
         pixels = self.size((*frames[:4], decoder.conv_out.conv.out_channels))
-        aside = decoder.conv_out in self.elsewhere
+        aside = decoder.conv_out in self.spilled
         self.causal_conv(decoder.conv_out, frames, norm, whole=0 if aside else None, has_place=not aside)
         self.live += (pixels if aside else 0) - self.carried
         self.reach(decoder.conv_out, pixels)  # turned to channels first
         self.live -= latents
         return pixels
 
-    def upsample(self, layer: nn.Module, frames: tuple[int, ...]) -> tuple[int, ...]:
+    def upsample(self, layer: CogVideoXUpsample3D, frames: tuple[int, ...]) -> tuple[int, ...]:
         batch, time, height, width, channels = frames
         out_channels = layer.conv.out_channels
         out = (batch, sum(copies(time, layer.compress_time)), 2 * height, 2 * width, out_channels)
@@ -287,8 +299,8 @@ class DecoderLedger(Ledger):
         self.reach(layer, weights + each * (20 * self.itemsize if self.direct else 40))
         waits = batch * time * self.size((height, width, channels))
         is_strided = self.carried != waits
-        aside = layer in self.elsewhere
-        if upsamples_at_once(layer, self.product, self.elsewhere):
+        aside = layer in self.spilled
+        if upsamples_at_once(layer, self.convolution, self.spilled):
             self.waiting[layer] = max(self.waiting.get(layer, 0), waits)
             # In fp32 on their way 53 numbers for each pair of channels, then the phases'.
             self.reach(layer, channels * out_channels * 53 * 4)
@@ -312,13 +324,13 @@ class DecoderLedger(Ledger):
         def whole_frames(number: int) -> int:
             return read(number, height) * (batch if aside else 1 if is_strided else 0) + product(number, height)
 
-        self.put(layer, waits)
+        self.wait(layer, waits)
         self.live += (0 if aside else self.carried - waits) - self.carried
         self.live += self.size(out) + weights
-        number = self._most(layer, self.frames_at_once, time, whole_frames, 0, 0)
-        rows = self._most(layer, self.rows, height, strip, 0, 0) if number == 1 else height
+        number = self._choose(layer, self.frames_at_once, time, whole_frames, 0, 0)
+        rows = self._choose(layer, self.rows, height, strip, 0, 0) if number == 1 else height
         self.reach(layer, whole_frames(number) if rows == height else strip(rows))
-        self.put(layer, -waits)
+        self.wait(layer, -waits)
         self.live -= (0 if aside else self.carried - waits) + weights
         self.carried = self.size(out)
         return out
@@ -342,7 +354,7 @@ class EncoderLedger(Ledger):
         self.reach(encoder.conv_out, self.size(frames))
         return self.size(frames)
 
-    def downsample(self, layer: nn.Module, frames: tuple[int, ...]) -> tuple[int, ...]:
+    def downsample(self, layer: CogVideoXDownsample3D, frames: tuple[int, ...]) -> tuple[int, ...]:
         batch, time, height, width, channels = frames
         out_channels = layer.conv.out_channels
         out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, out_channels)

@@ -2,60 +2,108 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
+import weakref
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from accelerate.hooks import add_hook_to_module
 from diffusers import AutoencoderKLCogVideoX
+from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
+    CogVideoXCausalConv3d,
+    CogVideoXDecoder3D,
+    CogVideoXDownBlock3D,
+    CogVideoXEncoder3D,
+    CogVideoXMidBlock3D,
+    CogVideoXResnetBlock3D,
+    CogVideoXSafeConv3d,
+    CogVideoXSpatialNorm3D,
+    CogVideoXUpBlock3D,
+)
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.upsampling import CogVideoXUpsample3D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..hooks import is_hooked, moves_weights
-from .decoder import decode_chunk
-from .encoder import encode_chunk
-from .layers import Clip
-from .memory import MemoryPlan, plan_decode, plan_encode
-from .place import Place
-from .validate import check_input
+from ..hooks import StandsFor, has_global_hooks, hooks_of_diffusers, is_hooked, moves_weights
+from ..plan import UNLIMITED, VaePlan
+from .choice import default_plan, only_aligns, uncompiled, why_not_adopted
+from .chunks import ChunkState, SlicingPlan, chunk_spans, run_chunks
+from .network import decode_chunk, encode_chunk
+from .slicing import plan_decode, plan_encode
 
-# Plans of so many sizes are kept: to plan takes milliseconds, which a small clip's encoding would notice.
+if TYPE_CHECKING:
+    from torch._dynamo import OptimizedModule
+
+# What our layers compute, and no subclass of it: anything else may compute something else.
+LAYERS = frozenset(
+    {
+        *(CogVideoXEncoder3D, CogVideoXDecoder3D, CogVideoXDownBlock3D, CogVideoXMidBlock3D, CogVideoXUpBlock3D),
+        *(CogVideoXResnetBlock3D, CogVideoXCausalConv3d, CogVideoXSafeConv3d, CogVideoXSpatialNorm3D),
+        *(CogVideoXDownsample3D, CogVideoXUpsample3D, nn.Conv2d, nn.GroupNorm, nn.SiLU, nn.Dropout, nn.ModuleList),
+    }
+)
+# Slicing plans of so many sizes are kept of an autoencoder: to plan takes milliseconds, which a small clip's encoding
+# would notice.
 KEPT_PLANS = 16
+_kept_plans: weakref.WeakKeyDictionary[nn.Module, dict[tuple, SlicingPlan]] = weakref.WeakKeyDictionary()
+_kept_plans_lock = threading.Lock()
 
 
-class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
-    """diffusers' model with our forward pass; made by `adopt`, never from scratch.
+def plan_of(vae: FastAutoencoderKLCogVideoX, frames: torch.Tensor | None = None) -> VaePlan:
+    """The plan by which `vae` runs: of the generation that it runs in, or where it is called by itself the default.
 
-    It has the configuration, the modules and the state dict of the model it was adopted from, and saves
-    as that class. diffusers' own code runs, on the same modules, where its numbers or its hooks are asked for: with
-    tiling, with slicing of a batch, when gradients are needed, and under hooks that bring weights for a module's
-    call. `force_upcast` means what it means in diffusers' class: nothing is upcast, whoever calls sees to it.
+    Args:
+        frames: what it is called with; None: something of its own dtype, where its weights are.
+    """
+    from .. import session  # here, as it imports what a plan is made of
+
+    device, dtype = (vae.device, vae.dtype) if frames is None else (frames.device, frames.dtype)
+    generation = session.current(vae)
+    if generation is None:
+        return default_plan(device, dtype, vae.memory_budget)
+    plan: VaePlan = generation.plan.vae
+    if not plan.ours or (plan.device.type, plan.dtype) == (device.type, dtype):
+        return plan
+    return default_plan(device, dtype, plan.budget)  # it was moved since
+
+
+class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
+    """diffusers' model with our layers; adopted from one by `adopt`, or made and loaded as that is.
+
+    It has the configuration, the modules and the state dict of diffusers' class, and saves as that class. diffusers'
+    own code runs, on the same modules, where its numbers or its hooks are asked for: with tiling, with slicing of a
+    batch, when gradients are needed, under autocast, when it is compiled, and with modules that were replaced or have
+    hooks. `force_upcast` means what it means in diffusers' class: nothing is upcast, whoever calls sees to it.
 
     Attributes:
-        memory_budget: bytes that the layers' tensors may take, see `memory.MemoryPlan`; None: what costs no time.
-        place: what computes; None: the best where the weights are.
+        memory_budget: bytes that the layers' tensors may take where no generation's plan says so, see
+            `chunks.SlicingPlan`; `UNLIMITED` or None: what costs no time.
     """
 
-    memory_budget: int | None = None
-    place: Place | None = None
+    _stands_for = AutoencoderKLCogVideoX
+    memory_budget: int | None = UNLIMITED
 
     @classmethod
-    def adopt(cls, reference: AutoencoderKLCogVideoX) -> FastAutoencoderKLCogVideoX:
-        """A fast model that shares every weight with `reference`, which goes on working.
+    def adopt(cls, reference: nn.Module) -> Any:
+        """A fast model that shares every weight and hook with `reference`, which goes on working.
 
-        Slicing and tiling are as they were there.
+        Slicing and tiling are as they were there. What `torch.compile` wraps is adopted and wrapped again.
 
         Raises:
-            ValueError: for an activation other than SiLU, and if offloading hooks hang on `reference`: they belong
-                to its own calls.
+            ValueError: for a model that would lose something, see `choice.why_not_adopted`.
         """
         reason = why_not_adopted(reference)
         if reason is not None:
             raise ValueError(f"this autoencoder cannot be made fast: {reason}")
-        model = _sharing(cls, reference)
-        model._plans = {}
-        return model
+        model = uncompiled(reference)
+        fast = _sharing(cls, model)
+        return fast if model is reference else cast("OptimizedModule", reference).dynamo_ctx(fast)
 
     def as_reference(self) -> AutoencoderKLCogVideoX:
         """diffusers' own model of the same modules, as `adopt` took them."""
@@ -77,13 +125,13 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
             `(batch, out_channels, frames, 8 * height, 8 * width)`, as `.sample` or in a tuple.
 
         Raises:
-            TypeError, ValueError: for latents that do not fit, and for NaN or infinite ones, see `validate`; for a
-                memory budget that is too small.
+            TypeError, ValueError: for latents that do not fit, and for NaN or infinite ones, see `check_input`; for
+                a memory budget that is too small.
         """
-        hooked = self._check("latents", z, self.config.latent_channels)
-        if hooked or self._is_left_to_reference(z, self.tile_latent_min_height, self.tile_latent_min_width):
+        plan = self._plan_of_latents(z)
+        if plan is None:
             return super().decode(z, return_dict=return_dict)
-        frames = torch.cat(list(self._decoded(z)), dim=2)
+        frames = torch.cat(list(self._decoded(z, plan)), dim=2)
         return DecoderOutput(sample=frames) if return_dict else (frames,)
 
     @apply_forward_hook
@@ -95,56 +143,55 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
 
         Args, raises: as `decode`; latents are checked at the call, not at the first chunk.
         """
-        hooked = self._check("latents", z, self.config.latent_channels)
-        z = z.detach()
-        tile = self.tile_latent_min_height, self.tile_latent_min_width
-        if hooked or self._is_left_to_reference(z, *tile, ignore_grad=True):
-            with torch.no_grad():
+        with torch.no_grad():
+            plan = self._plan_of_latents(z)
+            if plan is None:
                 return iter([super().decode(z).sample])
-        return self._decoded(z, keeps_output=False)
+        return self._decoded(z, plan, keeps_output=False)
 
-    def plan_decode(self, shape: tuple[int, ...], keeps_output: bool = True, place: Place | None = None) -> MemoryPlan:
-        """What decoding latents of `shape` takes and how it is done.
+    def plan_decode(
+        self, shape: tuple[int, ...], keeps_output: bool = True, plan: VaePlan | None = None
+    ) -> SlicingPlan:
+        """What decoding latents of `shape` takes and how it is sliced.
 
         Args:
             shape: `(batch, latent_channels, time, height, width)`.
             keeps_output: False for `decode_stream`.
-            place: None for where the weights are now.
+            plan: None for that of `plan_of`.
 
         Raises:
-            ValueError: if the memory budget is too small.
+            BudgetError: if the budget is too small.
         """
         spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
-        return self._kept(plan_decode, shape, spans, place, keeps_output)
+        return self._kept(plan_decode, self.decoder, shape, spans, plan, keeps_output)
 
-    def plan_encode(self, shape: tuple[int, ...], place: Place | None = None) -> MemoryPlan:
+    def plan_encode(self, shape: tuple[int, ...], plan: VaePlan | None = None) -> SlicingPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
         spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
-        return self._kept(plan_encode, shape, spans, place)
+        return self._kept(plan_encode, self.encoder, shape, spans, plan)
 
     def _kept(
         self,
-        plan: Callable[..., MemoryPlan],
+        make: Callable[..., SlicingPlan],
+        network: nn.Module,
         shape: tuple[int, ...],
         spans: list[tuple[int, int]],
-        place: Place | None,
+        plan: VaePlan | None,
         *rest: bool,
-    ) -> MemoryPlan:
-        """`plan` of these, made once: a plan is of sizes alone, and names layers."""
-        place = place or self._own_place
-        key = (plan, tuple(shape), tuple(spans), place, self.memory_budget, *rest)
-        if key not in self._plans:
-            if len(self._plans) >= KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[key] = plan(self, shape, spans, place, self.memory_budget, *rest)
-        return self._plans[key]
-
-    @property
-    def _own_place(self) -> Place:
-        return self.place or Place.of(self.device, self.dtype)
-
-    def _place_of(self, frames: torch.Tensor) -> Place:
-        return self.place or Place.of(frames.device, frames.dtype)
+    ) -> SlicingPlan:
+        """What `make` makes of these, made once: it depends on sizes alone, and names the layers of `network`."""
+        plan = plan or plan_of(self)
+        key = (make, tuple(network.modules()), tuple(shape), tuple(spans), plan, *rest)
+        with _kept_plans_lock:
+            slicing = _kept_plans.setdefault(self, {}).get(key)
+        if slicing is None:
+            slicing = make(self, shape, spans, plan, *rest)
+            with _kept_plans_lock:
+                kept = _kept_plans.setdefault(self, {})
+                if len(kept) >= KEPT_PLANS:
+                    kept.pop(next(iter(kept)))
+                kept[key] = slicing
+        return slicing
 
     @apply_forward_hook
     def encode(
@@ -161,100 +208,165 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX):
         Raises:
             TypeError, ValueError: as `decode`.
         """
-        hooked = self._check("pixels", x, self.config.in_channels, smallest=2**self._num_downsamplers)
-        if hooked or self._is_left_to_reference(x, self.tile_sample_min_height, self.tile_sample_min_width):
+        plan = self._plan_of_pixels(x)
+        if plan is None:
             return super().encode(x, return_dict=return_dict)
-        posterior = DiagonalGaussianDistribution(torch.cat(list(self._encoded(x)), dim=2))
+        posterior = DiagonalGaussianDistribution(torch.cat(list(self._encoded(x, plan)), dim=2))
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-    def _check(self, name: str, x: torch.Tensor, channels: int, smallest: int = 1) -> bool:
-        """Raises for frames that do not fit. Returns whether to call the modules is more than what our layers do with
-        their weights."""
-        hooked = any(is_hooked(module) or moves_weights(module) for module in self.modules() if module is not self)
-        # Under hooks, weights are where they are only for a module's call.
-        dtype, device = (None, None) if hooked else (self.dtype, self.device)
-        check_input(name, x, channels, smallest, dtype, device)
-        return hooked
+    def _plan_of_latents(self, z: torch.Tensor) -> VaePlan | None:
+        tile = self.tile_latent_min_height, self.tile_latent_min_width
+        return self._checked_plan("latents", z, self.config.latent_channels, 1, tile)
 
-    @property
-    def _num_downsamplers(self) -> int:
-        return sum(block.downsamplers is not None for block in self.encoder.down_blocks)
+    def _plan_of_pixels(self, x: torch.Tensor) -> VaePlan | None:
+        tile = self.tile_sample_min_height, self.tile_sample_min_width
+        smallest = 2 ** sum(block.downsamplers is not None for block in self.encoder.down_blocks)
+        return self._checked_plan("pixels", x, self.config.in_channels, smallest, tile)
 
-    def _is_left_to_reference(
-        self, x: torch.Tensor, tile_height: int, tile_width: int, ignore_grad: bool = False
-    ) -> bool:
+    def _checked_plan(
+        self, name: str, x: torch.Tensor, channels: int, smallest: int, tile: tuple[int, int]
+    ) -> VaePlan | None:
+        """How our layers run on `x`, or None where diffusers' own code does. Raises for frames that do not fit."""
+        if torch.compiler.is_compiling():
+            return None
+        check_input(name, x, channels, smallest)
+        if "group_offloading" in hooks_of_diffusers(self):
+            raise ValueError(
+                "the autoencoder's weights are offloaded by groups that are brought for forward() alone, which neither"
+                " decode() nor encode() is: use enable_group_offload(offload_type='leaf_level'), or"
+                " pipe.enable_model_cpu_offload()"
+            )
+        casts = torch.amp.is_autocast_available(x.device.type) and torch.is_autocast_enabled(x.device.type)
+        called = next((part for part, module in self.named_modules() if part and _is_called(module, x.device)), "")
+        if not (casts or called):  # else weights may be where they are, in their dtype, only for a module's call
+            check_place(name, x, self.dtype, self.device)
+        check_finite(name, x)
         sliced = self.use_slicing and x.shape[0] > 1
-        tiled = self.use_tiling and (x.shape[4] > tile_width or x.shape[3] > tile_height)
-        return sliced or tiled or (not ignore_grad and self._needs_grad(x))
+        tiled = self.use_tiling and (x.shape[3] > tile[0] or x.shape[4] > tile[1])
+        reasons = {
+            "hooks of all modules are registered with torch": has_global_hooks(),
+            "torch.autocast is on": casts,
+            f"{called} is hooked, compiled or replaced": bool(called),
+            "slicing is on": sliced,
+            "tiling is on": tiled,
+            "gradients are asked for": self._needs_grad(x),
+        }
+        reason = next((reason for reason, holds in reasons.items() if holds), "")
+        plan = plan_of(self, x)
+        _tell(self, reason or plan.why)
+        return plan if plan.ours and not reason else None
 
     def _needs_grad(self, x: torch.Tensor) -> bool:
         return torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in self.parameters()))
 
-    def _decoded(self, z: torch.Tensor, keeps_output: bool = True) -> Iterator[torch.Tensor]:
-        def decode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
+    def _decoded(self, z: torch.Tensor, plan: VaePlan, keeps_output: bool = True) -> Iterator[torch.Tensor]:
+        def decode(chunk: torch.Tensor, state: ChunkState) -> torch.Tensor:
             if self.post_quant_conv is not None:
                 chunk = self.post_quant_conv(chunk)
-            return decode_chunk(self.decoder, chunk, clip)
+            return decode_chunk(self.decoder, chunk, state)
 
-        place = self._place_of(z)
-        plan = self.plan_decode(tuple(z.shape), keeps_output, place)
-        return _chunks(z, self.num_latent_frames_batch_size, plan, place, decode)
+        state = ChunkState(plan, self.plan_decode(tuple(z.shape), keeps_output, plan))
+        return run_chunks(z, self.num_latent_frames_batch_size, state, decode)
 
-    def _encoded(self, x: torch.Tensor) -> Iterator[torch.Tensor]:
-        def encode(chunk: torch.Tensor, clip: Clip) -> torch.Tensor:
-            moments = encode_chunk(self.encoder, chunk, clip).permute(0, 4, 1, 2, 3).contiguous()
+    def _encoded(self, x: torch.Tensor, plan: VaePlan) -> Iterator[torch.Tensor]:
+        def encode(chunk: torch.Tensor, state: ChunkState) -> torch.Tensor:
+            moments = encode_chunk(self.encoder, chunk, state).permute(0, 4, 1, 2, 3).contiguous()
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-        place = self._place_of(x)
-        plan = self.plan_encode(tuple(x.shape), place)
-        return _chunks(x, self.num_sample_frames_batch_size, plan, place, encode)
+        state = ChunkState(plan, self.plan_encode(tuple(x.shape), plan))
+        return run_chunks(x, self.num_sample_frames_batch_size, state, encode)
 
 
-def _sharing(cls: type[AutoencoderKLCogVideoX], source: AutoencoderKLCogVideoX) -> AutoencoderKLCogVideoX:
-    """A `cls` with the configuration, the settings and the very modules of `source`."""
-    model = cls.__new__(cls)
+def _is_called(module: nn.Module, device: torch.device) -> bool:
+    """Whether calling a module is, or may be, more than what our layers do with its weights on `device`."""
+    if type(module) not in LAYERS:
+        return True
+    hook = getattr(module, "_hf_hook", None)
+    if hook is None or not only_aligns(hook, device):
+        return is_hooked(module) or moves_weights(module)
+    own = getattr(module._old_forward, "__func__", None) is type(module).forward
+    return not own or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
+
+
+def _tell(vae: FastAutoencoderKLCogVideoX, why: str) -> None:
+    """The running generation is told why diffusers' own code runs; "": it does not."""
+    from .. import session
+
+    generation = session.current(vae)
+    if generation is not None:
+        generation.ran.vae_entered, generation.ran.vae_why_diffusers = True, why
+
+
+def _sharing(cls: type[nn.Module], source: AutoencoderKLCogVideoX) -> Any:
+    """A `cls` with the configuration, the settings, the hooks and the very modules of `source`."""
+    model: Any = cls.__new__(cls)
     nn.Module.__init__(model)
     own = set(model.__dict__)
-    model.__dict__.update({name: value for name, value in source.__dict__.items() if name not in own})
+    hook = getattr(source, "_hf_hook", None)
+    # These are bound to `source`: what accelerate hangs on it is hung on the model anew.
+    bound = ("_diffusers_hook",) if hook is None else ("_hf_hook", "_old_forward", "forward", "to", "cuda")
+    for name, value in source.__dict__.items():
+        if name not in bound and (name not in own or "_hook" in name):
+            model.__dict__[name] = value
     for name, child in source.named_children():
         model.add_module(name, child)
     model.train(source.training)
-    return model
+    return model if hook is None else add_hook_to_module(model, copy.copy(hook))
 
 
-def why_not_adopted(reference: nn.Module) -> str | None:
-    """What keeps an autoencoder from being adopted, or None."""
-    if not isinstance(reference, AutoencoderKLCogVideoX):
-        return f"it is a {type(reference).__name__}, not an {AutoencoderKLCogVideoX.__name__}"
-    if reference.config.act_fn not in ("silu", "swish"):
-        return f"its activation is {reference.config.act_fn!r}, our layers have SiLU in them"
-    if hasattr(reference, "_hf_hook"):
-        return (
-            "it has offloading hooks already; make the pipeline fast first and then call enable_model_cpu_offload(),"
-            " enable_sequential_cpu_offload() or set a device map"
-        )
-    return None
+def check_input(name: str, tensor: torch.Tensor, channels: int, smallest: int) -> None:
+    """Whether latents or pixels have a shape that the autoencoder takes: `(batch, channels, time, height, width)`.
 
+    Args:
+        name: of the argument, as the caller knows it.
+        smallest: height and width that the layers can still work on.
 
-def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
-    """First and last (exclusive) frames of each chunk as diffusers has them: the first takes the remainder.
-
-    GroupNorm's statistics are those of a chunk: other chunks would be another video.
+    Raises:
+        TypeError: for anything but a tensor.
+        ValueError: for a wrong rank or number of channels, an empty axis and a frame that is too small.
     """
-    remainder = length % size
-    number = max(length // size, 1)
-    return [(size * i + (remainder if i else 0), min(size * (i + 1) + remainder, length)) for i in range(number)]
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    shape = tuple(tensor.shape)
+    if tensor.ndim != 5:
+        raise ValueError(f"{name} must be (batch, channels, time, height, width), got {tensor.ndim} axes: {shape}")
+    if shape[1] != channels:
+        hint = ""
+        if shape[2] == channels:
+            hint = "; they look like (batch, time, channels, height, width): permute(0, 2, 1, 3, 4) turns them"
+        raise ValueError(f"{name} must have {channels} channels in axis 1, got {shape[1]} in shape {shape}{hint}")
+    if 0 in shape:
+        raise ValueError(f"{name} must have no empty axis, got shape {shape}")
+    if min(shape[3:]) < smallest:
+        raise ValueError(f"{name} must be at least {smallest} high and wide, got {shape[3]}x{shape[4]}")
 
 
-def _chunks(
-    frames: torch.Tensor, size: int, plan: MemoryPlan, place: Place, run: Callable[[torch.Tensor, Clip], torch.Tensor]
-) -> Iterator[torch.Tensor]:
-    """`run` of each chunk in turn, without gradients."""
-    clip = Clip(place.impl, place.product, plan.rows, plan.frames_at_once, plan.elsewhere, plan.plain)
-    for first, last in chunk_spans(frames.shape[2], size):
-        clip.is_last = last == frames.shape[2]
-        # Not around the yield: whoever takes the chunks has a mode of their own.
-        with torch.no_grad():
-            chunk = run(frames[:, :, first:last], clip)
-        yield chunk
-        del chunk
+def check_place(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise a ValueError for latents or pixels of another dtype than the autoencoder's, or on another device."""
+    if tensor.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype}, as the autoencoder is, got {tensor.dtype}; .to({dtype}) converts")
+    if tensor.device != device:
+        raise ValueError(f"{name} must be on {device}, where the autoencoder is, got {tensor.device}")
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Raise a ValueError for latents or pixels that are NaN or infinite, and say where that comes from."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"{name} must be finite, got {_count_bad(tensor)}; {_likely_cause(tensor)}")
+
+
+def _count_bad(tensor: torch.Tensor) -> str:
+    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    return f"{nan} NaN and {infinite} infinite of {tensor.numel()} values"
+
+
+def _likely_cause(tensor: torch.Tensor) -> str:
+    if tensor.dtype == torch.float16:
+        return (
+            "the likely cause is overflow: float16 ends at 65504, which CogVideoX-5b and 1.5 exceed; run the model in"
+            " bfloat16"
+        )
+    return (
+        "the likely cause is an overflow in what made them, such as a transformer in float16 (CogVideoX-5b and 1.5 want"
+        " bfloat16), or damaged weights"
+    )

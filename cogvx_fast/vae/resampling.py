@@ -13,41 +13,43 @@ from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
 
-from .history import keep
-from .layers import Clip
+from ..plan import Implementation
+from .chunks import ChunkState, allocate_frames
 
 
-def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip) -> torch.Tensor:
+def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
     """Nearest doubling of height and width (and time, where the layer compresses it) and the layer's 3x3 convolution.
 
     An output row `2i + p` reads input rows `i - 1 + p` and `i + p` only, columns likewise: four convolutions of 2x2 on
     the input, whose weights are sums of the 3x3's, give the four phases of the output. Frames that doubling makes
     equal are convolved once.
 
-    The frames in `holder` are taken out of it. Those that `clip` wants elsewhere make room for the output and come
+    It takes the frames from `state` and leaves its own there. Frames that are spilled make room for the output and come
     back some rows at a time.
     """
-    frames = holder.pop()
-    if upsamples_at_once(layer, clip.product, clip.elsewhere):
-        return ops.upsample_conv2d(frames, layer.conv.weight, layer.conv.bias, layer.compress_time, clip.product)
+    frames, convolution = state.take(), state.plan.convolution
+    if upsamples_at_once(layer, convolution, state.slicing.spilled):
+        conv = layer.conv
+        state.put(ops.upsample_conv2d(frames, conv.weight, conv.bias, layer.compress_time, convolution))
+        return
     like = frames.new_empty(0)
     batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
     convolve = _phases_in_torch
-    if is_direct(clip.product, like.dtype):
+    if is_direct(convolution, like.dtype):
         weights = {phase: direct.pack(weight) for phase, weight in weights.items()}
         convolve = _phases_in_place
-    at_once = min(clip.frames_at_once.get(layer, time), time)
-    kept = None
-    if layer in clip.elsewhere:
-        # A frame is `height` rows of what is kept.
-        kept = keep((batch, 1, time * height, width, channels), like, elsewhere=True)
+    at_once = min(state.slicing.frames_at_once.get(layer, time), time)
+    waiting = None
+    if layer in state.slicing.spilled:
+        # A frame is `height` rows of what waits.
+        waiting = allocate_frames((batch, 1, time * height, width, channels), like, spilled=True)
         for t in range(time):
-            kept.write(t * height, frames[:, t : t + 1])
+            waiting.write(t * height, frames[:, t : t + 1])
         del frames
     out = like.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
-    step = min(clip.rows.get(layer, height), height) if at_once == 1 else height
+    step = min(state.slicing.rows.get(layer, height), height) if at_once == 1 else height
     target = 0
     for first in range(0, time, at_once):
         last = min(first + at_once, time)
@@ -55,11 +57,11 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
             bottom = min(top + step, height)
             # A row more on each side, where there is one.
             above, below = max(top - 1, 0), min(bottom + 1, height)
-            if kept is None:
+            if waiting is None:
                 some = frames[:, first:last, above:below]
             else:
                 # More rows than a frame has belong to several frames, of which all are taken.
-                some = kept.read(first * height + above, (last - 1) * height + below).to(like.device)
+                some = waiting.read(first * height + above, (last - 1) * height + below).to(like.device)
                 some = some.view(batch, last - first, below - above, width, channels)
             rows = (top - above, bottom - top)
             for sample in range(batch):
@@ -69,17 +71,17 @@ def upsample(layer: CogVideoXUpsample3D, holder: list[torch.Tensor], clip: Clip)
                 del strip
             del some
         target += sum(numbers[first:last])
-    return out
+    state.put(out)
 
 
-def is_direct(product: str, dtype: torch.dtype) -> bool:
+def is_direct(convolution: Implementation, dtype: torch.dtype) -> bool:
     """Whether frames of `dtype` are convolved with our own convolution that spares no products."""
-    return product == "cpu" and dtype == torch.float32
+    return convolution == "cpu" and dtype == torch.float32
 
 
-def upsamples_at_once(layer: CogVideoXUpsample3D, product: str, elsewhere: Container[nn.Module]) -> bool:
-    """Whether it is one kernel, which has no memory but its output's. Frames that wait elsewhere come back in rows."""
-    return product == "triton" and layer not in elsewhere
+def upsamples_at_once(layer: CogVideoXUpsample3D, convolution: Implementation, spilled: Container[nn.Module]) -> bool:
+    """Whether it is one kernel, which has no memory but its output's. Spilled frames come back in rows."""
+    return convolution == "triton" and layer not in spilled
 
 
 def _phases_in_torch(
@@ -151,17 +153,22 @@ def _phases(weight: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
     }
 
 
-def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -> torch.Tensor:
+def downsample(layer: CogVideoXDownsample3D, state: ChunkState) -> None:
     """The mean of pairs of frames (where the layer compresses time; of an odd number the first stays) and the layer's
-    3x3 convolution of stride 2, with a row and a column of zeros after the last."""
+    3x3 convolution of stride 2, with a row and a column of zeros after the last.
+
+    It takes the frames from `state` and leaves its own there.
+    """
+    frames = state.take()
     batch, time, height, width, channels = frames.shape
     single = time % 2 if layer.compress_time else time
     pooled = pooled_frames(time, layer.compress_time)
     conv = layer.conv
-    packed = direct.pack(conv.weight) if is_direct(clip.product, frames.dtype) else None
+    packed = direct.pack(conv.weight) if is_direct(state.plan.convolution, frames.dtype) else None
     out = frames.new_empty(batch, pooled, height // 2, width // 2, conv.out_channels)
     padded = frames.new_empty(1, 1, height + 1, width + 1, channels)
-    padded[:, :, -1] = padded[:, :, :, -1] = 0
+    padded[:, :, -1].zero_()
+    padded[:, :, :, -1].zero_()
     inner = padded[0, 0, :-1, :-1]
     for sample in range(batch):
         for target in range(pooled):
@@ -176,7 +183,7 @@ def downsample(layer: CogVideoXDownsample3D, frames: torch.Tensor, clip: Clip) -
                 direct.convolution(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
             else:
                 place.copy_(F.conv2d(padded[0].permute(0, 3, 1, 2), conv.weight, conv.bias, 2)[0].permute(1, 2, 0))
-    return out
+    state.put(out)
 
 
 def pooled_frames(time: int, halves: bool) -> int:

@@ -2,8 +2,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX
-from cogvx_fast.vae.place import Place
+from cogvx_fast.plan import VaePlan
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, model
+from cogvx_fast.vae.choice import default_plan
 from tests import toy
 
 
@@ -49,7 +50,11 @@ def distance(output, expected):
 
 
 def run_with(impl, monkeypatch):
-    """Everything is computed by `impl`, "torch" or "cpu", for the rest of the test."""
-    if impl == "cpu" and Place.of(torch.device("cpu"), torch.float32).product != "cpu":
+    """Everything is computed by `impl`, "torch", "cpu" or "triton", for the rest of the test."""
+    if impl == "cpu" and default_plan(torch.device("cpu"), torch.float32).convolution != "cpu":
         pytest.skip("no C++ compiler")
-    monkeypatch.setattr(Place, "of", classmethod(lambda cls, device, dtype: cls(device, dtype, impl, impl)))
+
+    def plan(device, dtype, budget=0):
+        return VaePlan(device, dtype, operations=impl, convolution=impl, budget=budget or 0)
+
+    monkeypatch.setattr(model, "default_plan", plan)
