@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate
-from cogvx_fast.fit import pipeline as fit
-from cogvx_fast.fit.choice import LimitError
-from cogvx_fast.fit.request import Request
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate, pipelines
+from cogvx_fast.memory import LimitError
+from cogvx_fast.memory.options import offload_of
+from cogvx_fast.memory.weights import Models
+from cogvx_fast.plan import Offload
 from cogvx_fast.quantization import pipeline as quantization
 from cogvx_fast.quantization.apply import quantized_names
-from cogvx_fast.quantization.memory import Models
 from cogvx_fast.quantization.recipes import Target
 from tests import toy
 
@@ -18,7 +18,7 @@ CPU = Target("cpu", "a CPU", int8_units="units")
 
 
 def memory_line(pipe):
-    return next(line for line in pipe.engine_report().lines if line.name == "memory")
+    return pipe.engine_report().line("memory")
 
 
 def limited(limit, **fields):
@@ -27,18 +27,14 @@ def limited(limit, **fields):
 
 def least(tier=None):
     """Bytes below which the model's own size does not fit."""
-    config = EngineConfig(memory_limit=1, tier=tier)
-    models = Models(*(getattr(toy.pipeline("5b"), name) for name in ("transformer", "text_encoder", "vae")))
     with pytest.raises(LimitError) as error:
-        fit.predict_choice(
-            models, Request.default(models.transformer.config), config, torch.device("cpu"), torch.float32
-        )
+        limited(1, tier=tier)
     return error.value.smallest[1].peak
 
 
 def test_what_fits_exact_is_exact():
     pipe = limited("1GiB")
-    assert pipe.engine_report().config.tier == "exact"
+    assert pipe.engine_report().tier == "exact"
     assert memory_line(pipe).detail.startswith("1.00 GiB for the model's own size: transformer as it is")
     expected = accelerate(toy.pipeline("5b"))(**toy.inputs()).frames
     assert torch.equal(pipe(**toy.inputs()).frames, expected)
@@ -49,13 +45,12 @@ def test_precision_goes_when_nothing_else_helps():
     assert least() < least("exact")
     kept = limited(least("exact"))
     assert not [*quantized_names(kept.transformer), *quantized_names(kept.text_encoder)]
-    assert kept.vae.memory_budget is not None  # the frames gave way first
+    assert ", frames within " in memory_line(kept).detail  # they gave way first
     text_alone = limited(least("exact") - 1)
     assert text_alone.transformer.recipe is None and list(quantized_names(text_alone.text_encoder))
-    assert text_alone.engine_report().config.recipe == "native"
     quantized = limited(least())
     assert quantized.transformer.recipe in ("int8-weight", "int8")  # by what this CPU multiplies
-    assert quantized.engine_report().config.tier == "balanced"
+    assert quantized.engine_report().tier == "balanced"
     assert quantized(**toy.inputs(num_steps=1)).frames.isfinite().all()
 
 
@@ -92,36 +87,16 @@ def test_refused_before_anything_is_loaded(tmp_path):
 def test_what_is_quantized_stays_so():
     pipe = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
     again = accelerate(pipe, EngineConfig(memory_limit="1GiB"))
-    assert again.transformer.recipe == "int8" and again.engine_report().config.recipe == "int8"
+    assert again.transformer.recipe == "int8" and "transformer int8" in memory_line(again).detail
     with pytest.raises(ValueError, match="is quantized already, by recipe 'int8'"):
         accelerate(pipe, EngineConfig(memory_limit="1GiB", recipe="fp8-weight"))
-
-
-def test_what_the_steps_kept_is_gone_when_frames_are_decoded(monkeypatch):
-    pipe, held = accelerate(toy.pipeline()), []
-    decode = pipe.vae.decode
-
-    def watched(*args, **kwargs):
-        session = pipe.transformer._session
-        held.append(0 if session is None else len(session.block_plans))
-        return decode(*args, **kwargs)
-
-    monkeypatch.setattr(pipe.vae, "decode", watched)
-
-    def preview(pipe, step, timestep, kwargs):
-        pipe.decode_latents(kwargs["latents"])
-        return kwargs
-
-    pipe(**toy.inputs(num_steps=2, callback_on_step_end=preview))
-    assert held == [3, 3, 0]  # a preview leaves the loop what it needs
-    assert "Q, K and V in one product in 3 of 3 blocks" in str(pipe.engine_report())
 
 
 class OnGpu:
     """A pipeline that believes in a GPU: what it would offload is noted, and nothing moves."""
 
     def __init__(self, monkeypatch, limit):
-        for module in (quantization, fit):
+        for module in (quantization, pipelines):
             monkeypatch.setattr(module, "targets", lambda: [GPU])
         monkeypatch.setattr(Target, "of", classmethod(lambda cls, device: GPU if device.type == "cuda" else CPU))
         self.offloaded, self.moved = [], []
@@ -144,11 +119,10 @@ def test_a_gpu_gets_a_model_at_a_time_where_that_is_what_fits(monkeypatch):
     assert "each model on the device only while it runs" in memory_line(tight.pipe).detail
 
 
-def test_offloading_by_hand_counts(monkeypatch):
-    pipe = toy.pipeline("5b")
-    fast = accelerate(pipe, EngineConfig(memory_limit="1GiB"))
-    request = Request.default(fast.transformer.config)
+def test_offloading_by_hand_counts():
+    fast = accelerate(toy.pipeline("5b"), EngineConfig(memory_limit="1GiB"))
+    assert offload_of(Models.of(fast)) is Offload.NONE
     fast.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-    assert fit.fit_generation(fast, fast.engine_report().config, request, torch.device("cpu"))[1] is None
+    assert offload_of(Models.of(fast)) is Offload.BY_HAND
     fast(**toy.inputs(num_steps=1))
     assert "finer than whole models" in memory_line(fast).detail
