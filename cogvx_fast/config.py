@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, QuantizedAttention, check_possible
 
@@ -48,6 +49,20 @@ class CompileMode(enum.StrEnum):
     OFF = "off"
     BLOCKS = "blocks"
     FULL = "full"
+
+
+if TYPE_CHECKING:
+
+    class Size:
+        """A field that is given as bytes or as "4GiB" and read as bytes."""
+
+        def __get__(self, config: object, owner: type | None = None) -> int | None: ...
+
+        def __set__(self, config: object, value: int | str | None) -> None: ...
+
+    _NO_SIZE = Size()
+else:
+    Size, _NO_SIZE = int | str | None, None  # no descriptor: `__post_init__` puts bytes in the place of what is given
 
 
 @dataclass(frozen=True)
@@ -99,7 +114,7 @@ class EngineConfig:
     pack_weights: bool = True
     fuse_operations: bool = True
     fast_vae: bool | None = None
-    vae_memory: int | str | None = None
+    vae_memory: Size = _NO_SIZE
     memory_limit: int | str | None = None
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO

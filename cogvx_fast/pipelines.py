@@ -1,16 +1,14 @@
-"""The four fast pipelines: diffusers' own, with the engine around their denoising loop.
+"""The four fast pipelines: diffusers' own with our models, made from a checkpoint, a pipeline or parts.
 
-Nothing of the parents' code is copied. `__call__` opens an engine session and calls the parent, whose
-loop then runs our transformer.
+What they do when they are called is in `generation`.
 """
 
-import contextlib
 import functools
 import json
-import time
-from collections.abc import Iterator
+import types
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
@@ -24,63 +22,98 @@ from diffusers import (
     CogVideoXVideoToVideoPipeline,
     DiffusionPipeline,
 )
-from diffusers.utils.torch_utils import is_compiled_module
 from transformers import T5EncoderModel, T5Tokenizer
 
-from .config import EngineConfig
-from .fit.pipeline import check_checkpoint
-from .fit.request import Request
-from .limited import MemoryLimitMixin
-from .lowering import (
-    EngineReport,
-    adopt_vae,
-    check_precision,
-    check_quantization,
-    choose_attention,
-    choose_compile,
-    exact_fallback,
-    lower,
-    report_projections,
-    report_vae,
-)
+from . import lowering, report
+from .attention import check_available
+from .config import AttentionBackend, EngineConfig
+from .generation import GenerationMixin
+from .memory import LimitError, Models, Request
+from .plan import UNLIMITED, Offload
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
 from .quantization.hub import hub_arguments, quantized_folder
 from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest, text_encoder_scheme
-from .quantization.pipeline import check_engine
-from .quantization.recipes import RECIPES
-from .transformer import EngineSession, FastCogVideoXTransformer3DModel
-from .vae import FastAutoencoderKLCogVideoX
+from .quantization.pipeline import check_engine, destination, precision, quantize_pipeline
+from .quantization.recipes import AS_THEY_ARE, NATIVE, RECIPES, Recipe, Scheme, Target, targets
+from .report import EngineReport
+from .resolve import resolve_new
+from .vae import choose_vae
 
 _MODELS = ("transformer", "text_encoder", "vae")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
-class FastPipelineMixin(MemoryLimitMixin):
-    """What the four pipelines have in common; `_reference` is the diffusers class each one is."""
+def _documented(parent: Any) -> Callable[[_Method], _Method]:
+    """`functools.wraps`, with the types of the method that it decorates: mypy binds none that is wrapped by it."""
+    wraps: Any = functools.wraps(parent)
+    return wraps
 
-    _reference: ClassVar[type[DiffusionPipeline]]
+
+class FastPipelineMixin(GenerationMixin):
+    """What fast pipelines have in common. It stands before a pipeline class of diffusers, or of somebody else."""
+
+    _quantized: str = ""  # in words
+    _precision: tuple[Recipe, Scheme | str] = (AS_THEY_ARE, NATIVE)  # of transformer and text encoder
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if FastPipelineMixin in cls.__bases__:
+            cls._stand_before(cls.__bases__[cls.__bases__.index(FastPipelineMixin) + 1])
+
+    @classmethod
+    def _stand_before(cls, reference: type[DiffusionPipeline]) -> None:
+        """Calls of the class come here first, with the signatures and documentation of `reference`."""
+        cls._reference = reference
+        for name in ("__call__", "encode_prompt", "decode_latents"):
+            own = getattr(FastPipelineMixin, f"_fast_{name.strip('_')}")
+            setattr(cls, name, _signed(own, getattr(reference, name)))
 
     def __init__(
         self,
         tokenizer: T5Tokenizer,
         text_encoder: T5EncoderModel,
-        # Both kinds are named, so that `from_pipe` takes the models of either kind of pipeline.
-        vae: AutoencoderKLCogVideoX | FastAutoencoderKLCogVideoX,
-        transformer: CogVideoXTransformer3DModel | FastCogVideoXTransformer3DModel,
+        vae: AutoencoderKLCogVideoX,
+        transformer: CogVideoXTransformer3DModel,
         scheduler: CogVideoXDDIMScheduler | CogVideoXDPMScheduler,
         engine: str | EngineConfig = "exact",
     ):
-        self._asked_config = EngineConfig.from_name(engine)
+        config = EngineConfig.from_name(engine)
         super().__init__(
             tokenizer=tokenizer, text_encoder=text_encoder, vae=vae, transformer=transformer, scheduler=scheduler
         )
-        self.stage_seconds: dict[str, float] = {}
-        self._lower()
+        self._make_fast(config)
 
-    def _lower(self) -> None:
-        self._report = lower(self, self._asked_config)
-        self._engine_config = self._report.config
+    def _make_fast(self, config: EngineConfig) -> None:
+        self._config, self._plan, self._ran = config, None, None
+        self.stage_seconds: dict[str, float] = {}
+        check_available(AttentionBackend(config.attention), exact=config.tier == "exact")
+        lowering.adopt_models(self)
+        self._quantized = ""
+        if self.transformer is not None or self.text_encoder is not None:
+            self._precision = self._choose_precision(config)
+            self._quantized = quantize_pipeline(self, config, *self._precision)
+        lowering.adopt_vae(self, choose_vae(*self._where_vae(), config.fast_vae, config.vae_memory, self.vae))
+        lowering.set_memory_budget(self, config.vae_memory or UNLIMITED)
+
+    def _choose_precision(self, config: EngineConfig) -> tuple[Recipe, Scheme | str]:
+        """What transformer and text encoder are to be quantized by: as the engine says, or as fits its limit."""
+        if config.memory_limit is None or self.transformer is None:
+            return precision(self, config)
+        check_engine(config, getattr(self.transformer, "recipe", None))
+        models = Models.of(self)
+        self._plan = resolve_new(
+            config, models, destination(self), self.transformer.dtype, self._default_request(models)
+        )
+        return self._plan.recipe, self._plan.text_encoder
+
+    def _is_other_precision(self) -> bool:
+        """Whether a model that is there now is not quantized as the engine wants it."""
+        models, (recipe, text_encoder) = Models.of(self), self._precision
+        transformer_differs = models.transformer is not None and models.recipe != recipe
+        return transformer_differs or (models.text_encoder is not None and models.text_scheme != text_encoder)
 
     @classmethod
+    @_documented(DiffusionPipeline.from_pretrained.__func__)
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers, with `engine=`: a preset's name or an `EngineConfig`, checked before anything is loaded.
 
@@ -103,241 +136,148 @@ class FastPipelineMixin(MemoryLimitMixin):
             pretrained_model_name_or_path = folder
             kwargs |= _quantized_parts(folder, cls._reference, kwargs)
         elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
-            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
-            check_checkpoint(pretrained_model_name_or_path, cls._reference, config, dtype, hub)
+            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else torch.float32
+            _check_limit(config, Models.from_checkpoint(pretrained_model_name_or_path, **hub), dtype, cls._reference)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
+    @classmethod
+    @_documented(DiffusionPipeline.from_pipe.__func__)
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "FastPipelineMixin":
+        """As in diffusers, but that nothing is cast unless `torch_dtype` is given; `engine=` as in `from_pretrained`,
+        that of `pipeline` if it is a fast one."""
+        if isinstance(pipeline, FastPipelineMixin):
+            kwargs.setdefault("engine", pipeline._config)
+        if not kwargs.keys().isdisjoint(("torch_dtype", "dtype", "custom_pipeline")):
+            return super().from_pipe(pipeline, **kwargs)
+        # The weights are shared: a cast, by default to fp32, would be one of the other pipeline's too.
+        parts, _ = cls._get_signature_keys(cls)
+        made = cls(**{name: getattr(pipeline, name, None) for name in parts} | kwargs)
+        made._made_from(pipeline)
+        made.register_to_config(**{k: v for k, v in pipeline.config.items() if k not in made.config})
+        return made
+
+    @_documented(DiffusionPipeline.save_pretrained)
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers.
 
         Raises:
             ValueError: for a quantized pipeline: `cogvx-fast quantize` writes its checkpoint from the original one.
         """
-        if self.transformer.recipe is not None:
+        recipe = getattr(self.transformer, "recipe", None)
+        if recipe is not None:
             raise ValueError(
-                f"the weights are quantized ({self.transformer.recipe}); `cogvx-fast quantize MODEL OUT --recipe"
-                f" {self.transformer.recipe}` writes such a checkpoint from the full-precision one"
+                f"the weights are quantized ({recipe}); `cogvx-fast quantize MODEL OUT --recipe {recipe}` writes such a"
+                " checkpoint from the full-precision one"
             )
         super().save_pretrained(*args, **kwargs)
 
+    @_documented(CogVideoXPipeline.fuse_lora)
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
         """As in diffusers.
 
         Raises:
             ValueError: for a quantized pipeline, whose weights have no room for an adapter's: it runs beside them.
         """
-        if self.transformer.recipe is not None:
+        recipe = getattr(self.transformer, "recipe", None)
+        if recipe is not None:
             raise ValueError(
-                f"the weights are quantized ({self.transformer.recipe}): adapters run beside them in full precision; to"
-                " fuse, call load_lora_weights() and fuse_lora() on the exact pipeline, then accelerate(pipeline,"
+                f"the weights are quantized ({recipe}): adapters run beside them in full precision; to fuse, call"
+                " load_lora_weights() and fuse_lora() on the exact pipeline, then accelerate(pipeline,"
                 " engine='balanced')"
             )
         super().fuse_lora(*args, **kwargs)
+        self._forget_constants()
+
+    @_documented(CogVideoXPipeline.unfuse_lora)
+    def unfuse_lora(self, *args: Any, **kwargs: Any) -> None:
+        super().unfuse_lora(*args, **kwargs)
+        self._forget_constants()
 
     def engine_report(self) -> EngineReport:
-        """What the engine does to this pipeline, what it leaves out, and why."""
-        return self._report
+        """What the engine does to this pipeline, what it leaves out, and why.
 
-    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        with self._stage("text"):
-            return super().encode_prompt(*args, **kwargs)
-
-    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        _check_latents(latents)
-        self._leave_loop()
-        with self._stage("decode"):
-            frames = super().decode_latents(latents)
-        self._note_decoding(latents)
-        return frames
-
-    def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:
-        """What `decode_latents` gives, a few frames at a time as they are ready.
-
-        Args:
-            latents: `(batch, time, channels, height, width)`, as a pipeline with `output_type="latent"` returns them.
-            num_frames: of the video. CogVideoX 1.5 denoises frames of padding in front, which a pipeline leaves on
-                latents that it returns: those beyond `num_frames` are dropped. None: all are decoded.
-
-        Returns:
-            An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`, without gradients: 9 frames or fewer,
-            then 8 at a time.
-            All at once where the autoencoder goes by other pieces: with tiling, with slicing of a batch, and with
-            `EngineConfig(fast_vae=False)`.
-
-        Raises:
-            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones.
+        Before the first generation it is for where the models are now and the size that they make by themselves;
+        afterwards it says what ran.
         """
-        _check_latents(latents)
-        if num_frames is not None:
-            needed = (num_frames - 1) // self.vae_scale_factor_temporal + 1
-            if not 1 <= needed <= latents.shape[1]:
-                most = (latents.shape[1] - 1) * self.vae_scale_factor_temporal + 1
-                raise ValueError(f"num_frames={num_frames} must lie in 1..{most}, what these latents hold")
-            latents = latents[:, latents.shape[1] - needed :]
-        if not isinstance(self.vae, FastAutoencoderKLCogVideoX):
-            return self._decoded_at_once(latents)
-        self._note_decoding(latents)
-        return self.vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+        plan = self._plan or self._resolve(None)
+        return report.describe(self, self._config, plan, self._quantized, self._ran)
 
-    def _decoded_at_once(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
-        with torch.no_grad():
-            frames = self.decode_latents(latents)
-        yield frames
-
-    def _note_decoding(self, latents: torch.Tensor) -> None:
-        if isinstance(self.vae, FastAutoencoderKLCogVideoX):
-            batch, time, *rest = latents.shape
-            self._report = self._report.with_line(report_vae(self.vae, (batch, rest[0], time, *rest[1:])))
+    @_documented(DiffusionPipeline.to)
+    def to(self, *args: Any, **kwargs: Any) -> "FastPipelineMixin":
+        """As in diffusers. Where a memory limit asks for it, a GPU gets each model while it runs, not all at once."""
+        device = _device(*args, **kwargs)
+        if device is None or device.type == "cpu" or self._config.memory_limit is None or self.transformer is None:
+            return super().to(*args, **kwargs)
+        if getattr(self, "_all_hooks", None):  # diffusers' own, of offloading by model: it is on already
+            return self
+        models = Models.of(self)
+        try:
+            plan = resolve_new(
+                self._config, models, Target.of(device), self.transformer.dtype, self._default_request(models), device
+            )
+            offloads = plan.offload is Offload.MODELS
+        except LimitError:
+            offloads = True
+        if not offloads:
+            return super().to(*args, **kwargs)
+        dtype = next((value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)), None)
+        if dtype is not None:
+            super().to(dtype)
+        self.enable_model_cpu_offload(device=device)
+        return self
 
     def to_json_string(self) -> str:
         # What this pipeline saves is a plain checkpoint: it names the classes that everyone has.
         config = json.loads(super().to_json_string())
         config["_class_name"] = self._reference.__name__
-        if config.get("transformer"):
-            config["transformer"] = ["diffusers", CogVideoXTransformer3DModel.__name__]
-        if isinstance(self.vae, FastAutoencoderKLCogVideoX):
-            config["vae"] = ["diffusers", AutoencoderKLCogVideoX.__name__]
+        config |= {name: value for name, value in lowering.class_names(self).items() if config.get(name)}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
-    def _leave_loop(self) -> None:
-        """After the last step, and not in a callback's preview: what the steps kept need not lie beside the frames."""
-        session = getattr(self.transformer, "_session", None)
-        if session is None or self._current_timestep is not None:
-            return
-        if session.block_plans:
-            self._report = self._report.with_line(report_projections(session))
-        session.release()
 
-    @contextlib.contextmanager
-    def engine_session(self, request: Request | None = None) -> Iterator[None]:
-        """An engine session for one call of the parent, and the time each stage of it takes.
+def _signed(own: Any, parent: Any) -> Any:
+    """The function `own` with the name, signature and documentation of `parent`."""
 
-        Args:
-            request: the size of what is made; None: the model's own.
+    @functools.wraps(parent)
+    def method(self: FastPipelineMixin, *args: Any, **kwargs: Any) -> Any:
+        return own(self, *args, **kwargs)
 
-        Raises:
-            ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
-        """
-        transformer = self.transformer._orig_mod if is_compiled_module(self.transformer) else self.transformer
-        if not isinstance(transformer, FastCogVideoXTransformer3DModel):
-            # The user put another transformer in place since.
-            self._lower()
-            transformer = self.transformer
-        config = self._fitted(request)
-        check_quantization(self, config)
-        compiles, line = choose_compile(self, config)
-        lines = (choose_attention(self, config), line, check_precision(self, config), adopt_vae(self, config))
-        for line in lines:
-            self._report = self._report.with_line(line)
-        self.stage_seconds.clear()
-        started = time.perf_counter()
-        session = EngineSession(config, self.scheduler, compiles, exact_fallback(self))
-        try:
-            with transformer.session(session):
-                yield
-        finally:
-            if session.block_plans:
-                self._report = self._report.with_line(report_projections(session))
-        seconds = self.stage_seconds
-        elapsed = time.perf_counter() - started
-        seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
-
-    @contextlib.contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        self._synchronize()
-        started = time.perf_counter()
-        yield
-        self._synchronize()
-        self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
-
-    def _synchronize(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+    return method
 
 
 class FastCogVideoXPipeline(FastPipelineMixin, CogVideoXPipeline):
     """Text to video. Every call of `diffusers.CogVideoXPipeline`, faster."""
 
-    _reference = CogVideoXPipeline
-
-    @functools.wraps(CogVideoXPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session(self._request(*args, **kwargs)):
-            return super().__call__(*args, **kwargs)
-
 
 class FastCogVideoXImageToVideoPipeline(FastPipelineMixin, CogVideoXImageToVideoPipeline):
     """Image to video. Every call of `diffusers.CogVideoXImageToVideoPipeline`, faster."""
-
-    _reference = CogVideoXImageToVideoPipeline
-
-    @functools.wraps(CogVideoXImageToVideoPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session(self._request(*args, **kwargs)):
-            return super().__call__(*args, **kwargs)
 
 
 class FastCogVideoXVideoToVideoPipeline(FastPipelineMixin, CogVideoXVideoToVideoPipeline):
     """Video to video. Every call of `diffusers.CogVideoXVideoToVideoPipeline`, faster."""
 
-    _reference = CogVideoXVideoToVideoPipeline
-
-    @functools.wraps(CogVideoXVideoToVideoPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session(self._request(*args, **kwargs)):
-            return super().__call__(*args, **kwargs)
-
 
 class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipeline):
     """Control video to video (CogVideoX-Fun). Every call of `diffusers.CogVideoXFunControlPipeline`, faster."""
 
-    _reference = CogVideoXFunControlPipeline
 
-    @functools.wraps(CogVideoXFunControlPipeline.__call__)
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with self.engine_session(self._request(*args, **kwargs)):
-            return super().__call__(*args, **kwargs)
-
-
-def _quantized_parts(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
-    manifest = read_manifest(folder)
-    own = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or "native"}
-    config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
-    check_engine(config, manifest.recipe)
-    check_dtype(manifest, folder, asked.get("dtype"))
-    if config.memory_limit is not None:
-        quantized = RECIPES[manifest.recipe], text_encoder_scheme(manifest)
-        check_checkpoint(folder, pipeline_class, config, getattr(torch, manifest.dtype), {}, quantized)
-    check_files(folder, manifest)
-    parts: dict[str, Any] = {"engine": config, "dtype": getattr(torch, manifest.dtype)}
-    if "transformer" not in asked:
-        parts["transformer"] = load_transformer(folder, manifest)
-    if "text_encoder" not in asked:
-        parts["text_encoder"] = load_text_encoder(folder, manifest)
-    return parts
-
-
-def _check_latents(latents: torch.Tensor) -> None:
-    if latents.ndim != 5:
-        raise ValueError(
-            f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {tuple(latents.shape)}"
-        )
-
-
-_FAST = (
-    FastCogVideoXPipeline,
-    FastCogVideoXImageToVideoPipeline,
-    FastCogVideoXVideoToVideoPipeline,
-    FastCogVideoXFunControlPipeline,
-)
+_FAST: dict[type[DiffusionPipeline], type[FastPipelineMixin]] = {
+    fast._reference: fast
+    for fast in (
+        FastCogVideoXPipeline,
+        FastCogVideoXImageToVideoPipeline,
+        FastCogVideoXVideoToVideoPipeline,
+        FastCogVideoXFunControlPipeline,
+    )
+}
 
 
 def accelerate(pipeline: DiffusionPipeline, engine: str | EngineConfig = "exact") -> FastPipelineMixin:
     """A fast pipeline that shares weights, scheduler and tokenizer with `pipeline`, which goes on working.
 
+    What the pipeline's class overrides stays overridden; hooks, a cache and a device map come along.
+
     Args:
-        pipeline: one of diffusers' four CogVideoX pipelines, or a subclass of one.
+        pipeline: one of diffusers' four CogVideoX pipelines, or of a subclass of one.
         engine: a preset's name or an `EngineConfig`.
 
     Raises:
@@ -345,10 +285,59 @@ def accelerate(pipeline: DiffusionPipeline, engine: str | EngineConfig = "exact"
         ValueError: for an engine that cannot work, or a pipeline with offloading already on.
     """
     config = EngineConfig.from_name(engine)
-    for fast in _FAST:
-        if isinstance(pipeline, fast._reference):
-            accelerated = fast(**pipeline.components, engine=config)
-            accelerated.set_progress_bar_config(**getattr(pipeline, "_progress_bar_config", {}))
-            return accelerated
-    allowed = ", ".join(fast._reference.__name__ for fast in _FAST)
-    raise TypeError(f"pipeline is a {type(pipeline).__name__}, which is no CogVideoX pipeline; allowed: {allowed}")
+    fast = _fast_class(type(pipeline))
+    accelerated = fast.__new__(fast)
+    for name, value in vars(pipeline).items():
+        if isinstance(value, types.MethodType) and value.__self__ is pipeline:
+            value = types.MethodType(value.__func__, accelerated)  # put on the object, as some scripts do
+        accelerated.__dict__[name] = value
+    accelerated._progress_bar_config = dict(getattr(pipeline, "_progress_bar_config", {}))
+    accelerated._made_from(pipeline)
+    accelerated._make_fast(config)
+    return accelerated
+
+
+def _fast_class(cls: type[DiffusionPipeline]) -> type[FastPipelineMixin]:
+    """The fast class of a pipeline's class; of somebody's own it is made, once."""
+    if issubclass(cls, FastPipelineMixin):
+        return cls
+    if cls in _FAST:
+        return _FAST[cls]
+    fast = next((fast for reference, fast in _FAST.items() if issubclass(cls, reference)), None)
+    if fast is None:
+        allowed = ", ".join(reference.__name__ for reference in _FAST if reference.__module__.startswith("diffusers."))
+        raise TypeError(f"pipeline is a {cls.__name__}, which is no CogVideoX pipeline; allowed: {allowed}")
+    _FAST[cls] = type(f"Fast{cls.__name__}", (fast, cls), {"__module__": cls.__module__})
+    _FAST[cls]._stand_before(cls)
+    return _FAST[cls]
+
+
+def _quantized_parts(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
+    manifest = read_manifest(folder)
+    own: dict[str, Any] = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or NATIVE}
+    config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
+    check_engine(config, manifest.recipe)
+    check_dtype(manifest, folder, asked.get("dtype"))
+    dtype = getattr(torch, manifest.dtype)
+    if config.memory_limit is not None:
+        models = Models.from_checkpoint(folder, RECIPES[manifest.recipe], text_encoder_scheme(manifest) or NATIVE)
+        _check_limit(config, models, dtype, pipeline_class)
+    check_files(folder, manifest)
+    parts: dict[str, Any] = {"engine": config, "dtype": dtype}
+    if "transformer" not in asked:
+        parts["transformer"] = load_transformer(folder, manifest)
+    if "text_encoder" not in asked:
+        parts["text_encoder"] = load_text_encoder(folder, manifest)
+    return parts
+
+
+def _check_limit(config: EngineConfig, models: Models, dtype: torch.dtype, pipeline_class: type) -> None:
+    """Raise a `LimitError` for a checkpoint that will not fit, before its weights are read."""
+    resolve_new(config, models, targets()[0], dtype, Request.default(models.variant, pipeline_class))
+
+
+def _device(*args: Any, **kwargs: Any) -> torch.device | None:
+    """The device among the arguments of a pipeline's `to`."""
+    value = next((value for value in (*args, kwargs.get("device")) if isinstance(value, str | torch.device)), None)
+    return None if value is None else torch.device(value)

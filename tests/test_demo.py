@@ -14,12 +14,7 @@ from tools.demo_model.data import Scene
 from tools.demo_model.evaluate import digests
 from tools.demo_model.reading import read
 
-PROMPTS = [
-    "a red circle moves right on a white background",
-    "a blue square moves up on a gray background",
-    "a yellow star stays still on a black background",
-    "a green triangle moves left on a pink background",
-]
+PROMPTS = ["a red circle moves right on a white background", "a yellow star stays still on a black background"]
 
 
 def load(dtype):
@@ -29,8 +24,12 @@ def load(dtype):
 
 
 def generate(pipe, prompts=PROMPTS, **overrides):
-    generators = [torch.Generator().manual_seed(i) for i in range(len(prompts))]
-    return pipe(prompts, generator=generators, **{"output_type": "latent", **overrides}).frames.float()
+    """Latents of 50 steps at guidance 6, from noise that bf16 and fp32 can both hold."""
+    config = pipe.transformer.config
+    shape = ((config.sample_frames - 1) // 4 + 1, config.in_channels, config.sample_height, config.sample_width)
+    noise = [torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in range(len(prompts))]
+    noise = torch.stack(noise).bfloat16().to(pipe.dtype)
+    return pipe(prompts, latents=noise, **{"output_type": "latent", **overrides}).frames.float()
 
 
 def relative(output, expected):
@@ -45,57 +44,59 @@ def reference():
 
 @pytest.fixture(scope="module")
 def expected(reference):
-    """Latents of diffusers' own pipeline: fp32, 50 steps, guidance 6."""
+    """What diffusers' own pipeline gives in fp32."""
     return generate(reference)
 
 
-def test_fp32_is_diffusers_to_rounding(reference, expected):
-    fast = accelerate(reference)
-    latents = generate(fast)
+@pytest.fixture(scope="module")
+def fast(reference):
+    return accelerate(reference)
+
+
+@pytest.fixture(scope="module")
+def latents(fast):
+    """What ours gives in fp32."""
+    return generate(fast)
+
+
+@pytest.mark.slow
+def test_fp32_is_diffusers_to_rounding(reference, expected, latents):
     assert max(relative(latents, expected)) < 1e-4
     with torch.no_grad():
         videos = [
-            reference.vae.decode(x[:1].transpose(1, 2) / reference.vae.config.scaling_factor).sample.clamp(-1, 1)
+            reference.vae.decode(x.transpose(1, 2) / reference.vae.config.scaling_factor).sample.clamp(-1, 1)
             for x in (latents, expected)
         ]
-    error = (videos[0] - videos[1]).square().mean().item()
+    error = (videos[0] - videos[1]).square().flatten(1).mean(dim=1).max().item()
     assert 10 * math.log10(4 / max(error, 1e-20)) >= 60
 
 
+@pytest.mark.slow
 def test_bf16_error_is_no_larger_than_diffusers_own(expected):
     pipe = load(torch.bfloat16)
-    fast = accelerate(pipe)
-    noise = torch.randn(expected.shape, generator=torch.Generator().manual_seed(0))
-    exact = generate(load(torch.float32), latents=noise.to(torch.bfloat16).float())
-    own = relative(generate(pipe, latents=noise.to(torch.bfloat16)), exact)
-    ours = relative(generate(fast, latents=noise.to(torch.bfloat16)), exact)
+    own, ours = (relative(generate(one), expected) for one in (pipe, accelerate(pipe)))
     assert 0 < sum(ours) / len(ours) <= 1.1 * sum(own) / len(own), (ours, own)
 
 
-SCENES = [
-    Scene("circle", "red", "white", "right"),
-    Scene("square", "blue", "gray", "up"),
-    Scene("star", "yellow", "black", "still"),
-    Scene("triangle", "green", "pink", "left"),
-]
+SCENES = [Scene("circle", "red", "white", "right"), Scene("star", "yellow", "black", "still")]
 
 
 def assert_shows(clip, scene):
     assert all(read(clip).matches(scene).values()), (scene, read(clip))
 
 
-@pytest.fixture(scope="module")
-def clips(reference):
-    return generate(accelerate(reference), output_type="pt")
-
-
-def test_the_picture_shows_what_the_prompt_says(clips):
+@pytest.mark.slow
+def test_the_picture_shows_what_the_prompt_says(fast, latents):
+    with torch.no_grad():
+        frames = fast.decode_latents(latents)
+    clips = fast.video_processor.postprocess_video(frames, output_type="pt")
     for clip, scene in zip(clips, SCENES, strict=True):
         assert_shows(clip, scene)
 
 
-def test_capitals_and_a_full_stop_make_no_difference_to_what_is_shown(reference):
-    clip = generate(accelerate(reference), ["A Red Circle moves right on a White background."], output_type="pt")[0]
+@pytest.mark.slow
+def test_capitals_and_a_full_stop_make_no_difference_to_what_is_shown(fast):
+    clip = generate(fast, ["A Red Circle moves right on a White background."], output_type="pt")[0]
     assert_shows(clip, Scene("circle", "red", "white", "right"))
 
 
@@ -147,6 +148,7 @@ def test_the_demo_reaches_its_bar(score, bar):
     assert recorded_scores()[score] >= bar
 
 
+@pytest.mark.slow
 def test_the_dpm_scheduler_works_too(reference):
     from diffusers import CogVideoXDPMScheduler
 

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -19,6 +21,7 @@ def test_import_loads_nothing_heavy():
     assert heavy.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_public_names_are_there_and_arrive_quietly():
     done = run(
         "import cogvx_fast\n"
@@ -56,3 +59,114 @@ def test_import_directions():
     assert "torch" in kernels and not kernels & {"cogvx_fast", "diffusers", "transformers"}
     engine = set(imported(ROOT / "cogvx_fast"))
     assert engine and not [pair for pair in engine if pair[1] in ("benchmarks", "tools", "tests")]
+
+
+PACKAGE = "cogvx_fast"
+
+
+def modules():
+    """Each module of the package by its name, and its code."""
+    for path in (ROOT / PACKAGE).rglob("*.py"):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
+
+
+def statements(body):
+    """Those that run on import, but for what type checkers alone look at."""
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from statements(node.orelse)
+            continue
+        yield node
+        for inner in ("body", "orelse", "finalbody"):
+            yield from statements(getattr(node, inner, []))
+        for handler in getattr(node, "handlers", []):
+            yield from statements(handler.body)
+
+
+def own_imports(name, path, known, everywhere=False):
+    """The modules of the package that `name` imports when it is imported itself, or anywhere in it."""
+    tree = ast.parse(path.read_text())
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree) if everywhere else statements(tree.body):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            base = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            source = ".".join(filter(None, (base, node.module)))
+            if source not in known:
+                continue
+            # `from . import session` names a module; `from .plan import EnginePlan` something in one.
+            submodules = [f"{source}.{alias.name}" for alias in node.names if f"{source}.{alias.name}" in known]
+            yield from submodules
+            if len(submodules) < len(node.names):
+                yield source
+
+
+def graph(everywhere=False):
+    found = dict(modules())
+    return {name: set(own_imports(name, path, found, everywhere)) - {name} for name, path in found.items()}
+
+
+def circles(edges):
+    """Modules that reach themselves, each circle once, in the order in which they import each other."""
+    done, found = set(), []
+
+    def visit(name, path):
+        if name in path:
+            found.append([*path[path.index(name) :], name])
+        elif name not in done:
+            for other in sorted(edges[name]):
+                visit(other, [*path, name])
+            done.add(name)
+
+    for name in sorted(edges):
+        visit(name, [])
+    return found
+
+
+def test_the_search_for_circles_finds_them():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}, "d": set()}) == [["b", "c", "b"]]
+    assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+    edges = graph()
+    assert (
+        "cogvx_fast.plan" in edges["cogvx_fast.resolve"]
+        and "cogvx_fast.transformer.stack" in edges["cogvx_fast.transformer.model"]
+    )
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    assert circles(graph()) == []
+
+
+# Who stands above the engine and may import it; it knows none of them.
+ABOVE = ("bench", "cli")
+
+
+def layer(name):
+    return next((above for above in ABOVE if name.startswith(f"{PACKAGE}.{above}")), "engine")
+
+
+def test_the_engine_knows_nothing_of_what_stands_above_it():
+    edges = graph(everywhere=True)
+    above = {(name, other) for name, others in edges.items() for other in others if layer(name) != layer(other)}
+    assert above and not [pair for pair in above if layer(pair[0]) == "engine"]
+
+
+def test_what_is_decided_depends_on_nothing_that_runs():
+    """The plan is data, and neither it nor a state nor a session needs a model."""
+    edges = graph()
+    reached = {}
+    for start in ("plan", "state", "config"):
+        todo, seen = [f"{PACKAGE}.{start}"], set()
+        while todo:
+            name = todo.pop()
+            if name not in seen:
+                seen.add(name)
+                todo += edges[name]
+        reached[start] = seen
+    assert reached["state"] == {f"{PACKAGE}.state"}
+    for seen in reached.values():
+        assert not [name for name in seen if name.startswith((f"{PACKAGE}.transformer", f"{PACKAGE}.pipelines"))]

@@ -1,5 +1,6 @@
 """What is built from the checkout contains what it should, and works away from it."""
 
+import re
 import subprocess
 import sys
 import tarfile
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -66,5 +69,7 @@ def test_wheel_names_the_command_and_the_extras(built):
     folder = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
     assert "cogvx-fast = cogvx_fast.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
     metadata = archive.read(f"{folder}/METADATA").decode()
-    for extra in ("dev", "serve", "flash", "xformers", "plots"):
+    for extra in ("dev", "bench", "serve", "flash", "xformers", "plots"):
         assert f"Provides-Extra: {extra}" in metadata
+    needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ") and "extra ==" not in line]
+    assert len(needed) > 5 and not [line for line in needed if re.search("pytest|ruff|mypy", line)]

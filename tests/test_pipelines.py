@@ -179,6 +179,70 @@ def test_the_two_step_usage_of_the_launch_page(pair, tmp_path):
     assert (tmp_path / "output.mp4").stat().st_size > 0
 
 
+def test_the_transformer_of_a_fast_pipeline_is_diffusers_own_outside_of_it(pair):
+    """In a loop of one's own, and in a pipeline of diffusers: the numbers bit for bit."""
+    inputs = toy.inputs(output_type="latent")
+    expected = pair[0](**inputs).frames
+    inputs["generator"].manual_seed(0)
+    pair[1](**toy.inputs(output_type="latent"))
+    pipe = diffusers.CogVideoXPipeline(**pair[0].components | {"transformer": pair[1].transformer})
+    assert torch.equal(pipe(**inputs).frames, expected)
+
+
+def test_a_loop_of_ones_own_is_fast_in_a_session(pair):
+    from tests.generation import forward_inputs
+
+    fast, arguments = pair[1], forward_inputs(pair[0].transformer)
+    fast.scheduler.set_timesteps(4)
+
+    def loop(model):
+        return [model(**arguments | {"timestep": t.expand(2)}).sample for t in fast.scheduler.timesteps]
+
+    with torch.no_grad():
+        expected = loop(pair[0].transformer)
+        with fast.engine_session() as session:
+            outputs = loop(fast.transformer)
+    assert session.ran.fast == 4 and session.ran.counts["modulation"] == 1
+    for output, wanted in zip(outputs, expected, strict=True):
+        assert_same(output, wanted, 1e-5)
+
+
+def test_generations_of_two_pipelines_of_the_same_weights_at_once():
+    import threading
+
+    reference = toy.pipeline()
+    sizes = (16, 48)
+    expected = {height: reference(**toy.inputs(height=height, output_type="latent")).frames for height in sizes}
+    outputs, turns = {}, threading.Barrier(2, timeout=60)
+
+    def generate(height):
+        def wait(pipe, step, timestep, tensors):
+            turns.wait()
+            return {}
+
+        pipe = diffusers.CogVideoXPipeline(
+            **toy_parts(reference), transformer=reference.transformer, scheduler=toy.scheduler()
+        )
+        pipe.set_progress_bar_config(disable=True)
+        fast = accelerate(pipe)
+        inputs = toy.inputs(height=height, output_type="latent", callback_on_step_end=wait)
+        outputs[height] = fast(**inputs).frames, fast.engine_report().line("modulation table").detail
+
+    threads = [threading.Thread(target=generate, args=(height,)) for height in sizes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for height, (frames, detail) in outputs.items():
+        assert_same(frames, expected[height])
+        assert "computed" not in detail  # by each once, whatever the other did in between
+    assert sorted(outputs) == [16, 48]
+
+
+def toy_parts(pipe):
+    return {name: getattr(pipe, name) for name in ("tokenizer", "text_encoder", "vae")}
+
+
 @pytest.mark.parametrize("name", ["", "ImageToVideo", "VideoToVideo", "FunControl"])
 def test_signatures_are_the_parents(name):
     fast = getattr(cogvx_fast, f"FastCogVideoX{name}Pipeline")
@@ -212,6 +276,8 @@ def test_engine_is_taken_and_checked_before_loading(tmp_path):
     config = EngineConfig(modulation_table=False)
     pipe = FastCogVideoXPipeline.from_pretrained(tmp_path, engine=config, torch_dtype=torch.float32)
     assert pipe.engine_report().config is config
+    line = pipe.engine_report().line("modulation table")
+    assert not line.applied and line.detail == "EngineConfig.modulation_table=False"
 
 
 def test_accelerate_shares_weights_and_leaves_the_pipeline_working():
@@ -225,7 +291,8 @@ def test_accelerate_shares_weights_and_leaves_the_pipeline_working():
     assert torch.equal(reference(**toy.inputs(output_type="latent")).frames, before)
     again = accelerate(fast, EngineConfig(reuse_text_projection=False))
     assert again.transformer is fast.transformer and again.vae is fast.vae
-    assert again.engine_report().config != fast.engine_report().config
+    assert fast.engine_report().line("text projection").applied
+    assert not again.engine_report().line("text projection").applied
 
 
 def test_from_pipe_takes_either_kind(pair):
@@ -238,7 +305,11 @@ def test_from_pipe_takes_either_kind(pair):
         inputs["generator"].manual_seed(0)
         pipe = FastCogVideoXVideoToVideoPipeline.from_pipe(source, engine=EngineConfig(modulation_table=False))
         assert_same(pipe(**inputs).frames, expected)
-        assert pipe.engine_report().config.modulation_table is False
+        assert not pipe.engine_report().line("modulation table").applied
+        assert type(source) is type(pair[0]) or source.engine_report().line("modulation table").applied
+        # One that is made of a fast one is fast in the same way, unless told otherwise.
+        again = FastCogVideoXVideoToVideoPipeline.from_pipe(pipe)
+        assert not again.engine_report().line("modulation table").applied
 
 
 def test_loading_by_the_published_examples_says_nothing(tmp_path, recwarn):

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from cogvx_kernels.cpu import attention as cpu_attention
-from cogvx_kernels.triton import why_not as why_not_triton
+from cogvx_kernels.triton import why_unavailable as why_not_triton
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
 
 from ..config import AttentionBackend
@@ -33,7 +34,7 @@ class Capability:
         head_dims: those it has kernels for; None: all.
         compute_capability: of the GPU, lowest and highest; None: any.
         gains_on: compute capabilities where it is known to gain time, so that `auto` may take it; None: all.
-        why_not: what else keeps this machine from running it, or None.
+        why_unavailable: what else keeps this machine from running it, or None.
         install: how to get it.
     """
 
@@ -46,7 +47,7 @@ class Capability:
     head_dims: frozenset[int] | None = None
     compute_capability: tuple[tuple[int, int], tuple[int, int]] | None = None
     gains_on: frozenset[tuple[int, int]] | None = None
-    why_not: Callable[[], str | None] | None = None
+    why_unavailable: Callable[[], str | None] | None = None
     install: str = "comes with torch"
 
 
@@ -82,7 +83,7 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
             devices=frozenset(("cpu",)),
             dtypes=frozenset((torch.bfloat16,)),
             head_dims=frozenset((cpu_attention.HEAD_DIM,)),
-            why_not=functools.partial(cpu_attention.why_not, backend.value),
+            why_unavailable=functools.partial(cpu_attention.why_unavailable, backend.value),
             install="comes with cogvx_fast",
         )
         for backend in (AttentionBackend.AMX, AttentionBackend.AVX512)
@@ -95,7 +96,7 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         dtypes=_HALF,
         head_dims=frozenset((64, 128)),
         compute_capability=((8, 0), (99, 0)),
-        why_not=why_not_triton,
+        why_unavailable=why_not_triton,
         install="pip install triton",
     ),
     AttentionBackend.TRITON_INT8: Capability(
@@ -110,7 +111,7 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         # By the count of cycles in docs/kernels.md: there products are the limit, and half of them run at twice the
         # rate. On 9.0 at head dim 64 exponentials are, which stay as they were; 10.0 and 12.0 are not assessed.
         gains_on=frozenset(((8, 0), (8, 6), (8, 9))),
-        why_not=why_not_triton,
+        why_unavailable=why_not_triton,
         install="pip install triton",
     ),
     AttentionBackend.SDPA: Capability(AttentionBackendName.NATIVE, exact=True),
@@ -172,25 +173,39 @@ def resolve(
         ValueError: for a backend that cannot work here, with the reason and what can.
     """
     device = torch.device(device)
-    reasons = {b: why_not(b, exact) or why_not_here(b, device, dtype, head_dim) for b in CAPABILITIES}
+    reasons = {b: why_impossible(b, exact) or why_not_here(b, device, dtype, head_dim) for b in CAPABILITIES}
     if requested is AttentionBackend.AUTO:
+        replacement = replaced_sdpa()
+        if replacement is not None:
+            reason = f"torch's scaled_dot_product_attention was replaced by {replacement}, which is taken"
+            return Resolution(AttentionBackend.SDPA, {AttentionBackend.AUTO: reason})
         tried = (AttentionBackend.TRITON_INT8, *_AUTO) if in_8_bits else _AUTO
         reasons |= {b: reasons[b] or _why_no_gain(b, device) for b in tried}
         chosen = next(b for b in tried if reasons[b] is None)
-        return Resolution(chosen, {b: reasons[b] for b in tried[: tried.index(chosen)]})
+        before = tried[: tried.index(chosen)]
+        return Resolution(chosen, {b: why for b in before if (why := reasons[b]) is not None})
     if reasons[requested] is not None:
         raise ValueError(_refusal(requested, reasons))
     return Resolution(requested)
 
 
+def replaced_sdpa() -> str | None:
+    """The name of what somebody has put in the place of `torch.nn.functional.scaled_dot_product_attention`, as
+    SageAttention's documentation tells to; None: it is torch's own."""
+    function = F.scaled_dot_product_attention
+    if function is torch._C._nn.scaled_dot_product_attention:
+        return None
+    return f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', function)}"
+
+
 def check_available(requested: AttentionBackend, exact: bool = True) -> None:
     """Raise a ValueError for a backend that can work on no device: its package is missing, or the tier forbids it."""
-    reasons = {b: why_not(b, exact) for b in CAPABILITIES}
+    reasons = {b: why_impossible(b, exact) for b in CAPABILITIES}
     if reasons.get(requested) is not None:
         raise ValueError(_refusal(requested, reasons))
 
 
-def why_not(backend: AttentionBackend, exact: bool) -> str | None:
+def why_impossible(backend: AttentionBackend, exact: bool) -> str | None:
     """What keeps `backend` from working on any device, or None."""
     capability = CAPABILITIES[backend]
     if exact and not capability.exact:
@@ -221,7 +236,7 @@ def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.d
             return "torch finds no GPU here"
         if not lowest <= own <= highest:
             return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
-    return capability.why_not() if capability.why_not is not None else None
+    return capability.why_unavailable() if capability.why_unavailable is not None else None
 
 
 def _why_no_gain(backend: AttentionBackend, device: torch.device) -> str | None:

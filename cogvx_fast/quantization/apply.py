@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
 from ..hooks import moves_weights
 from .recipes import Recipe, Scheme
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def quantize_text_encoder(text_encoder: nn.Module, scheme: Scheme) -> Extent:
     return quantize_modules(text_encoder, lambda name: scheme if re.fullmatch(T5, name) else None)
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
+def shared_copy(module: _Model) -> _Model:
     """A tree of new modules over the same parameters and buffers: replacing one in it leaves the original alone.
 
     Modules that occur twice do so in the copy. What is not a module is shared, dictionaries of it aside.
@@ -90,7 +93,7 @@ def shared_copy(module: nn.Module) -> nn.Module:
                 new._modules[name] = None if child is None else of(child)
         return copies[original]
 
-    return of(module)
+    return cast(_Model, of(module))
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ def load_text_encoder(folder: Path, manifest: Manifest) -> T5EncoderModel:
     return model
 
 
-def fill(model: nn.Module, folder: Path, dtype: torch.dtype, tied: set[str] = frozenset()) -> None:
+def fill(model: nn.Module, folder: Path, dtype: torch.dtype, tied: Set[str] = frozenset()) -> None:
     """Give `model`, made without weights, the tensors of the shards in `folder`; its own buffers become `dtype`.
 
     `tied`: names of parameters that are others of the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import math
 import re
@@ -16,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from .. import machine
 from ..files import write_whole
 from ..quiet import quiet_imports
 from .apply import quantize_modules
@@ -90,12 +90,9 @@ def quantize_checkpoint(
     dtype = dtype or _NAMES.get(next(t.stored for t in parts["transformer"] if t.scheme), "float32")
     if Scheme.FP8 in chosen.schemes and dtype != "bfloat16":
         raise ValueError(f"recipe={recipe!r}: torchao makes rowwise fp8 of bfloat16 weights, not of {dtype}")
-    order = {
-        "recipe": recipe,
-        "text_encoder": None if scheme is None else scheme.value,
-        "dtype": dtype,
-        "torchao": machine.installed_version("torchao"),
-    }
+    text_encoder_scheme = None if scheme is None else scheme.value
+    torchao = importlib.metadata.version("torchao")
+    order = {"recipe": recipe, "text_encoder": text_encoder_scheme, "dtype": dtype, "torchao": torchao}
     shards = {
         f"{part}/{SHARD.format(number)}": tensors
         for part, all_tensors in parts.items()
@@ -119,7 +116,7 @@ def quantize_checkpoint(
             _copy(source / name, out / name)
             progress.add(name)
         files[name] = progress.files[name]
-    manifest = Manifest(files=files, **order)
+    manifest = Manifest(recipe, text_encoder_scheme, dtype, torchao, files)
     manifest.write(out)
     (out / PROGRESS).unlink(missing_ok=True)
     return manifest
@@ -184,7 +181,8 @@ def _check_index(folder: Path, names: set[str]) -> None:
 
 
 def _split(tensors: Iterable[_Tensor], dtype: torch.dtype, max_shard: int) -> Iterator[list[_Tensor]]:
-    shard, size = [], 0
+    shard: list[_Tensor] = []
+    size = 0
     for tensor in tensors:
         if shard and size + tensor.size(dtype) > max_shard:
             yield shard

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 BALANCED = "balanced"
 # The transformer as it is, where the text encoder alone is quantized.
-NATIVE = "native"
+NATIVE: Final = "native"
 # The linears of a block that run over all tokens, as `named_modules()` of the transformer names them. With an adapter
 # beside it, a linear lies one level deeper.
 ATTENTION = r"transformer_blocks\.\d+\.attn1\.to_(q|k|v|out\.0)(\.base_layer)?"
@@ -123,6 +123,7 @@ RECIPES: dict[str, Recipe] = {
         _uniform(Scheme.FP8_WEIGHT, "fp8 weights: half the memory, no faster", Scheme.FP8_WEIGHT),
     )
 }
+AS_THEY_ARE = Recipe(NATIVE, "weights as they are", (), None)
 TEXT_ENCODER_SCHEMES = (Scheme.INT8_WEIGHT, Scheme.FP8_WEIGHT)
 
 
@@ -178,14 +179,14 @@ def best(target: Target, dtype: torch.dtype) -> Recipe | None:
     """
     import torch
 
-    if why_not(RECIPES[Scheme.FP8], target, dtype) is None and dtype == torch.bfloat16:
+    if why_unsupported(RECIPES[Scheme.FP8], target, dtype) is None and dtype == torch.bfloat16:
         return RECIPES[Scheme.FP8]
     if target.capability is not None and target.capability >= (7, 5):
         return RECIPES[Scheme.INT8]
     return RECIPES[Scheme.INT8] if target.int8_units is not None else None
 
 
-def why_not(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) -> str | None:
+def why_unsupported(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) -> str | None:
     """What keeps `recipe` from running on `target` with weights of `dtype` (None: of one that works), or None."""
     import torch
 
@@ -198,10 +199,10 @@ def why_not(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) ->
     return None
 
 
-def why_not_native(recipe: Recipe, target: Target) -> str | None:
+def why_no_native_products(recipe: Recipe, target: Target) -> str | None:
     """What keeps products of our own from running `recipe` on `target`, or None."""
     from cogvx_kernels.cpu import int8
-    from cogvx_kernels.triton import why_not as why_not_triton
+    from cogvx_kernels.triton import why_unavailable as why_not_triton
 
     if target.device == "cuda":
         if not any(scheme.multiplies_8_bits for scheme in recipe.schemes):
@@ -213,20 +214,20 @@ def why_not_native(recipe: Recipe, target: Target) -> str | None:
         return f"there are none for {target.device}"
     if Scheme.INT8 not in recipe.schemes:
         return f"on a CPU there are some for recipe 'int8' alone, not for {recipe.name!r}"
-    return int8.why_not()
+    return int8.why_unavailable()
 
 
 def check_possible(name: str, among: list[Target] | None = None) -> None:
     """Raise a ValueError for a recipe that no device of `among` (None: of this machine) can run; says what can."""
     among = targets() if among is None else among
-    if name in RECIPES and all(why_not(RECIPES[name], target) is not None for target in among):
+    if name in RECIPES and all(why_unsupported(RECIPES[name], target) is not None for target in among):
         raise ValueError(refusal(RECIPES[name], among[0]))
 
 
 def refusal(recipe: Recipe, target: Target, dtype: torch.dtype | None = None) -> str:
     """Why `recipe` cannot run on `target`, and which can."""
-    working = ", ".join(repr(name) for name, other in RECIPES.items() if why_not(other, target, dtype) is None)
-    return f"recipe={recipe.name!r} cannot work here: {why_not(recipe, target, dtype)}; what can: {working}"
+    working = ", ".join(repr(name) for name, other in RECIPES.items() if why_unsupported(other, target, dtype) is None)
+    return f"recipe={recipe.name!r} cannot work here: {why_unsupported(recipe, target, dtype)}; what can: {working}"
 
 
 def _dotted(version: tuple[int, int]) -> str:

@@ -1,6 +1,6 @@
 """The denoiser: diffusers' weights and configuration, our forward pass."""
 
+from .adoption import why_not_adopted
 from .model import FastCogVideoXTransformer3DModel
-from .session import EngineSession
 
-__all__ = ["EngineSession", "FastCogVideoXTransformer3DModel"]
+__all__ = ["FastCogVideoXTransformer3DModel", "why_not_adopted"]

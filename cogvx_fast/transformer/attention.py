@@ -1,172 +1,188 @@
-"""Attention over the joint stream."""
+"""Attention over the joint `[text; video]` stream."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from cogvx_kernels import ops
-from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_dispatch import (
+    AttentionBackendName,
+    _AttentionBackendRegistry,
+    dispatch_attention_fn,
+)
+from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
 from diffusers.models.embeddings import apply_rotary_emb
 
-from ..attention.backends import CAPABILITIES, Capability
-from ..config import AttentionBackend
+from .. import session
 from ..hooks import is_hooked
-from ..quantization.recipes import QuantizedAttention
-from .plan import UNPLANNED, BlockPlan
-from .scaled import QuantizedRows
+
+if TYPE_CHECKING:
+    from .binding import BoundBlock
+    from .linear import QuantizedRows
+
+Rotary = tuple[torch.Tensor, torch.Tensor]
 
 
-class JointAttnProcessor:
-    """Self-attention of the `[text; video]` stream: LayerNorm of Q and K, RoPE on the video rows, any backend.
+class FastCogVideoXAttnProcessor(CogVideoXAttnProcessor2_0):
+    """diffusers' processor of this family, with the backend that the generation's plan or the user has named.
 
     Attributes:
-        backend: the engine's choice.
-        scheme: how attention in 8 bits treats V, where `backend` is that.
-        guard: int32 of one element, which attention in 8 bits sets to 1 if a number of its output is not finite; None:
-            nobody looks.
-        _attention_backend: what `set_attention_backend()` writes to in every diffusers model; wins over the default.
+        _attention_backend: what `set_attention_backend()` writes to in every diffusers model.
     """
 
     def __init__(self) -> None:
-        self.backend: Capability = CAPABILITIES[AttentionBackend.SDPA]
-        self.scheme = QuantizedAttention()
-        self.guard: torch.Tensor | None = None
+        super().__init__()
         self._attention_backend: AttentionBackendName | None = None
 
     def __call__(
         self,
         attn: Attention,
-        hidden_states: torch.Tensor | QuantizedRows,
-        encoder_hidden_states: torch.Tensor | None = None,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        text_seq_length: int = 0,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
-        plan: BlockPlan = UNPLANNED,
-    ) -> torch.Tensor:
-        """
+        image_rotary_emb: Rotary | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention as diffusers calls it, with video and text apart.
+
         Args:
-            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text; in 8 bits with scales where
-                `plan` has products for that.
-            encoder_hidden_states: unused, there for the signature that `Attention` calls.
-            attention_mask: additive or boolean, broadcastable to `(batch, heads, sequence, sequence)`, or None.
+            hidden_states, encoder_hidden_states: video and text rows `(batch, rows, dim)`.
+            attention_mask: as `Attention.prepare_attention_mask` takes it, or None.
             image_rotary_emb: cosines and sines `(tokens, head_dim)` for the video rows, or None.
 
         Returns:
-            `(batch, sequence, dim)`.
+            Video and text rows of the same shapes.
         """
-        if plan.qkv is not None:
-            query, key, value = plan.qkv(hidden_states).unflatten(2, (3, attn.heads, -1)).unbind(2)
-        else:
-            query, key, value = (
-                project(hidden_states).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
-            )
-        if self._quantizes_with_norms(attn, query, attention_mask, plan):
-            rotation = (image_rotary_emb, text_seq_length, attn.norm_q.eps)
-            quantized = ops.qk_norm_rope_int8(query, key, *_affine(attn), *rotation, impl=plan.impl)
-            output = ops.quantized_attention(*quantized, value, **self._options(), impl=plan.impl).flatten(2)
-        else:
-            query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, plan.impl)
-            output = self._attend(query, key, value, attention_mask).flatten(2)
-        return plan.out(output) if plan.out is not None else attn.to_out[1](attn.to_out[0](output))
+        bound = session.bound_to(attn)
+        if bound is None:
+            if self._attention_backend is None:
+                return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask, image_rotary_emb)
+            from .binding import BoundBlock
 
-    def _quantizes_with_norms(
-        self, attn: Attention, query: torch.Tensor, mask: torch.Tensor | None, plan: BlockPlan
-    ) -> bool:
-        """Whether Q and K go from the projection to 8 bits at once, where attention is in 8 bits."""
-        return (
-            self.backend.operation == "int8_attention"
-            and self._attention_backend is None
-            and plan.impl == self.backend.impl
-            and mask is None
-            and not torch.is_grad_enabled()
-            and query.shape[3] <= ops.FUSED_HEAD_DIM
-            and _has_plain_norms(attn)
+            bound = BoundBlock(by_hand=self._attention_backend)
+        text_seq_length = encoder_hidden_states.shape[1]
+        stream = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        if attention_mask is not None:
+            batch, rows, _ = stream.shape
+            attention_mask = attn.prepare_attention_mask(attention_mask, rows, batch)
+            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+        output = joint_attention(attn, stream, text_seq_length, image_rotary_emb, bound, attention_mask)
+        return output[:, text_seq_length:], output[:, :text_seq_length]
+
+
+def default_of_diffusers() -> str:
+    """The backend that is diffusers' default for all models, where that is another than torch's; else empty.
+
+    Its context manager `attention_backend` makes it so, and `set_attention_backend` of any model. No processor of this
+    family follows it upstream, and neither do we: what one model was told would be another's, too.
+    """
+    backend = AttentionBackendName(_AttentionBackendRegistry._active_backend)
+    return "" if backend is AttentionBackendName.NATIVE else backend.value
+
+
+def joint_attention(
+    attn: Attention,
+    stream: torch.Tensor | QuantizedRows,
+    text_seq_length: int,
+    image_rotary_emb: Rotary | None,
+    bound: BoundBlock,
+    attention_mask: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Self-attention of the joint stream: LayerNorm of Q and K, RoPE on the video rows, any backend.
+
+    Args:
+        stream: `(batch, sequence, dim)`, the first `text_seq_length` rows text; in 8 bits with scales where `bound` has
+            products for that.
+        attention_mask: additive or boolean, broadcastable to `(batch, heads, sequence, sequence)`, or None.
+
+    Returns:
+        `(batch, sequence, dim)`.
+    """
+    if bound.qkv is not None:
+        rows: Any = stream  # of the kind that `bound.qkv` takes
+        query, key, value = bound.qkv(rows).unflatten(2, (3, attn.heads, -1)).unbind(2)
+    else:
+        query, key, value = (
+            project(stream).unflatten(2, (attn.heads, -1)) for project in (attn.to_q, attn.to_k, attn.to_v)
         )
+    if attention_mask is None and _norms_write_8_bits(attn, query, bound):
+        rotation = (image_rotary_emb, text_seq_length, attn.norm_q.eps)
+        quantized = ops.qk_norm_rope_int8(query, key, *_affine(attn), *rotation, impl=bound.operations)
+        output = ops.quantized_attention(*quantized, value, **_options(bound), impl=bound.operations).flatten(2)
+    else:
+        query, key = _qk_norm_rope(attn, query, key, image_rotary_emb, text_seq_length, bound.operations)
+        output = _attend(query, key, value, attention_mask, bound).flatten(2)
+    return bound.out(output) if bound.out is not None else attn.to_out[1](attn.to_out[0](output))
 
-    def _options(self) -> dict[str, Any]:
-        """Of attention in 8 bits."""
-        value_dtype = torch.float8_e4m3fn if self.scheme.fp8_value else None
-        return {"value_dtype": value_dtype, "smooth_value": self.scheme.smooth_value, "guard": self.guard}
 
-    def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        chosen = self._attention_backend or self.backend.dispatch
-        if chosen is None and mask is None and not torch.is_grad_enabled():
-            options = self._options() if self.backend.operation == "int8_attention" else {}
-            return getattr(ops, self.backend.operation)(query, key, value, **options, impl=self.backend.impl)
-        # Our kernels know neither masks nor gradients.
-        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=chosen or AttentionBackendName.NATIVE)
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, bound: BoundBlock
+) -> torch.Tensor:
+    """Attention of `(batch, sequence, heads, head_dim)` by the backend that was named or planned."""
+    capability = bound.attention.capability
+    if bound.by_hand is not None:
+        return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=bound.by_hand)
+    ours = capability.dispatch is None
+    if ours and mask is None and not torch.is_grad_enabled():  # our kernels know neither masks nor gradients
+        options = _options(bound) if bound.attention.in_8_bits else {}
+        return getattr(ops, capability.operation)(query, key, value, **options, impl=capability.impl)
+    if ours or capability.dispatch is AttentionBackendName.NATIVE:
+        # By position and name as diffusers' processor of this family calls it: people put their own in its place.
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)
+        return output.transpose(1, 2)
+    return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=capability.dispatch)
+
+
+def _norms_write_8_bits(attn: Attention, query: torch.Tensor, bound: BoundBlock) -> bool:
+    """Whether Q and K go from the projection to 8 bits at once, where attention is in 8 bits."""
+    return (
+        bound.attention.in_8_bits
+        and bound.by_hand is None
+        and bound.operations == bound.attention.capability.impl
+        and not torch.is_grad_enabled()
+        and query.shape[3] <= ops.FUSED_HEAD_DIM
+        and _has_plain_norms(attn)
+    )
+
+
+def _options(bound: BoundBlock) -> dict[str, Any]:
+    """Of attention in 8 bits."""
+    value = bound.attention.value
+    value_dtype = torch.float8_e4m3fn if value.fp8_value else None
+    return {"value_dtype": value_dtype, "smooth_value": value.smooth_value, "guard": bound.guard}
 
 
 def _qk_norm_rope(
     attn: Attention,
     query: torch.Tensor,
     key: torch.Tensor,
-    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
+    image_rotary_emb: Rotary | None,
     text_seq_length: int,
     impl: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not _has_plain_norms(attn):
-        return tuple(
-            _norm_rope(norm, x, image_rotary_emb, text_seq_length, impl)
-            for norm, x in ((attn.norm_q, query), (attn.norm_k, key))
-        )
-    return ops.qk_norm_rope(query, key, *_affine(attn), image_rotary_emb, text_seq_length, attn.norm_q.eps, impl)
+    if _has_plain_norms(attn):
+        return ops.qk_norm_rope(query, key, *_affine(attn), image_rotary_emb, text_seq_length, attn.norm_q.eps, impl)
+    query, key = (x if norm is None else norm(x) for norm, x in ((attn.norm_q, query), (attn.norm_k, key)))
+    if image_rotary_emb is None:
+        return query, key
+    return _rotate(query, text_seq_length, image_rotary_emb), _rotate(key, text_seq_length, image_rotary_emb)
 
 
 def _has_plain_norms(attn: Attention) -> bool:
     """Whether one operation can norm Q and K: it reads both norms' parameters, and has one eps."""
     norms = attn.norm_q, attn.norm_k
-    return not any(norm is None or is_hooked(norm) for norm in norms) and attn.norm_q.eps == attn.norm_k.eps
+    plain = all(type(norm) is torch.nn.LayerNorm and not is_hooked(norm) for norm in norms)
+    return plain and attn.norm_q.eps == attn.norm_k.eps
 
 
-def _affine(attn: Attention) -> list[torch.Tensor | None]:
-    return [parameter for norm in (attn.norm_q, attn.norm_k) for parameter in (norm.weight, norm.bias)]
+def _affine(
+    attn: Attention,
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    return attn.norm_q.weight, attn.norm_q.bias, attn.norm_k.weight, attn.norm_k.bias
 
 
-def _norm_rope(
-    norm: torch.nn.LayerNorm | None,
-    x: torch.Tensor,
-    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
-    text_seq_length: int,
-    impl: str,
-) -> torch.Tensor:
-    if norm is None or is_hooked(norm):  # an offloaded norm has its weights only while it is called
-        x = x if norm is None else norm(x)
-        return x if image_rotary_emb is None else _rotate_video(x, text_seq_length, image_rotary_emb)
-    return ops.norm_rope(x, norm.weight, norm.bias, image_rotary_emb, text_seq_length, norm.eps, impl)
-
-
-def _rotate_video(
-    x: torch.Tensor, text_seq_length: int, image_rotary_emb: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def _rotate(x: torch.Tensor, text_seq_length: int, image_rotary_emb: Rotary) -> torch.Tensor:
     text, video = x[:, :text_seq_length], x[:, text_seq_length:]
     return torch.cat([text, apply_rotary_emb(video, image_rotary_emb, sequence_dim=1)], dim=1)
-
-
-def attend(
-    attn: Attention,
-    stream: torch.Tensor | QuantizedRows,
-    text_seq_length: int,
-    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
-    attention_kwargs: dict | None,
-    plan: BlockPlan = UNPLANNED,
-) -> torch.Tensor:
-    """Attention of the joint stream by whichever processor is set.
-
-    Any processor written for diffusers' CogVideoX works: it is called the way diffusers calls it, with the
-    stream split, and its two results are joined again.
-    """
-    kwargs = attention_kwargs or {}
-    if isinstance(attn.processor, JointAttnProcessor):
-        return attn(stream, text_seq_length=text_seq_length, image_rotary_emb=image_rotary_emb, plan=plan, **kwargs)
-    video, text = attn(
-        hidden_states=stream[:, text_seq_length:],
-        encoder_hidden_states=stream[:, :text_seq_length],
-        image_rotary_emb=image_rotary_emb,
-        **kwargs,
-    )
-    return torch.cat([text, video], dim=1)

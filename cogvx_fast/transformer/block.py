@@ -3,160 +3,165 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import torch
 from cogvx_kernels import ops
 from diffusers.hooks._helpers import TransformerBlockMetadata, TransformerBlockRegistry
-from diffusers.models.attention_processor import CogVideoXAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, CogVideoXAttnProcessor2_0
+from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
-from torch import nn
 
-from ..hooks import is_hooked
-from .attention import JointAttnProcessor, attend
+from .. import session
+from ..hooks import without_hooks
+from .attention import FastCogVideoXAttnProcessor, Rotary, joint_attention
+from .binding import BoundBlock
+from .linear import QuantizedRows
 from .modulation import NormModulation
-from .plan import UNPLANNED, BlockPlan
-from .scaled import QuantizedRows, ScaledFeedForward, ScaledLinear
+
+Norms = tuple[NormModulation, NormModulation]  # of a block's first norm and its second
 
 
-class FastCogVideoXBlock(nn.Module):
-    """Adopts the children of a `CogVideoXBlock` under the same names: same state dict, same LoRA targets.
+class FastCogVideoXBlock(CogVideoXBlock):
+    """A `CogVideoXBlock` on the reference's own children, under the same names: same state dict, same LoRA targets.
+
+    Called, it takes and gives what diffusers' block does, so whatever was written for that works: caches, hooks, other
+    people's loops. A generation calls `branches` instead, with what stands before and behind it joined to its
+    neighbours'.
 
     Diffusers' default attention processor is replaced by ours; one that the user set is kept and used. The
     `Attention` itself is a shallow copy for that reason: its projections are shared, its processor is not,
     so the pipeline that the weights came from goes on running its own.
     """
 
-    def __init__(self, reference: CogVideoXBlock):
-        super().__init__()
-        self.norm1 = reference.norm1
-        self.attn1 = copy.copy(reference.attn1)
-        if type(self.attn1.processor) is CogVideoXAttnProcessor2_0:
-            self.attn1.set_processor(JointAttnProcessor())
-        self.norm2 = reference.norm2
-        self.ff = reference.ff
-        self.train(reference.training)
+    @classmethod
+    def adopt(cls, reference: CogVideoXBlock) -> FastCogVideoXBlock:
+        """A block of the same modules; forward hooks that torch knows come along."""
+        block = cls.__new__(cls)
+        block.__dict__ = without_hooks(reference)
+        attention = copy.copy(reference.attn1)
+        attention.__dict__ = without_hooks(reference.attn1)
+        if type(attention.processor) is CogVideoXAttnProcessor2_0:
+            attention.processor = FastCogVideoXAttnProcessor()
+        block._modules = {**reference._modules, "attn1": attention}
+        return block
 
+    @functools.wraps(CogVideoXBlock.forward)
     def forward(
         self,
         hidden_states: torch.Tensor,
-        modulation: tuple[NormModulation, NormModulation],
-        text_seq_length: int,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
+        encoder_hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        image_rotary_emb: Rotary | None = None,
         attention_kwargs: dict[str, Any] | None = None,
-        plan: BlockPlan = UNPLANNED,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        bound = session.bound_to(self)
+        if bound is None or not bound.fused:
+            return super().forward(hidden_states, encoder_hidden_states, temb, image_rotary_emb, attention_kwargs)
+        text_seq_length = encoder_hidden_states.shape[1]
+        stream = torch.cat([encoder_hidden_states, hidden_states], dim=1)
+        norms = NormModulation.project(self.norm1, temb), NormModulation.project(self.norm2, temb)
+        stream = self.whole(stream, norms, text_seq_length, image_rotary_emb, attention_kwargs, bound)
+        return stream[:, text_seq_length:], stream[:, :text_seq_length]
+
+    def whole(
+        self,
+        stream: torch.Tensor,
+        norms: Norms,
+        text_seq_length: int,
+        image_rotary_emb: Rotary | None,
+        attention_kwargs: dict[str, Any] | None,
+        bound: BoundBlock,
     ) -> torch.Tensor:
-        """
+        """The block alone: stream in, stream out, both `(batch, sequence, dim)`."""
+        stream, normed = residual_norm(
+            stream, None, None, self.norm1, norms[0], text_seq_length, bound.operations, bound.norm1_dtype
+        )
+        stream, branch = self.branches(
+            stream, normed, norms, text_seq_length, image_rotary_emb, attention_kwargs, bound
+        )
+        return ops.gated_residual(stream, branch, norms[1].gate, text_seq_length, bound.operations)
+
+    def branches(
+        self,
+        stream: torch.Tensor,
+        normed: torch.Tensor | QuantizedRows,
+        norms: Norms,
+        text_seq_length: int,
+        image_rotary_emb: Rotary | None,
+        attention_kwargs: dict[str, Any] | None,
+        bound: BoundBlock,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention added to the stream, and the feed-forward, which is still to be added by the second norm's gate.
+
         Args:
-            hidden_states: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
-            modulation: the vectors of `norm1` and `norm2` for this step.
+            stream: `(batch, sequence, dim)`, the first `text_seq_length` rows text.
+            normed: its first norm, as the projections to Q, K and V take it.
+            norms: the vectors of `norm1` and `norm2` for this step.
             image_rotary_emb: cosines and sines for the video rows, or None.
-            plan: how the block runs in this generation.
+            bound: how the block runs in this generation.
 
         Returns:
-            `(batch, sequence, dim)`.
+            The stream and the branch, both `(batch, sequence, dim)`.
         """
-        normed = self.enter(hidden_states, modulation[0], text_seq_length, plan)
-        arguments = (modulation, text_seq_length, image_rotary_emb, attention_kwargs, plan)
-        hidden_states, forwarded = self.run_branches(hidden_states, normed, *arguments)
-        return self.leave(hidden_states, forwarded, modulation[1], text_seq_length, plan)
-
-    def enter(
-        self, hidden_states: torch.Tensor, modulation: NormModulation, text_seq_length: int, plan: BlockPlan
-    ) -> torch.Tensor | QuantizedRows:
-        """The stream's first norm, as the projections to Q, K and V take it."""
-        norm, dtype = self.norm1.norm, self._entering_dtype(plan)
-        return _norm_modulate(norm, hidden_states, modulation, text_seq_length, plan.impl, dtype)
-
-    def enter_after(
-        self,
-        hidden_states: torch.Tensor,
-        forwarded: torch.Tensor,
-        gate: torch.Tensor,
-        modulation: NormModulation,
-        text_seq_length: int,
-        plan: BlockPlan,
-    ) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
-        """`leave` of the block before, whose gate it is, and `enter` of this one: the stream and its norm."""
-        norm, dtype = self.norm1.norm, self._entering_dtype(plan)
-        parts = (hidden_states, forwarded, gate, modulation)
-        return _add_norm_modulate(norm, *parts, text_seq_length, plan.impl, dtype)
-
-    def run_branches(
-        self,
-        hidden_states: torch.Tensor,
-        normed: torch.Tensor | QuantizedRows,
-        modulation: tuple[NormModulation, NormModulation],
-        text_seq_length: int,
-        image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
-        attention_kwargs: dict[str, Any] | None,
-        plan: BlockPlan,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Attention and feed-forward: the stream, and what the latter adds to it, both `(batch, sequence, dim)`."""
-        first, second = modulation
-        attended = attend(self.attn1, normed, text_seq_length, image_rotary_emb, attention_kwargs, plan)
-        dtype = plan.ff.dtype if isinstance(plan.ff, ScaledFeedForward) else None
-        parts = (hidden_states, attended, first.gate, second)
-        hidden_states, normed = _add_norm_modulate(self.norm2.norm, *parts, text_seq_length, plan.impl, dtype)
-        return hidden_states, self.ff(normed) if plan.ff is None else plan.ff(normed)
-
-    def leave(
-        self,
-        hidden_states: torch.Tensor,
-        forwarded: torch.Tensor,
-        modulation: NormModulation,
-        text_seq_length: int,
-        plan: BlockPlan,
-    ) -> torch.Tensor:
-        """The stream with what the feed-forward adds."""
-        return ops.gated_residual(hidden_states, forwarded, modulation.gate, text_seq_length, plan.impl)
-
-    def _entering_dtype(self, plan: BlockPlan) -> torch.dtype | None:
-        """Of 8-bit numbers, where the projections take them and no hook and no foreign processor stands before them."""
-        is_ours = isinstance(self.attn1.processor, JointAttnProcessor) and not plan.hooked
-        return plan.qkv.dtype if is_ours and isinstance(plan.qkv, ScaledLinear) else None
+        attended = _attended(self.attn1, normed, text_seq_length, image_rotary_emb, attention_kwargs, bound)
+        stream, normed = residual_norm(
+            stream, attended, norms[0].gate, self.norm2, norms[1], text_seq_length, bound.operations, bound.norm2_dtype
+        )
+        rows: Any = normed  # of the kind that `bound.ff` takes
+        return stream, self.ff(rows) if bound.ff is None else bound.ff(rows)
 
 
-def _norm_modulate(
-    norm: nn.LayerNorm,
+def residual_norm(
     stream: torch.Tensor,
+    branch: torch.Tensor | None,
+    gate: torch.Tensor | None,
+    norm: CogVideoXLayerNormZero,
     modulation: NormModulation,
     text_seq_length: int,
-    impl: str,
-    dtype: torch.dtype | None = None,
-) -> torch.Tensor | QuantizedRows:
-    """The norm and its modulation; in 8 bits of `dtype` if that is given and the norm is not hooked."""
-    if not is_hooked(norm):
-        vectors = (norm.weight, norm.bias, modulation.shift, modulation.scale)
-        normed = ops.layer_norm_modulate(stream, *vectors, text_seq_length, norm.eps, impl, dtype)
-        return normed if dtype is None else QuantizedRows(*normed)
-    # An offloaded norm has its weights while it is called, and only then.
-    normed = norm(stream)
-    parts = [normed[:, :text_seq_length], normed[:, text_seq_length:]]
-    rows = [(modulation.shift[:, i : i + 1], modulation.scale[:, i : i + 1]) for i in range(2)]
-    return torch.cat([part * (1 + scale) + shift for part, (shift, scale) in zip(parts, rows, strict=True)], dim=1)
-
-
-def _add_norm_modulate(
-    norm: nn.LayerNorm,
-    stream: torch.Tensor,
-    branch: torch.Tensor,
-    gate: torch.Tensor,
-    modulation: NormModulation,
-    text_seq_length: int,
-    impl: str,
-    dtype: torch.dtype | None,
+    operations: str,
+    quantize: torch.dtype | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
-    """The stream with `gate * branch`, and `_norm_modulate` of that."""
-    if is_hooked(norm):
-        stream = ops.gated_residual(stream, branch, gate, text_seq_length, impl)
-        return stream, _norm_modulate(norm, stream, modulation, text_seq_length, impl)
-    vectors = (gate, norm.weight, norm.bias, modulation.shift, modulation.scale)
-    stream, *normed = ops.gated_residual_layer_norm_modulate(
-        stream, branch, *vectors, text_seq_length, norm.eps, impl, dtype
+    """`stream + gate * branch`, and the modulated norm of that; without a branch the stream as it is.
+
+    Args:
+        norm: a `CogVideoXLayerNormZero`, of which the inner LayerNorm counts.
+        quantize: write the norm in 8 bits of this dtype.
+    """
+    inner = norm.norm
+    vectors = (inner.weight, inner.bias, modulation.shift, modulation.scale, text_seq_length, inner.eps)
+    if branch is None:
+        normed: Any = ops.layer_norm_modulate(stream, *vectors, operations, quantize)
+        return stream, normed if quantize is None else QuantizedRows(*normed)
+    assert gate is not None
+    stream, *rest = ops.gated_residual_layer_norm_modulate(stream, branch, gate, *vectors, operations, quantize)
+    return stream, rest[0] if quantize is None else QuantizedRows(*rest)
+
+
+def _attended(
+    attn: Attention,
+    normed: torch.Tensor | QuantizedRows,
+    text_seq_length: int,
+    image_rotary_emb: Rotary | None,
+    attention_kwargs: dict[str, Any] | None,
+    bound: BoundBlock,
+) -> torch.Tensor:
+    """Attention of the joint stream, by our formula or, where something hangs on it, as diffusers calls it."""
+    if bound.attends:
+        return joint_attention(attn, normed, text_seq_length, image_rotary_emb, bound)
+    rows: Any = normed  # a tensor: norms write 8 bits for our formula alone
+    video, text = attn(
+        hidden_states=rows[:, text_seq_length:],
+        encoder_hidden_states=rows[:, :text_seq_length],
+        image_rotary_emb=image_rotary_emb,
+        **(attention_kwargs or {}),
     )
-    return stream, normed[0] if dtype is None else QuantizedRows(*normed)
+    return torch.cat([text, video], dim=1)
 
 
-# First-block caching looks up how a block returns its stream: here as one tensor.
-TransformerBlockRegistry.register(FastCogVideoXBlock, TransformerBlockMetadata())
+# Caches look up how a block returns its streams: as diffusers' own does.
+TransformerBlockRegistry.register(
+    FastCogVideoXBlock,
+    TransformerBlockMetadata(return_hidden_states_index=0, return_encoder_hidden_states_index=1),
+)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
+from cogvx_kernels import ops
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..attention import CAPABILITIES, AttentionBackend
-from .block import FastCogVideoXBlock
+from ..config import AttentionBackend
+from ..plan import AttentionPlan
+from .attention import Rotary
+from .binding import BoundBlock
+from .block import FastCogVideoXBlock, Norms, residual_norm
+from .linear import CublasLtLinear, FeedForwardPair, MergedLinear, QuantizedRows, ScaledFeedForward, ScaledLinear
 from .modulation import NormModulation
-from .plan import BlockPlan, FusedFeedForward, GeluLinear, MergedLinear
-from .scaled import QuantizedRows, ScaledFeedForward, ScaledLinear
 
 TEXT, TOKENS = 226, 300  # any numbers: a kernel more or less does not depend on them
 MOST_KERNELS = 9  # that a block may launch, products of matrices and attention included
@@ -43,17 +48,16 @@ def block_kernels(
     dim = heads * head_dim
     with torch.device("meta"):
         reference = CogVideoXBlock(dim=dim, num_attention_heads=heads, attention_head_dim=head_dim, time_embed_dim=512)
-        block = FastCogVideoXBlock(reference)
-    block.attn1.processor.backend = CAPABILITIES[backend]
-    with FakeTensorMode(), torch.device("cuda"):
-        parameters = {name: torch.empty(p.shape, dtype=dtype) for name, p in block.named_parameters()}
-        stream = torch.empty(2, TOKENS, dim, dtype=dtype)
-        table = [torch.empty(1, 2, dim, dtype=dtype) for _ in range(6)]
-        angles = [torch.empty(TOKENS - TEXT, head_dim) for _ in range(2)] if rotary else []
+        block = FastCogVideoXBlock.adopt(reference)
+    with FakeTensorMode():
+        parameters = {name: _empty(*p.shape, dtype=dtype) for name, p in block.named_parameters()}
+        stream = _empty(2, TOKENS, dim, dtype=dtype)
+        table = [_empty(1, 2, dim, dtype=dtype) for _ in range(6)]
+        angles = [_empty(TOKENS - TEXT, head_dim) for _ in range(2)] if rotary else []
         shapes = (3 * dim, dim), (dim, dim), (4 * dim, dim), (dim, 4 * dim)
         weights = [_weight(*shape, dtype, quantized) for shape in shapes]
-        normed = torch.empty(2, TOKENS, dim, dtype=quantized or dtype)
-        normed = normed if quantized is None else QuantizedRows(normed, torch.empty(2, TOKENS))
+        numbers = _empty(2, TOKENS, dim, dtype=quantized or dtype)
+        normed = numbers if quantized is None else QuantizedRows(numbers, _empty(2, TOKENS))
 
     def run(
         parameters: dict[str, torch.Tensor],
@@ -62,16 +66,20 @@ def block_kernels(
         table: list[torch.Tensor],
         weights: list[tuple[torch.Tensor, ...]],
         angles: list[torch.Tensor],
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        vectors = NormModulation(*table[:3]), NormModulation(*table[3:])
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
+        norms = NormModulation(*table[:3]), NormModulation(*table[3:])
+        bound = BoundBlock(
+            called=False, fused=True, attends=True, operations="triton", attention=AttentionPlan(backend)
+        )
         if quantized is None:
             qkv, _, first, second = weights
-            ff = FusedFeedForward(GeluLinear(*first), MergedLinear(*second)) if fuse_gelu else None
-            plan = BlockPlan(impl="triton", qkv=MergedLinear(*qkv), ff=ff)
+            ff = FeedForwardPair(CublasLtLinear(*first), MergedLinear(*second)) if fuse_gelu else None
+            bound = dataclasses.replace(bound, qkv=MergedLinear(*qkv), ff=ff)
         else:
-            qkv, out, first, second = (ScaledLinear(*weight, dtype) for weight in weights)
-            plan = BlockPlan(impl="triton", qkv=qkv, out=out, ff=ScaledFeedForward(first, second))
-        arguments = (stream, normed, vectors, tuple(angles) or None, plan, last)
+            scaled = [ScaledLinear(numbers, scales, bias, dtype) for numbers, scales, bias in weights]
+            feed_forward = ScaledFeedForward(scaled[2], scaled[3])
+            bound = dataclasses.replace(bound, qkv=scaled[0], out=scaled[1], ff=feed_forward)
+        arguments = (stream, normed, norms, tuple(angles) or None, bound, last)
         return torch.func.functional_call(_Between(block), {f"block.{n}": p for n, p in parameters.items()}, arguments)
 
     return aot.kernel_names(aot.trace(run, parameters, stream, normed, table, weights, angles))
@@ -88,21 +96,24 @@ class _Between(nn.Module):
         self,
         stream: torch.Tensor,
         normed: torch.Tensor | QuantizedRows,
-        vectors: tuple[NormModulation, NormModulation],
-        angles: tuple[torch.Tensor, torch.Tensor] | None,
-        plan: BlockPlan,
+        norms: Norms,
+        angles: Rotary | None,
+        bound: BoundBlock,
         last: bool,
-    ) -> torch.Tensor | tuple[torch.Tensor, ...]:
-        stream, forwarded = self.block.run_branches(stream, normed, vectors, TEXT, angles, None, plan)
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor | QuantizedRows]:
+        stream, branch = self.block.branches(stream, normed, norms, TEXT, angles, None, bound)
+        gate = norms[1].gate
         if last:
-            return self.block.leave(stream, forwarded, vectors[1], TEXT, plan)
-        return self.block.enter_after(stream, forwarded, vectors[1].gate, vectors[0], TEXT, plan)
+            return ops.gated_residual(stream, branch, gate, TEXT, bound.operations)
+        following = self.block.norm1, norms[0]
+        return residual_norm(stream, branch, gate, *following, TEXT, bound.operations, bound.norm1_dtype)
 
 
 def _weight(out_features: int, in_features: int, dtype: torch.dtype, quantized: torch.dtype | None) -> tuple:
     """Weight and bias, or 8-bit numbers, scales and bias."""
-    weight, bias = (
-        torch.empty(out_features, in_features, dtype=quantized or dtype),
-        torch.empty(out_features, dtype=dtype),
-    )
-    return (weight, bias) if quantized is None else (weight, torch.empty(out_features), bias)
+    weight, bias = _empty(out_features, in_features, dtype=quantized or dtype), _empty(out_features, dtype=dtype)
+    return (weight, bias) if quantized is None else (weight, _empty(out_features), bias)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="cuda")

@@ -2,98 +2,108 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import functools
 import json
 import warnings
-from collections.abc import Iterator
-from itertools import zip_longest
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.normalization import AdaLayerNorm
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
+from ..config import CompileMode
+from ..hooks import StandsFor, has_global_hooks, is_hooked, is_patched
+from ..session import EngineSession, current
 from . import position
-from .attention import JointAttnProcessor
+from .adoption import SharedAdapters, adopted
+from .binding import BoundBlock, bind, is_current
 from .block import FastCogVideoXBlock
 from .modulation import Modulation
-from .plan import UNPLANNED, BlockPlan
-from .session import EngineSession
+from .stack import StepInputs, run_blocks
 
 
-class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
-    """diffusers' model with our forward pass; made by `adopt`, never from scratch.
+class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DModel, metaclass=StandsFor):
+    """diffusers' model with our forward pass where a generation runs, and diffusers' own elsewhere.
 
-    It has the configuration, the modules and the state dict of the model it was adopted from, and saves
-    as that class, so that what it writes loads anywhere.
+    It has the configuration, the modules and the state dict of diffusers' class and saves as that, so that what it
+    writes loads anywhere. `adopt` makes one of a model that is there, `from_pretrained` one of a folder.
     """
 
     _no_split_modules: ClassVar = ["FastCogVideoXBlock", "CogVideoXPatchEmbed"]
     _repeated_blocks: ClassVar = ["FastCogVideoXBlock"]
+    _stands_for = CogVideoXTransformer3DModel
     recipe: str | None = None  # by which its linears were quantized
+    transformer_blocks: nn.ModuleList
+
+    # typeshed has `wraps` give an object with `__call__`, which mypy takes for no constructor
+    @functools.wraps(CogVideoXTransformer3DModel.__init__)  # type: ignore[misc]
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.transformer_blocks = nn.ModuleList(map(FastCogVideoXBlock.adopt, self.transformer_blocks))
 
     @classmethod
     def adopt(cls, reference: CogVideoXTransformer3DModel) -> FastCogVideoXTransformer3DModel:
         """A fast model that shares every weight with `reference`, which goes on working.
 
-        What is not a module (configuration, adapters, quantizer) is carried over as it is.
+        Configuration, adapters, quantizer, torch's forward hooks, a cache and a device map come along.
 
         Raises:
-            ValueError: if offloading hooks hang on `reference`: they belong to its own forward pass.
+            ValueError: for what would be lost: offloading hooks, a forward pass of somebody's own. It says what to do.
         """
-        if hasattr(reference, "_hf_hook"):
-            raise ValueError(
-                "the transformer has offloading hooks already; make the pipeline fast first and then call"
-                " enable_model_cpu_offload(), enable_sequential_cpu_offload() or set a device map"
-            )
-        self = cls.__new__(cls)
-        nn.Module.__init__(self)
-        own = set(self.__dict__)
-        self.__dict__.update({name: value for name, value in reference.__dict__.items() if name not in own})
-        for name, child in reference.named_children():
-            self.add_module(name, child)
-        self.transformer_blocks = nn.ModuleList(FastCogVideoXBlock(block) for block in reference.transformer_blocks)
-        self.train(reference.training)
-        self._session = None
-        return self
-
-    @contextlib.contextmanager
-    def session(self, session: EngineSession) -> Iterator[EngineSession]:
-        """Within the block, forward passes take their constants from `session`."""
-        outer, self._session = self._session, session
-        try:
-            yield session
-        finally:
-            self._session = outer
-            for processor in self.joint_processors:
-                processor.guard = None
-
-    @property
-    def joint_processors(self) -> list[JointAttnProcessor]:
-        """The attention processors that are ours; those that the user set are not among them."""
-        processors = (block.attn1.processor for block in self.transformer_blocks)
-        return [processor for processor in processors if isinstance(processor, JointAttnProcessor)]
+        return adopted(cls, reference)
 
     def to_json_string(self) -> str:
         config = json.loads(super().to_json_string())
         config["_class_name"] = CogVideoXTransformer3DModel.__name__
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
+    @functools.wraps(CogVideoXTransformer3DModel.set_attention_backend)
+    def set_attention_backend(self, backend: str) -> None:
+        everywhere = _AttentionBackendRegistry._active_backend
+        super().set_attention_backend(backend)
+        # diffusers makes it the default of every model, too, and never takes that back; here it is this model's.
+        _AttentionBackendRegistry.set_active_backend(everywhere)
+
+    @functools.wraps(CogVideoXTransformer3DModel.enable_parallelism)
+    def enable_parallelism(self, *args: Any, **kwargs: Any) -> None:
+        raise NotImplementedError(
+            "enable_parallelism: diffusers has no context-parallel plan for CogVideoX, and cogvx_fast does not split a"
+            " sequence over several GPUs yet; run one process a GPU, each with its own prompts"
+        )
+
+    @functools.wraps(CogVideoXTransformer3DModel.forward)
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        session = current(self)
+        if session is None:
+            return super().forward(*args, **kwargs)
+        reason = _why_not_fast()
+        session.ran.steps += 1
+        if reason:
+            session.ran.why_diffusers = reason
+            return super().forward(*args, **kwargs)
+        return self._fast_forward(session, *args, **kwargs)
+
     @apply_lora_scale("attention_kwargs")
-    def forward(
+    def _fast_forward(
         self,
+        session: EngineSession,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
-        timestep: int | float | torch.LongTensor,
+        timestep: torch.Tensor,
         timestep_cond: torch.Tensor | None = None,
-        ofs: int | float | torch.LongTensor | None = None,
+        ofs: torch.Tensor | None = None,
         image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_kwargs: dict[str, Any] | None = None,
         return_dict: bool = True,
     ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
-        """The denoiser's prediction; arguments and result as in diffusers.
+        """A step of a generation; arguments and result as in diffusers.
 
         Args:
             hidden_states: latents `(batch, frames, channels, height, width)`.
@@ -104,71 +114,99 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
             The prediction `(batch, frames, out_channels, height, width)`, in a tuple or as `.sample`.
         """
         text_seq_length = encoder_hidden_states.shape[1]
-        modulation = self._modulation(timestep, timestep_cond, ofs, hidden_states.dtype)
-        stream = self.embedding_dropout(self._embed(hidden_states, encoder_hidden_states))
-        self._set_guard(stream.device)
-        plans, compiles = self._plans(stream)
-        run = torch.compile(_run_blocks, fullgraph=True) if compiles == "full" else _run_blocks
-        arguments = (modulation, text_seq_length, image_rotary_emb, attention_kwargs, plans, compiles == "blocks")
-        tokens = run(self, stream, *arguments)
-        if self._overflowed(tokens):
-            with self._exact_attention():
-                tokens = run(self, stream, *arguments)
+        stream = self.embedding_dropout(self._embed(session, hidden_states, encoder_hidden_states))
+        bound = self._bound(session, stream, attention_kwargs)
+        conditions = (timestep, timestep_cond, ofs, hidden_states.dtype)
+        # Of what is called the vectors are computed where they are used: hooks may bring their weights there.
+        ours = [block for block, how in zip(self.transformer_blocks, bound, strict=True) if not how.called]
+        by_module = type(self.norm_out) is not AdaLayerNorm or any(map(is_hooked, self.norm_out.modules()))
+        modulation = self._modulation(session, ours, None if by_module else self.norm_out, *conditions)
+        needs_temb = by_module or len(ours) < len(bound)
+        temb = self._time_embedding(*conditions) if needs_temb else None
+        rows = iter(modulation.blocks)
+        norms = [None if how.called else next(rows) for how in bound]
+        step = StepInputs(text_seq_length, temb, image_rotary_emb, attention_kwargs)
+
+        stream = self._run(session, stream, norms, bound, step)
+        # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
+        video = self.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
+        if by_module:
+            video = self.norm_out(video, temb=temb)
+        else:
+            video = self.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
+        tokens = self.proj_out(video)
         output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
+        session.ran.fast += 1
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
 
-    def _set_guard(self, device: torch.device) -> None:
-        """Gives attention in 8 bits one number to set where it overflows, if no other attention is in this model."""
-        session, processors = self._session, self.joint_processors
-        if session is None or session.fallback is None:
-            return
-        in_8_bits = [p.backend.operation == "int8_attention" and p._attention_backend is None for p in processors]
-        if not all(in_8_bits) or len(in_8_bits) < len(self.transformer_blocks):
-            session.guard = None
-        elif session.guard is None:
-            session.guard = torch.zeros(1, dtype=torch.int32, device=device)
-        for processor in processors:
-            processor.guard = session.guard
-
-    def _overflowed(self, tokens: torch.Tensor) -> bool:
-        """Whether a step with a lossy attention has to be redone; the one value that is fetched from the device."""
-        session = self._session
-        if session is None or session.fallback is None:
-            return False
-        if session.guard is None:
-            return not bool(torch.isfinite(tokens).all())
-        overflowed = bool(session.guard)
-        if overflowed:
-            session.guard.zero_()
-        return overflowed
-
-    @contextlib.contextmanager
-    def _exact_attention(self) -> Iterator[None]:
-        """Within the block, for one step, attention is the session's fallback; the first time is warned of."""
-        session, processors = self._session, self.joint_processors
-        if session.redone == 0:
+    def _run(
+        self,
+        session: EngineSession,
+        stream: torch.Tensor,
+        norms: Sequence[Any],
+        bound: Sequence[BoundBlock],
+        step: StepInputs,
+    ) -> torch.Tensor:
+        """The stack of blocks, and once more with exact attention where that in 8 bits has overflowed."""
+        compiles, called = session.plan.compile, any(how.called or how.eager for how in bound)
+        run = run_blocks
+        if compiles is CompileMode.FULL and not called:
+            run = torch.compile(run_blocks, fullgraph=True)
+        arguments = (self.transformer_blocks, norms)
+        some = compiles is CompileMode.BLOCKS or (compiles is CompileMode.FULL and called)
+        output = run(stream, *arguments, bound, step, some)
+        if not session.plan.attention.may_overflow or not _overflowed(session, output):
+            return output
+        if session.ran.redone == 0:
             warnings.warn(
                 "attention gave numbers that are not finite: the step is redone exact, as every one that does so will"
                 " be; EngineConfig(attention='auto', tier='exact') takes no such risk",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        session.redone += 1
-        before = [(processor.backend, processor._attention_backend) for processor in processors]
-        for processor in processors:
-            processor.backend, processor._attention_backend = session.fallback, None
+        session.ran.redone += 1
+        exact = session.plan.attention.exact()
+        before = session.bindings
+        bound = [dataclasses.replace(how, attention=exact, by_hand=None, guard=None) for how in bound]
+        session.bindings = self._by_module(bound)
         try:
-            yield
+            return run(stream, *arguments, bound, step, some)
         finally:
-            for processor, (backend, by_hand) in zip(processors, before, strict=True):
-                processor.backend, processor._attention_backend = backend, by_hand
+            session.bindings = before
 
-    def _plans(self, stream: torch.Tensor) -> tuple[list[BlockPlan], str]:
-        """How each block runs, and what of it is compiled; outside a session, or for training, as the modules are."""
-        session = self._session
-        if session is None or torch.is_grad_enabled():
-            return [UNPLANNED] * len(self.transformer_blocks), "off"
-        return session.plans(self.transformer_blocks, stream.shape[0] * stream.shape[1]), session.compiles
+    def _bound(
+        self, session: EngineSession, stream: torch.Tensor, attention_kwargs: dict[str, Any] | None
+    ) -> list[BoundBlock]:
+        """How each block runs; decided at the first step, and again if modules or weights were replaced since."""
+        blocks, plan, watched = self.transformer_blocks, session.plan, session.watched
+        bound = [session.bindings[block] for block in blocks if block in session.bindings]
+        if (
+            not bound
+            or len(bound) != len(blocks)
+            or not all(is_current(block, how, plan, watched) for block, how in zip(blocks, bound, strict=True))
+        ):
+            bound = bind(blocks, plan, stream.shape[0] * stream.shape[1], watched)
+            session.ran.counts["bindings"] += 1
+            session.ran.blocks = tuple(how.ran() for how in bound)
+            if plan.attention.in_8_bits and all(how.attends and how.by_hand is None for how in bound):
+                # One number to set where it overflows, instead of a look at the step's result.
+                session.guard = torch.zeros(1, dtype=torch.int32, device=stream.device)
+                bound = [dataclasses.replace(how, guard=session.guard) for how in bound]
+            else:
+                session.guard = None
+            session.bindings = self._by_module(bound)
+        if attention_kwargs:  # meant for the processor, which is called with them
+            bound = [dataclasses.replace(how, attends=False) for how in bound]
+        return bound
+
+    def _by_module(self, bound: Sequence[BoundBlock]) -> dict[nn.Module, BoundBlock]:
+        """By block, and by the attention of each, for when they are called by others."""
+        found: dict[nn.Module, BoundBlock] = {}
+        for block, how in zip(self.transformer_blocks, bound, strict=True):
+            found[block] = how
+            if isinstance(block, FastCogVideoXBlock):
+                found[block.attn1] = how
+        return found
 
     def _time_embedding(
         self, timestep: torch.Tensor, timestep_cond: torch.Tensor | None, ofs: torch.Tensor | None, dtype: torch.dtype
@@ -180,73 +218,68 @@ class FastCogVideoXTransformer3DModel(CogVideoXTransformer3DModel):
         return temb
 
     def _modulation(
-        self, timestep: torch.Tensor, timestep_cond: torch.Tensor | None, ofs: torch.Tensor | None, dtype: torch.dtype
+        self,
+        session: EngineSession,
+        blocks: Sequence[CogVideoXBlock],
+        norm_out: AdaLayerNorm | None,
+        timestep: torch.Tensor,
+        timestep_cond: torch.Tensor | None,
+        ofs: torch.Tensor | None,
+        dtype: torch.dtype,
     ) -> Modulation:
+        """The vectors of `blocks` and of the final norm: a row of the table of all steps, or computed for this one."""
+        embeddings = (self.time_proj, self.time_embedding, self.ofs_proj, self.ofs_embedding)
+
         def compute(steps: torch.Tensor) -> Modulation:
-            return Modulation.compute(self, self._time_embedding(steps, timestep_cond, ofs, dtype))
+            return Modulation.compute(blocks, norm_out, self._time_embedding(steps, timestep_cond, ofs, dtype))
 
-        if self._session is not None and timestep_cond is None:
-            modulation = self._session.modulation(timestep, ofs, compute)
-            if modulation is not None:
-                return modulation
-        return compute(timestep)
+        step = session.step_of(timestep) if session.plan.keeps_modulation and timestep_cond is None else None
+        hooked = any(is_hooked(module) for part in embeddings if part is not None for module in part.modules())
+        if step is None or hooked:
+            return compute(timestep)
+        linears = [norm.linear for block in blocks for norm in (block.norm1, block.norm2)]
+        modules = (*embeddings, norm_out, *linears)
+        return session.modulation(step, ofs, modules, compute)
 
-    def _embed(self, latents: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
-        session, patch_embed, text_length = self._session, self.patch_embed, encoder_hidden_states.shape[1]
-        if session is None:
-            text = patch_embed.text_proj(encoder_hidden_states)
-        else:
-            text = session.projected_text(encoder_hidden_states, patch_embed.text_proj)
+    def _embed(
+        self, session: EngineSession, latents: torch.Tensor, encoder_hidden_states: torch.Tensor
+    ) -> torch.Tensor:
+        """The joint stream of a step: prompt and patches, with positions where they are added."""
+        patch_embed, text_length = self.patch_embed, encoder_hidden_states.shape[1]
+        position.check_size(patch_embed, latents, text_length)
+        if any(map(is_hooked, patch_embed.modules())):
+            return patch_embed(encoder_hidden_states, latents)
+        text = session.projected_text(encoder_hidden_states, patch_embed.text_proj)
         stream = torch.cat([text, position.embed_patches(patch_embed, latents)], dim=1)
         if not position.has_positions(patch_embed):
             return stream
 
         def compute() -> torch.Tensor:
-            return position.joint_positions(patch_embed, latents, text_length)
+            return position.joint_positions(patch_embed, latents)
 
-        if session is None:
-            return stream + compute()
-        return stream + session.positions((latents.shape[1:], text_length, latents.dtype, latents.device), compute)
+        key = (latents.shape[1:], text_length, latents.dtype, latents.device)
+        return stream + session.positions(key, patch_embed.pos_embedding, compute)
 
 
-def _run_blocks(
-    transformer: FastCogVideoXTransformer3DModel,
-    stream: torch.Tensor,
-    modulation: Modulation,
-    text_seq_length: int,
-    image_rotary_emb: tuple[torch.Tensor, torch.Tensor] | None,
-    attention_kwargs: dict[str, Any] | None,
-    plans: list[BlockPlan],
-    compile_blocks: bool,
-) -> torch.Tensor:
-    """The stream through all blocks and the final projection: `(batch, video tokens, patch * out_channels)`."""
-    blocks = list(zip(transformer.transformer_blocks, modulation.blocks, plans, strict=True))
-    # One function for all blocks: dynamo compiles it once and takes their weights as inputs.
-    whole, branches = FastCogVideoXBlock.forward, FastCogVideoXBlock.run_branches
-    if compile_blocks:
-        whole, branches = (torch.compile(function, fullgraph=True) for function in (whole, branches))
-    normed = None  # of the stream, for the next block, where the one before gave it along with its last addition
-    for (block, vectors, plan), following in zip_longest(blocks, blocks[1:]):
-        arguments = (vectors, text_seq_length, image_rotary_emb, attention_kwargs)
-        if torch.is_grad_enabled() and transformer.gradient_checkpointing:
-            stream = transformer._gradient_checkpointing_func(block, stream, *arguments)
-        elif plan.hooked or not (plan.chains or compile_blocks):
-            stream = block(stream, *arguments, plan)
-        elif not plan.chains:
-            stream = whole(block, stream, *arguments, plan)
-        else:
-            if normed is None:
-                normed = block.enter(stream, vectors[0], text_seq_length, plan)
-            stream, forwarded = branches(block, stream, normed, *arguments, plan)
-            if following is not None and following[2].chains:
-                after, (first, _), its_plan = following
-                parts = (stream, forwarded, vectors[1].gate, first)
-                stream, normed = after.enter_after(*parts, text_seq_length, its_plan)
-                del parts
-            else:
-                stream, normed = block.leave(stream, forwarded, vectors[1], text_seq_length, plan), None
-            del forwarded  # two streams that would lie beside all of the next block
-    # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
-    video = transformer.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
-    video = transformer.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
-    return transformer.proj_out(video)
+def _why_not_fast() -> str:
+    """What keeps a step from being ours at this moment, in words; empty where nothing does."""
+    if has_global_hooks():
+        return "hooks of all modules are registered with torch: diffusers' own forward pass, which calls each"
+    if is_patched(CogVideoXTransformer3DModel, "forward"):
+        return "CogVideoXTransformer3DModel.forward was replaced, and runs as it is"
+    if torch.is_grad_enabled():
+        return "gradients are asked for: diffusers' own forward pass"
+    for kind in ("cpu", "cuda"):
+        if torch.is_autocast_enabled(kind):
+            return f"torch.autocast({kind!r}) is on: diffusers' own forward pass, whose operations it casts"
+    return ""
+
+
+def _overflowed(session: EngineSession, tokens: torch.Tensor) -> bool:
+    """Whether a step with attention in 8 bits has to be redone; the one value that is fetched from the device."""
+    if session.guard is None:
+        return not bool(torch.isfinite(tokens).all())
+    overflowed = bool(session.guard)
+    if overflowed:
+        session.guard.zero_()
+    return overflowed

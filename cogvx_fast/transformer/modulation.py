@@ -7,13 +7,12 @@ steps takes 50 x 30 x 12 x 1920 x 2 bytes = 69 MB in fp16; the projections it re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
-
-if TYPE_CHECKING:
-    from .model import FastCogVideoXTransformer3DModel
+from diffusers.models.normalization import AdaLayerNorm, CogVideoXLayerNormZero
+from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 
 
 @dataclass
@@ -25,7 +24,7 @@ class NormModulation:
     gate: torch.Tensor
 
     @classmethod
-    def project(cls, norm: torch.nn.Module, temb: torch.Tensor) -> NormModulation:
+    def project(cls, norm: CogVideoXLayerNormZero, temb: torch.Tensor) -> NormModulation:
         """From a `CogVideoXLayerNormZero` and time embeddings `(rows, time_embed_dim)`."""
         projected = norm.linear(norm.silu(temb)).unflatten(1, (2, 3, -1))  # (rows, video|text, shift|scale|gate, dim)
         shift, scale, gate = projected.flip(1).unbind(2)
@@ -44,15 +43,20 @@ class Modulation:
     final_scale: torch.Tensor
 
     @classmethod
-    def compute(cls, transformer: FastCogVideoXTransformer3DModel, temb: torch.Tensor) -> Modulation:
-        """For time embeddings `(rows, time_embed_dim)`: a row for each step, or for each sample of a batch."""
-        blocks = [
-            (NormModulation.project(block.norm1, temb), NormModulation.project(block.norm2, temb))
-            for block in transformer.transformer_blocks
+    def compute(cls, blocks: Sequence[CogVideoXBlock], norm_out: AdaLayerNorm | None, temb: torch.Tensor) -> Modulation:
+        """For time embeddings `(rows, time_embed_dim)`: a row for each step, or for each sample of a batch.
+
+        Args:
+            norm_out: the final norm; None: it is called itself.
+        """
+        of_blocks = [
+            (NormModulation.project(block.norm1, temb), NormModulation.project(block.norm2, temb)) for block in blocks
         ]
-        norm_out = transformer.norm_out
+        if norm_out is None:
+            nothing = temb.new_empty(len(temb), 1, 0)
+            return cls(of_blocks, nothing, nothing)
         shift, scale = norm_out.linear(norm_out.silu(temb)).unsqueeze(1).chunk(2, dim=2)
-        return cls(blocks, shift, scale)
+        return cls(of_blocks, shift, scale)
 
     def row(self, index: int) -> Modulation:
         """The vectors of one step as views, with a leading axis of one that broadcasts over the batch."""

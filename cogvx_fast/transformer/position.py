@@ -5,14 +5,11 @@ from __future__ import annotations
 import torch
 from diffusers.models.embeddings import CogVideoXPatchEmbed
 
+from ..family import PIXELS_PER_LATENT
+
 
 def embed_patches(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> torch.Tensor:
-    """Video tokens `(batch, frames * rows * columns, dim)` of latents `(batch, frames, channels, height, width)`.
-
-    Raises:
-        ValueError: for a size that patches do not fill.
-    """
-    _check_grid(patch_embed, latents.shape)
+    """Video tokens `(batch, frames * rows * columns, dim)` of latents `(batch, frames, channels, height, width)`."""
     if patch_embed.patch_size_t is None:
         tokens = patch_embed.proj(latents.flatten(0, 1)).flatten(2).transpose(1, 2)  # (batch * frames, patches, dim)
         return tokens.unflatten(0, latents.shape[:2]).flatten(1, 2)
@@ -23,18 +20,33 @@ def embed_patches(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> to
     return patch_embed.proj(patches.flatten(4).flatten(1, 3))
 
 
-def _check_grid(patch_embed: CogVideoXPatchEmbed, shape: torch.Size) -> None:
+def check_size(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor, text_length: int) -> None:
+    """Raise a ValueError for a size that patches do not fill, or that a checkpoint's positions were not made for."""
     p, p_t = patch_embed.patch_size, patch_embed.patch_size_t or 1
-    frames, height, width = shape[1], shape[3], shape[4]
+    frames, height, width = latents.shape[1], latents.shape[3], latents.shape[4]
     if height % p or width % p:
         raise ValueError(
             f"latents of {height}x{width} do not fill patches of {p}x{p}: height and width must be multiples of {p},"
-            f" that is of {8 * p} pixels"
+            f" that is of {PIXELS_PER_LATENT * p} pixels"
         )
     if frames % p_t:
         raise ValueError(
             f"{frames} latent frames do not fill patches of {p_t}: this checkpoint takes a multiple of {p_t}; the"
             " pipelines pad them when they are given num_frames rather than latents"
+        )
+    if not has_positions(patch_embed):
+        return
+    if text_length != patch_embed.max_text_seq_length:
+        raise ValueError(
+            f"encoder_hidden_states has {text_length} text tokens, but this checkpoint adds position embeddings made"
+            f" for {patch_embed.max_text_seq_length}: pass max_sequence_length={patch_embed.max_text_seq_length}"
+        )
+    own = (patch_embed.sample_height, patch_embed.sample_width)
+    if patch_embed.use_learned_positional_embeddings and (height, width) != own:
+        pixels = [side * PIXELS_PER_LATENT for side in own]
+        raise ValueError(
+            f"latents of {height}x{width} do not fit: this checkpoint has learned positions for"
+            f" {own[0]}x{own[1]} latents, that is {pixels[0]}x{pixels[1]} pixels, only"
         )
 
 
@@ -43,24 +55,10 @@ def has_positions(patch_embed: CogVideoXPatchEmbed) -> bool:
     return patch_embed.use_positional_embeddings or patch_embed.use_learned_positional_embeddings
 
 
-def joint_positions(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor, text_length: int) -> torch.Tensor:
-    """Position embedding of the joint stream, `(1, text_length + tokens, dim)` in the dtype of `latents`.
-
-    Raises:
-        ValueError: for a text length or (with learned positions) a size that the checkpoint was not made for.
-    """
-    if text_length != patch_embed.max_text_seq_length:
-        raise ValueError(
-            f"encoder_hidden_states has {text_length} text tokens, but this checkpoint adds position embeddings made"
-            f" for {patch_embed.max_text_seq_length}: pass max_sequence_length={patch_embed.max_text_seq_length}"
-        )
+def joint_positions(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> torch.Tensor:
+    """Position embedding of the joint stream, `(1, text_length + tokens, dim)` in the dtype of `latents`."""
     frames, height, width = latents.shape[1], latents.shape[3], latents.shape[4]
     own = (patch_embed.sample_height, patch_embed.sample_width)
-    if patch_embed.use_learned_positional_embeddings and (height, width) != own:
-        raise ValueError(
-            f"latents of {height}x{width} do not fit: this checkpoint has learned positions for"
-            f" {own[0]}x{own[1]} latents, that is {own[0] * 8}x{own[1] * 8} pixels, only"
-        )
     sample_frames = (frames - 1) * patch_embed.temporal_compression_ratio + 1
     if (height, width, sample_frames) == (*own, patch_embed.sample_frames):
         positions = patch_embed.pos_embedding

@@ -13,9 +13,10 @@ from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_a
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.attention import CAPABILITIES, AttentionBackend
 from cogvx_fast.attention import resolve as resolve_backend
-from cogvx_fast.transformer import FastCogVideoXTransformer3DModel, attention
+from cogvx_fast.plan import AttentionPlan
+from cogvx_fast.transformer import attention
 from tests import toy
-from tests.transformer.test_model import forward_inputs, relative
+from tests.generation import fast_model, plain, plan, relative, run, session
 
 
 def resolve(requested, *arguments, **keywords):
@@ -55,7 +56,7 @@ def test_auto_on_a_cpu_is_sdpa_for_what_our_kernel_does_not_take_and_says_why():
 def test_auto_takes_our_kernel_on_a_cpu_that_can_run_it(lacks, chosen, monkeypatch):
     for backend in (AttentionBackend.AMX, AttentionBackend.AVX512):
         reason = f"it needs a CPU with {backend}" if backend in lacks else None
-        capability = dataclasses.replace(CAPABILITIES[backend], why_not=lambda reason=reason: reason)
+        capability = dataclasses.replace(CAPABILITIES[backend], why_unavailable=lambda reason=reason: reason)
         monkeypatch.setitem(CAPABILITIES, backend, capability)
     resolution = resolve("auto", "cpu", torch.bfloat16, 64)
     assert resolution.backend == chosen
@@ -140,26 +141,24 @@ def test_auto_takes_8_bits_if_they_may_be_and_gain_time(gpu):
     assert resolve("auto", "cpu", torch.float32, 64, exact=False, in_8_bits=True).backend is AttentionBackend.SDPA
 
 
-@torch.no_grad()
-def test_attention_in_8_bits_is_what_its_processor_calls(monkeypatch):
+def test_attention_in_8_bits_is_what_its_plan_calls(monkeypatch):
     """Norms and the rest in torch; on a CPU, attention by its formula in place of the kernel."""
     calls = []
 
     def by_formula(query, key, value, impl, **options):
-        calls.append(impl)
+        calls.append((impl, options["guard"].dtype))
         return ops.int8_attention(query, key, value, **options)
 
     stand_in = types.SimpleNamespace(
         **{name: getattr(ops, name) for name in ops.__all__} | {"int8_attention": by_formula}
     )
     monkeypatch.setattr(attention, "ops", stand_in)
-    model = FastCogVideoXTransformer3DModel.adopt(toy.transformer("5b").to(torch.bfloat16))
-    expected = model(**forward_inputs(model, dtype=torch.bfloat16)).sample
-    assert not calls
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[AttentionBackend.TRITON_INT8]
-    output = model(**forward_inputs(model, dtype=torch.bfloat16)).sample
-    assert calls == ["triton"] * len(model.joint_processors)
+    model = fast_model("5b").to(torch.bfloat16)
+    expected = plain(model, session(model), dtype=torch.bfloat16)
+    in_8_bits = AttentionPlan(AttentionBackend.TRITON_INT8, AttentionBackend.SDPA)
+    current = session(model, plan=plan(model, {"attention": in_8_bits, "operations": "torch"}))
+    output = run(model, current, dtype=torch.bfloat16)
+    assert calls == [("triton", torch.int32)] * 3 and current.ran.redone == 0
     assert 0 < relative(output, expected) < 0.02
 
 
@@ -226,17 +225,27 @@ def test_every_backend_gets_layout_scale_and_dtype_right(stand_ins, backend, dty
 # --- in a pipeline ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def everybodys_default():
+    """diffusers' `set_attention_backend` changes it."""
+    yield
+    attention_dispatch._AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+
+
+@pytest.mark.usefixtures("everybodys_default")
 def test_set_attention_backend_takes_effect():
     # Upstream it silently does nothing for this family.
     fast = accelerate(toy.pipeline())
     expected = fast(**toy.inputs(output_type="latent")).frames
     fast.transformer.set_attention_backend("_native_math")
     output = fast(**toy.inputs(output_type="latent")).frames
-    assert ((output - expected).norm() / expected.norm()).item() < 1e-4
+    assert relative(output, expected) < 1e-4
     assert "set by hand: _native_math" in str(fast.engine_report())
-    names = {processor._attention_backend for processor in fast.transformer.joint_processors}
+    names = {block.attn1.processor._attention_backend for block in fast.transformer.transformer_blocks}
     assert names == {AttentionBackendName._NATIVE_MATH}
-    attention_dispatch._AttentionBackendRegistry.set_active_backend(AttentionBackendName.NATIVE)
+    fast.transformer.reset_attention_backend()
+    assert "set by hand" not in str(fast.engine_report())
+    assert torch.equal(fast(**toy.inputs(output_type="latent")).frames, expected)
 
 
 def test_the_backend_that_is_set_is_the_one_called(stand_ins, monkeypatch):
@@ -250,18 +259,32 @@ def test_the_backend_that_is_set_is_the_one_called(stand_ins, monkeypatch):
     fast = accelerate(toy.pipeline("5b"))
     expected = fast(**toy.inputs(output_type="latent")).frames
     assert not calls
-    for processor in fast.transformer.joint_processors:
-        processor._attention_backend = AttentionBackendName.FLASH
+    for block in fast.transformer.transformer_blocks:
+        block.attn1.processor._attention_backend = AttentionBackendName.FLASH
     output = fast(**toy.inputs(output_type="latent")).frames
     assert len(calls) == 3 * 3  # steps x layers
     assert ((output - expected).norm() / expected.norm()).item() < 1e-4
 
 
-def test_the_report_names_the_backend_once_it_has_run():
+def test_the_backend_that_is_set_is_called_outside_of_a_generation_too(stand_ins, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        attention_dispatch, "flash_attn_func", lambda **given: calls.append(1) or flash_attn_func(**given)
+    )
+    model = fast_model("5b")
+    current = session(model)
+    expected = plain(model, current)
+    for block in model.transformer_blocks:
+        block.attn1.processor._attention_backend = AttentionBackendName.FLASH
+    assert not calls
+    assert relative(plain(model, current), expected) < 1e-5 and len(calls) == 3
+
+
+def test_the_report_names_the_backend_before_and_after():
     fast = accelerate(toy.pipeline())
-    assert "chosen for the device when a generation starts" in str(fast.engine_report())
-    fast(**toy.inputs(output_type="latent"))
-    assert "attention         sdpa (not flash-attn-3" in str(fast.engine_report())
+    for _ in range(2):
+        assert "attention         sdpa (not flash-attn-3" in str(fast.engine_report())
+        fast(**toy.inputs(num_steps=1, output_type="latent"))
 
 
 def test_a_backend_that_cannot_work_is_refused_before_heavy_work(everything_installed):

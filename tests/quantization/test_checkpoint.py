@@ -234,6 +234,7 @@ print(status("VmHWM") - before, total)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_loading_takes_no_more_memory_than_the_quantized_weights(finished, tmp_path):
     pipe = toy.pipeline()

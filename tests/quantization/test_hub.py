@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline
-from cogvx_fast.fit.choice import LimitError
+from cogvx_fast.memory import LimitError
 from cogvx_fast.quantization.convert import quantize_checkpoint
 from cogvx_fast.quantization.manifest import CheckpointError
 from tests import toy

@@ -84,7 +84,7 @@ def test_adapters_fused_before_are_quantized_with_the_weights(adapters, unload):
     fast = accelerate(exact, EngineConfig(recipe="int8"))
     assert relative(run(fast), expected) < 2 * quantization_error("int8")
     assert len(list(quantized_names(fast.transformer))) == 18
-    if unload and int8.why_not() is None:
+    if unload and int8.why_unavailable() is None:
         assert "int8 products of our own in 3" in str(fast.engine_report())
 
 

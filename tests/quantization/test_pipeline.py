@@ -119,8 +119,10 @@ def test_what_others_quantized_is_refused_and_runs_exact():
 def test_offloading_comes_after():
     original = toy.pipeline()
     original.transformer.enable_group_offload(torch.device("cpu"), torch.device("cpu"), offload_type="leaf_level")
-    with pytest.raises(ValueError, match=r"attn1\.to_q is offloaded: quantize first, then enable offloading"):
+    with pytest.raises(ValueError, match="has offloading hooks already; make the pipeline fast first"):
         accelerate(original, EngineConfig(recipe="int8"))
+    with pytest.raises(ValueError, match=r"attn1\.to_q is offloaded: quantize first, then enable offloading"):
+        quantize_transformer(original.transformer, RECIPES["int8"])
 
 
 def test_a_shared_copy_keeps_modules_that_occur_twice():

@@ -5,22 +5,19 @@ import copy
 import pytest
 import torch
 from cogvx_kernels.cpu import int8
-from cogvx_kernels.triton import why_not as why_not_triton
+from cogvx_kernels.triton import why_unavailable as why_not_triton
 
 from cogvx_fast import EngineConfig, accelerate
-from cogvx_fast.bench.quality import snr_db
-from cogvx_fast.lowering import report_projections
+from cogvx_fast.bench.accuracy import snr_db
 from cogvx_fast.quantization import RECIPES, Scheme
 from cogvx_fast.quantization.apply import quantize_modules, quantize_transformer
-from cogvx_fast.quantization.recipes import Target, why_not_native
+from cogvx_fast.quantization.recipes import Target, why_no_native_products
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.plan import BlockPlan
-from cogvx_fast.transformer.quantized import Int8FeedForward, Int8Linear, QuantizedWeight
-from cogvx_fast.transformer.scaled import ScaledLinear
+from cogvx_fast.transformer.linear import Int8FeedForward, Int8Linear, QuantizedWeight
 from tests import toy
-from tests.transformer.test_plan import plain, relative, run, session
+from tests.generation import bound, plain, relative, run, session
 
-needs_int8 = pytest.mark.skipif(int8.why_not() is not None, reason=str(int8.why_not()))
+needs_int8 = pytest.mark.skipif(int8.why_unavailable() is not None, reason=str(int8.why_unavailable()))
 
 
 def quantized(variant="2b", recipe="int8", dtype=torch.float32):
@@ -35,11 +32,15 @@ def quantized(variant="2b", recipe="int8", dtype=torch.float32):
 @pytest.mark.parametrize("variant", ["2b", "1.5-5b-i2v"])
 def test_both_products_are_as_far_from_exact(variant, dtype):
     exact, model = quantized(variant, dtype=dtype)
-    ours, torchaos = session(recipe="int8"), session(recipe="int8", gemm="torchao")
-    expected = plain(exact, ours, dtype=dtype).float()
-    own, theirs = (run(model, current, dtype=dtype).float() for current in (ours, torchaos))
-    assert all(type(p.qkv) is type(p.out) is Int8Linear and type(p.ff) is Int8FeedForward for p in ours.block_plans)
-    assert all(p.qkv is p.out is p.ff is None for p in torchaos.block_plans)
+    ours, torchaos = session(model, recipe="int8"), session(model, recipe="int8", gemm="torchao")
+    expected = plain(exact, ours, dtype=dtype)
+    with ours.active():
+        own = run(model, ours, dtype=dtype)
+        forms = [(type(how.qkv), type(how.out), type(how.ff)) for how in bound(model, ours)]
+    with torchaos.active():
+        theirs = run(model, torchaos, dtype=dtype)
+        assert all(how.qkv is how.out is how.ff is None for how in bound(model, torchaos))
+    assert forms == [(Int8Linear, Int8Linear, Int8FeedForward)] * 3
     assert relative(own, expected) <= 1.1 * relative(theirs, expected)
     # Two roundings of the same numbers, each as far from the truth: no further from each other than they could be.
     assert relative(own, theirs) <= 2 * relative(theirs, expected)
@@ -50,9 +51,10 @@ def test_one_linear_gives_torchaos_numbers_within_the_rounding_of_its_activation
     _, model = quantized()
     linear = model.transformer_blocks[0].ff.net[2]
     x = torch.randn(2, 7, linear.in_features)
-    current = session(recipe="int8")
-    run(model, current)
-    ours = Int8Linear((current.block_plans[0].ff.second,), current.block_plans[0].ff.buffer)(x)
+    with (current := session(model, recipe="int8")).active():
+        run(model, current)
+        form = bound(model, current)[0].ff
+    ours = Int8Linear((form.second,), form.buffer)(x)
     expected = torch.nn.functional.linear(x, linear.weight.dequantize(), linear.bias)
     with torch.no_grad():
         assert relative(ours, expected) <= 1.1 * relative(linear(x), expected)
@@ -85,33 +87,35 @@ def rounding_error(x, weight, bias):
 @needs_int8
 def test_no_copy_of_the_weights_is_made_and_one_buffer_serves_all():
     _, model = quantized()
-    current = session(recipe="int8")
-    run(model, current)
-    for block, plan in zip(model.transformer_blocks, current.block_plans, strict=True):
-        assert plan.packed_bytes == 0
-        assert plan.qkv.weights[2].values.data_ptr() == block.attn1.to_v.weight.qdata.data_ptr()
-    assert len({plan.ff.buffer.data_ptr() for plan in current.block_plans}) == 1
-    larger = run(model, current, height=8, width=8)  # more rows than the buffer was made for
-    assert relative(larger, run(model, session(recipe="int8"), height=8, width=8)) == 0
+    with (current := session(model, recipe="int8")).active():
+        run(model, current)
+        hows = bound(model, current)
+        for block, how in zip(model.transformer_blocks, hows, strict=True):
+            assert how.ran().packed_bytes == 0
+            assert how.qkv.weights[2].values.data_ptr() == block.attn1.to_v.weight.qdata.data_ptr()
+        assert len({how.ff.buffer.data_ptr() for how in hows}) == 1
+        larger = run(model, current, height=8, width=8)  # more rows than the buffer was made for
+    assert torch.equal(larger, run(model, session(model, recipe="int8"), height=8, width=8))
 
 
 @needs_int8
-def test_a_plan_follows_replaced_weights():
+def test_replaced_weights_are_noticed():
     _, model = quantized()
-    current = session(recipe="int8")
-    run(model, current)
-    other = quantized()[1].transformer_blocks[1]
-    model.transformer_blocks[0].ff.net[2].weight = other.ff.net[2].weight
-    assert torch.equal(run(model, current), run(model, session(recipe="int8")))
-    assert current.counts["plans"] == 2
+    with (current := session(model, recipe="int8")).active():
+        before = run(model, current)
+        other = quantized()[1].transformer_blocks[1]
+        model.transformer_blocks[0].ff.net[2].weight = other.ff.net[2].weight
+        after = run(model, current)
+    assert torch.equal(after, run(model, session(model, recipe="int8"))) and relative(after, before) > 1e-3
+    assert current.ran.counts["bindings"] == 2
 
 
 @pytest.mark.parametrize("recipe", ["int8-weight", "fp8-weight"])
 def test_weight_only_linears_are_called(recipe):
     exact, model = quantized(recipe=recipe)
-    current = session(recipe=recipe)
-    output = run(model, current)
-    assert all(plan.qkv is plan.out is plan.ff is None for plan in current.block_plans)
+    with (current := session(model, recipe=recipe)).active():
+        output = run(model, current)
+        assert all(how.qkv is how.out is how.ff is None for how in bound(model, current))
     assert 1e-4 < relative(output, plain(exact, current)) < 0.1
 
 
@@ -133,7 +137,7 @@ def test_native_products_are_refused_where_there_are_none():
     ],
 )
 def test_what_gpus_have_products_of_our_own(recipe, capability, reason):
-    assert why_not_native(RECIPES[recipe], Target("cuda", "a T4", capability)) == reason
+    assert why_no_native_products(RECIPES[recipe], Target("cuda", "a T4", capability)) == reason
 
 
 @needs_int8
@@ -141,19 +145,19 @@ def test_the_report_names_the_products():
     fast = accelerate(toy.pipeline(), EngineConfig(recipe="int8"))
     fast(**toy.inputs(num_steps=1, output_type="latent"))
     assert "int8 products of our own in 3" in str(fast.engine_report())
-    current = session(recipe="int8")
-    weight = torch.empty(3, 1, dtype=torch.float8_e4m3fn)
-    current.block_plans = [BlockPlan("triton", ScaledLinear(weight, torch.empty(3), None, torch.float16))] * 2
-    assert "float8_e4m3fn products of our own, fed by 8-bit norms, in 2" in report_projections(current).detail
 
 
+@pytest.mark.slow
 def test_compiled_blocks_run_torchaos_products_and_give_the_same_numbers():
     exact, model = quantized()
-    compiled, called = session("blocks", recipe="int8"), session(recipe="int8", gemm="torchao")
+    compiled = session(model, compile="blocks", recipe="int8")
+    called = session(model, recipe="int8", gemm="torchao")
     torch._dynamo.reset()
-    output, expected = run(model, compiled), run(model, called)
+    with compiled.active():
+        output = run(model, compiled)
+        assert all(how.qkv is how.ff is None for how in bound(model, compiled))
+    expected = run(model, called)
     torch._dynamo.reset()
-    assert all(plan.qkv is plan.ff is None for plan in compiled.block_plans)
     truth = plain(exact, compiled)
     assert relative(output, truth) <= 1.1 * relative(expected, truth)
     assert relative(output, expected) < relative(expected, truth)

@@ -8,7 +8,7 @@ from torch import nn
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.quantization import BALANCED, RECIPES, Scheme
-from cogvx_fast.quantization.recipes import Target, best, check_possible, refusal, why_not
+from cogvx_fast.quantization.recipes import Target, best, check_possible, refusal, why_unsupported
 from tests import toy
 
 ADA = Target("cuda", "an L40S (compute capability 8.9)", (8, 9))
@@ -58,7 +58,7 @@ def test_balanced_is_the_best_for_device_and_dtype(target, dtype, expected):
 
 def test_fp8_says_what_the_device_has_and_what_works_instead():
     for target in (AMPERE, CPU):
-        assert target.name in why_not(RECIPES["fp8"], target)
+        assert target.name in why_unsupported(RECIPES["fp8"], target)
         with pytest.raises(ValueError, match=r"recipe='fp8' cannot work here: .* 8\.9 or newer; .*'int8'"):
             check_possible("fp8", [target])
     check_possible("fp8", [CPU, ADA])

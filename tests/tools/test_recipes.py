@@ -33,6 +33,7 @@ def test_distance_of_known_noise(exact):
     assert found["latent_error_step_1"] == pytest.approx(0.01, rel=0.1) and 0.5 < found["ssim"] < 1
 
 
+@pytest.mark.slow
 def test_the_gate_asks_for_the_floor_and_for_what_the_videos_show(exact):
     good = recipes.row("run", "int8", "bfloat16", changed(exact, 0.01), exact)
     assert good.gate == "green" and good.extras["shape_accuracy"] == good.extras["shape_accuracy_exact"] == 1

@@ -1,25 +1,27 @@
-"""`torch.compile(fullgraph=True)` takes the whole fast transformer with Triton kernels: fake CUDA tensors, no GPU."""
+"""`torch.compile(fullgraph=True)` takes the whole stack of blocks with Triton kernels: fake CUDA tensors, no GPU."""
 
 from collections import Counter
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 from cogvx_kernels import aot
 
-from cogvx_fast.attention import CAPABILITIES, AttentionBackend
-from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
-from cogvx_fast.transformer.model import _run_blocks
-from cogvx_fast.transformer.modulation import Modulation, NormModulation
-from cogvx_fast.transformer.plan import BlockPlan
-from cogvx_fast.transformer.scaled import ScaledFeedForward, ScaledLinear
-from tests import toy
+from cogvx_fast.config import AttentionBackend
+from cogvx_fast.plan import AttentionPlan
+from cogvx_fast.transformer.binding import BoundBlock
+from cogvx_fast.transformer.linear import ScaledFeedForward, ScaledLinear
+from cogvx_fast.transformer.modulation import NormModulation
+from cogvx_fast.transformer.stack import StepInputs, run_blocks
+from tests.generation import fast_model
+
+pytestmark = pytest.mark.slow
 
 LAYERS, TEXT, TOKENS = 3, 16, 28
 # How often each is launched: a block leaves its last addition to the next block's norm.
@@ -58,7 +60,7 @@ def products(dim, dtype):
         return ScaledLinear(torch.empty(out_features, in_features, dtype=dtype), scales, bias, torch.float16)
 
     ff = ScaledFeedForward(linear(4 * dim, dim), linear(dim, 4 * dim))
-    return BlockPlan(impl="triton", qkv=linear(3 * dim, dim), out=linear(dim, dim), ff=ff)
+    return {"qkv": linear(3 * dim, dim), "out": linear(dim, dim), "ff": ff}
 
 
 @pytest.mark.parametrize(
@@ -77,9 +79,7 @@ def test_the_whole_transformer_is_one_graph(variant, quantized, backend):
         graphs.append(graph)
         return graph.forward
 
-    model = FastCogVideoXTransformer3DModel.adopt(toy.transformer(variant, attention_head_dim=64, num_layers=LAYERS))
-    for processor in model.joint_processors:
-        processor.backend = CAPABILITIES[backend]
+    model = fast_model(variant, attention_head_dim=64, num_layers=LAYERS)
     rotary = variant != "2b"
     torch.compiler.reset()
     mode = FakeTensorMode()
@@ -88,16 +88,15 @@ def test_the_whole_transformer_is_one_graph(variant, quantized, backend):
         dim = 128
         stream = torch.empty(2, TOKENS, dim, dtype=torch.float16)
         vectors = [NormModulation(*(torch.empty(1, 2, dim, dtype=torch.float16) for _ in range(3))) for _ in range(2)]
-        final = [torch.empty(1, 1, dim, dtype=torch.float16) for _ in range(2)]
-        modulation = Modulation([tuple(vectors)] * LAYERS, *final)
         angles = tuple(torch.empty(TOKENS - TEXT, 64) for _ in range(2)) if rotary else None
-        for processor in model.joint_processors:
-            processor.guard = torch.empty(1, dtype=torch.int32)
-        plans = [products(dim, quantized) if quantized else BlockPlan(impl="triton") for _ in range(LAYERS)]
+        how = {"called": False, "fused": True, "attends": True, "operations": "triton"}
+        how |= {"attention": AttentionPlan(backend), "guard": torch.empty(1, dtype=torch.int32)}
+        bound = [BoundBlock(**how, **(products(dim, quantized) if quantized else {})) for _ in range(LAYERS)]
+        step = StepInputs(TEXT, None, angles, None)
     with aot.pretend("sm_89"), mode, torch.no_grad():
-        run = torch.compile(_run_blocks, fullgraph=True, backend=keep)
-        output = run(model, stream, modulation, TEXT, angles, None, plans, False)
-    assert output.shape == (2, TOKENS - TEXT, model.proj_out.out_features) and output.device.type == "cuda"
+        run = torch.compile(run_blocks, fullgraph=True, backend=keep)
+        output = run(stream, model.transformer_blocks, [tuple(vectors)] * LAYERS, bound, step)
+    assert output.shape == stream.shape and output.device.type == "cuda"
     (graph,) = graphs
     launched = Counter(str(node.target) for node in graph.graph.nodes if "cogvx_kernels" in str(node.target))
     expected = QUANTIZED_KERNELS if quantized else KERNELS

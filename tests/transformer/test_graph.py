@@ -2,13 +2,15 @@
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
 from cogvx_fast.attention import AttentionBackend
 from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+pytestmark = pytest.mark.slow
+
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 HEADS = 30
 

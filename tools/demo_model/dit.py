@@ -21,12 +21,14 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXT
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5EncoderModel, T5Tokenizer
 
+from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
+
 from .data import NUM_FRAMES, SIZE, TRAINING, Scene, describe, render
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
 from .vae import LATENT_NOISE, scaling_factor
 
-TEXT_LENGTH = 226  # what the pipeline pads to
+TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 STEPS = 5000
 LONG_TEXT_STEPS = 400  # the last steps see prompts padded as the pipeline pads them, every other step
 BATCH = 32
@@ -74,8 +76,8 @@ def build_transformer() -> CogVideoXTransformer3DModel:
         num_layers=6,
         time_embed_dim=128,
         text_embed_dim=WORD_DIM,
-        sample_height=SIZE // 8,
-        sample_width=SIZE // 8,
+        sample_height=SIZE // PIXELS_PER_LATENT,
+        sample_width=SIZE // PIXELS_PER_LATENT,
         sample_frames=NUM_FRAMES,
         max_text_seq_length=TEXT_LENGTH,
         spatial_interpolation_scale=1.0,

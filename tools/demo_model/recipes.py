@@ -18,12 +18,12 @@ from cogvx_kernels import ops
 from torch import nn
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline, demo_checkpoint
-from cogvx_fast.bench import rows
-from cogvx_fast.bench.contenders import as_plain
+from cogvx_fast.bench import results, rows
+from cogvx_fast.bench.accuracy import psnr, relative_error_at, ssim
+from cogvx_fast.bench.engine import as_plain
 from cogvx_fast.bench.provenance import collect
-from cogvx_fast.bench.quality import psnr, relative_error_at, ssim
 from cogvx_fast.quantization import RECIPES
-from cogvx_fast.quantization.recipes import targets, why_not
+from cogvx_fast.quantization.recipes import targets, why_unsupported
 
 from .data import HELD_OUT, describe
 from .reading import read
@@ -187,7 +187,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--rows", type=Path, help="JSONL file that the result rows are added to")
     arguments = parser.parse_args()
-    possible = [name for name, recipe in RECIPES.items() if why_not(recipe, targets()[0]) is None]
+    possible = [name for name, recipe in RECIPES.items() if why_unsupported(recipe, targets()[0]) is None]
     possible += [] if "fp8" in possible else [EMULATED]
     arguments.work.mkdir(parents=True, exist_ok=True)
     exact, run = render(EXACT, arguments.work, arguments.dtype), uuid.uuid4().hex[:12]
@@ -196,7 +196,7 @@ def main() -> None:
         result = row(run, recipe, arguments.dtype, batches, exact)
         print(recipe, result.gate, result.gate_detail, result.extras, flush=True)
         if arguments.rows is not None:
-            rows.append(arguments.rows, result)
+            results.append(arguments.rows, result)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
+from cogvx_fast.family import TEXT_TOKENS
+
 from .data import ALL_SCENES, BACKGROUNDS, COLORS, MOTIONS, SHAPES, TRAINING, describe
 
 WORD_DIM = 128
@@ -44,7 +46,7 @@ def pieces() -> list[tuple[str, float]]:
 
 
 def build_tokenizer() -> T5Tokenizer:
-    return T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=226)
+    return T5Tokenizer(vocab=pieces(), extra_ids=0, model_max_length=TEXT_TOKENS)
 
 
 @torch.no_grad()

@@ -1,0 +1,256 @@
+"""One generation of a fast pipeline: its plan, its session, its stages, around diffusers' own loop.
+
+Nothing of the parents' code is copied. A call resolves the plan of a generation, opens its session and calls the
+parent, whose loop then runs our models.
+"""
+
+import contextlib
+import dataclasses
+import inspect
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline
+
+from . import lowering
+from .config import EngineConfig
+from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
+from .hooks import moves_weights, unwrapped
+from .memory import Models, Request
+from .plan import EnginePlan, Offload
+from .resolve import resolve
+from .session import EngineSession, Ran, current
+from .transformer.attention import default_of_diffusers
+from .vae import FastAutoencoderKLCogVideoX, choose_vae
+
+# Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
+_LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
+_MAKING_LOCKS = threading.Lock()
+# The pipeline that a fast one was made from, while that is there.
+_ORIGINS: "weakref.WeakKeyDictionary[Any, weakref.ref[DiffusionPipeline]]" = weakref.WeakKeyDictionary()
+
+
+def _lock_of(owner: Any) -> Any:
+    """A lock for `owner` that one thread may take several times."""
+    with _MAKING_LOCKS:
+        return _LOCKS.setdefault(owner, threading.RLock())
+
+
+if TYPE_CHECKING:
+    # What the mixins stand before: the methods that `super()` calls are its.
+    from diffusers import DiffusionPipeline as _Behind
+else:
+    _Behind = object
+
+
+class GenerationMixin(_Behind):
+    """What a fast pipeline does when it is called: a plan, a session, and the parent's loop inside.
+
+    Attributes:
+        stage_seconds: what each stage of the last generation took.
+    """
+
+    _reference: ClassVar[type[DiffusionPipeline]]  # the class that it stands before
+    tokenizer: Any  # these and all that is not here are of that class
+    text_encoder: Any
+    vae: Any
+    transformer: Any
+    scheduler: Any
+    _config: EngineConfig
+    _plan: EnginePlan | None = None  # of the last generation
+    _ran: Ran | None = None
+    stage_seconds: dict[str, float]
+
+    def _made_from(self, pipeline: DiffusionPipeline) -> None:
+        _ORIGINS[self] = weakref.ref(pipeline)
+
+    @property
+    def _current_timestep(self) -> Any:
+        return self.__dict__.get("_current_timestep")
+
+    @_current_timestep.setter
+    def _current_timestep(self, value: Any) -> None:
+        self.__dict__["_current_timestep"] = value
+        origin = _ORIGINS[self]() if self in _ORIGINS else None
+        if origin is not None and getattr(unwrapped(self.transformer), "is_cache_enabled", False):
+            origin._current_timestep = value  # caches ask the pipeline that they were configured with
+
+    def _fast_call(self, *args: Any, **kwargs: Any) -> Any:
+        arguments = _bound_arguments(self._reference.__call__, self, args, kwargs)
+        watched = arguments.get("callback_on_step_end") is not None
+        with self.engine_session(self._request(arguments), watched=watched):
+            return super().__call__(*args, **kwargs)
+
+    def _fast_encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        # Tokenizers keep how they pad on themselves, and pipelines share them.
+        shared = contextlib.nullcontext() if self.tokenizer is None else _lock_of(self.tokenizer)
+        with self._stage("text"), shared:
+            return super().encode_prompt(*args, **kwargs)
+
+    def _fast_decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        _check_latents(latents)
+        with self._decoding(latents), self._stage("decode"):
+            return super().decode_latents(latents)
+
+    def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:
+        """What `decode_latents` gives, a few frames at a time as they are ready.
+
+        Args:
+            latents: `(batch, time, channels, height, width)`, as a pipeline with `output_type="latent"` returns them.
+            num_frames: of the video. CogVideoX 1.5 denoises frames of padding in front, which a pipeline leaves on
+                latents that it returns: those beyond `num_frames` are dropped. None: all are decoded.
+
+        Returns:
+            An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`, without gradients: 9 frames or fewer,
+            then 8 at a time.
+            All at once where the autoencoder goes by other pieces: with tiling, with slicing of a batch, and with
+            `EngineConfig(fast_vae=False)`.
+
+        Raises:
+            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones.
+        """
+        _check_latents(latents)
+        if num_frames is not None:
+            needed = latent_frames(num_frames) if num_frames > 0 else 0
+            if not 1 <= needed <= latents.shape[1]:
+                most = (latents.shape[1] - 1) * self.vae_scale_factor_temporal + 1
+                raise ValueError(f"num_frames={num_frames} must lie in 1..{most}, what these latents hold")
+            latents = latents[:, latents.shape[1] - needed :]
+        vae = unwrapped(self.vae)
+        if not isinstance(vae, FastAutoencoderKLCogVideoX):
+            return self._decoded_at_once(latents)
+        with self._decoding(latents, streams=True):
+            return vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+
+    def _decoded_at_once(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        with torch.no_grad():
+            frames = self.decode_latents(latents)
+        yield frames
+
+    @contextlib.contextmanager
+    def _decoding(self, latents: torch.Tensor, streams: bool = False) -> Iterator[None]:
+        """The running generation, whose steps may be done, or one of the decoding alone."""
+        batch, time_axis, channels, *size = latents.shape
+        shape = (batch, channels, time_axis, *size)
+        vae = unwrapped(self.vae)
+        session = None if vae is None else current(vae)
+        if session is not None:
+            if self._current_timestep is None:  # not in a callback's preview: what the steps kept need not lie beside
+                session.release()
+            session.ran.latents = shape
+            yield
+            return
+        frames, height, width = (time_axis - 1) * FRAMES_PER_LATENT + 1, *(PIXELS_PER_LATENT * side for side in size)
+        request = None
+        if self._config.memory_limit is not None:
+            request = Request.of_decoding(frames, height, width, batch, streams)
+        plan = self._resolve(request)
+        lowering.adopt_vae(self, plan.vae)
+        ran = dataclasses.replace(self._ran or Ran(), latents=shape)
+        with EngineSession(plan, None, unwrapped(self.vae), ran=ran).active():
+            yield
+        self._plan, self._ran = plan, ran
+
+    @contextlib.contextmanager
+    def engine_session(self, request: Request | None = None, watched: bool = True) -> Iterator[EngineSession]:
+        """One generation: its plan, its session, and the time that each stage of it takes.
+
+        On one pipeline there is one at a time: other threads wait. Calls of the transformer in a loop of your own are
+        those of a generation inside of this.
+
+        Args:
+            request: the size of what is made; None: the model's own.
+            watched: whether something may write to weights or embeddings between steps in a way that torch does not
+                count, as merging adapters in a callback does.
+
+        Raises:
+            ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
+        """
+        with _lock_of(self):
+            if self._is_other_precision():
+                self._make_fast(self._config)  # the user has put another model in place since
+            lowering.adopt_models(self)
+            plan = self._resolve(request)
+            lowering.adopt_vae(self, plan.vae)
+            transformer: Any = unwrapped(self.transformer)
+            if plan.offload is Offload.MODELS and not moves_weights(transformer):
+                self.enable_model_cpu_offload(device=plan.device)
+            session = EngineSession(plan, *lowering.models_of(self), self.scheduler, watched)
+            session.ran.ignored_default = default_of_diffusers()
+            if session.ran.ignored_default:
+                warnings.warn(
+                    f"diffusers' default backend {session.ran.ignored_default!r} has no effect on CogVideoX; what has"
+                    " one: transformer.set_attention_backend(...), or EngineConfig(attention=...)",
+                    stacklevel=3,
+                )
+            self._plan, self._ran = plan, session.ran
+            self.stage_seconds.clear()
+            started = time.perf_counter()
+            try:
+                with session.active():
+                    yield session
+            finally:
+                self._plan, self._ran = plan, session.ran  # a callback may have run a generation of its own
+            elapsed = time.perf_counter() - started
+            seconds = self.stage_seconds
+            seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
+
+    def _resolve(self, request: Request | None) -> EnginePlan:
+        """The plan of a generation of this size, where the models are now."""
+        device, dtype = lowering.device_and_dtype(self)
+        if self.transformer is not None and self._config.memory_limit is not None:
+            request = request or self._default_request(Models.of(self))
+        vae = choose_vae(*self._where_vae(), self._config.fast_vae, self._config.vae_memory, self.vae)
+        return resolve(self._config, Models.of(self), device, dtype, vae, request)
+
+    def _where_vae(self) -> tuple[torch.device, torch.dtype]:
+        return self._execution_device, lowering.device_and_dtype(self)[1] if self.vae is None else self.vae.dtype
+
+    def _default_request(self, models: Models) -> Request:
+        return Request.default(models.variant, self._reference)
+
+    def _request(self, arguments: Mapping[str, Any]) -> Request | None:
+        """The size of what a call of the parent with these arguments makes; None where no limit asks for it."""
+        if self._config.memory_limit is None or self.transformer is None:
+            return None
+        return Request.of_call(Models.of(self).variant, self._reference, arguments)
+
+    def _forget_constants(self) -> None:
+        """In a callback: peft has written to weights in a way that torch does not count."""
+        model: Any = unwrapped(self.transformer)
+        session = None if model is None else current(model)
+        if session is not None:
+            session.release()
+
+    @contextlib.contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        self._synchronize()
+        started = time.perf_counter()
+        yield
+        self._synchronize()
+        self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def _synchronize(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+
+def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """Arguments of a call by name; those that do not fit are left to the call itself, which says so."""
+    try:
+        arguments = inspect.signature(function).bind_partial(pipeline, *args, **kwargs).arguments
+    except TypeError:
+        return dict(kwargs)
+    return {**arguments, **arguments.get("kwargs", {})}
+
+
+def _check_latents(latents: torch.Tensor) -> None:
+    if latents.ndim != 5:
+        raise ValueError(
+            f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {tuple(latents.shape)}"
+        )
