@@ -7,7 +7,7 @@ import dataclasses
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +22,7 @@ from .generate import Precision
 if TYPE_CHECKING:
     from cogvx_fast.bench.contenders import Contender
     from cogvx_fast.bench.rows import Row
+    from cogvx_fast.bench.series import Plan, Series
     from cogvx_fast.bench.workloads import Workload
 
 RESULTS = Path("benchmarks/results")
@@ -34,6 +35,7 @@ def list_all() -> None:
     """Show the workloads and the contenders."""
     from rich.table import Table
 
+    from cogvx_fast.bench.comparison import Comparison
     from cogvx_fast.bench.workloads import WORKLOADS
 
     table = Table("workload", "what", "stages", "dtypes", title="Workloads", title_justify="left")
@@ -42,7 +44,7 @@ def list_all() -> None:
         table.add_row(workload.name, workload.summary + needs, ", ".join(workload.stages), ", ".join(workload.dtypes))
     results.print(table)
     table = Table("contender", "what", "stages", title="Contenders", title_justify="left")
-    for name, contender in _all_contenders().items():
+    for name, contender in _choices(Comparison).items():
         table.add_row(name, contender.what, ", ".join(contender.stages))
     results.print(table)
 
@@ -79,20 +81,18 @@ def run(
     Exits with status 1 if the correctness gate of any contender is red: its row states no speed.
     """
     with exit_codes(), _said_when_interrupted():
-        from cogvx_fast.bench.workloads import check_sizes
+        from cogvx_fast.bench.series import Plan
 
         from . import loading
 
         chosen = _workload(workload, steps)
-        series = _series(contenders, ablation, recipes, sizes)
-        names = None if series in ("ablation", "sizes") else _contender_names(contenders, series)
+        series = _series(ablation, recipes, sizes)
+        names = _contender_names(contenders, series)
         if runs < 5:
             raise UsageError("--runs", runs, "must be at least 5: a median of fewer says little")
         chosen_device = loading.choose_device(device)
         try:
-            chosen.check(chosen_device)
-            if series == "sizes":
-                check_sizes(chosen, chosen_device)
+            series.check_workload(chosen, chosen_device)
         except ValueError as error:
             raise UsageError("WORKLOAD", repr(workload), str(error)) from None
         path = out or RESULTS / f"{chosen.name}.jsonl"
@@ -102,8 +102,8 @@ def run(
         for precision in [dtype.value] if dtype is not None else chosen.dtypes:
             words = ["cogvx-fast", "bench", "run", workload, "--dtype", precision]
             words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
-            words += [] if series == "contenders" else [f"--{series}"]
-            made += _run(chosen, precision, series, names, runs, chosen_device, shlex.join(words), path)
+            words += [f"--{series.label}"] if series.label else []
+            made += _run(series, Plan(chosen, precision, chosen_device, shlex.join(words), names, runs), path)
         say(results, f"added {len(made)} rows to {path}")
         red = [f"{row.dtype} {row.stage} {row.contender}" for row in made if row.gate == "red"]
         if red:
@@ -128,32 +128,32 @@ def report(
         rows = _read_rows(folder)
         try:
             section = made.readme_section(rows, _link(plots, readme), _link(page, readme))
-            if check:
-                if not made.readme_matches(readme, section):
-                    raise OutputError(f"{readme} does not match the rows; run: cogvx-fast bench report")
-                say(results, f"{readme} matches {len(rows)} rows")
-                return
-            made.with_section(readme.read_text(encoding="utf-8"), section)  # refused before anything is written
+            text, new = made.rewritten(readme, section)  # refused before anything is written
         except (ValueError, OSError) as error:
             raise UsageError("--readme", repr(str(readme)), getattr(error, "strerror", None) or str(error)) from None
+        if check:
+            if text != new:
+                raise OutputError(f"{readme} does not match the rows; run: cogvx-fast bench report")
+            say(results, f"{readme} matches {len(rows)} rows")
+            return
         try:
             pictures = _write_plots(rows, plots)
             write_whole(page, made.report(rows, _link(plots, page)).encode())
-            made.rewrite_readme(readme, section)
+            if text != new:
+                write_whole(readme, new.encode())
         except OSError as error:
             raise OutputError(f"{error.filename} could not be written: {error.strerror}") from error
         say(results, f"wrote {page}, {readme} and {len(pictures)} plots from {len(rows)} rows")
 
 
 def _workload(name: str, steps: int | None) -> Workload:
-    from cogvx_fast import demo_checkpoint
-    from cogvx_fast.bench.workloads import DEMO, WORKLOADS
+    from cogvx_fast.bench.workloads import WORKLOADS
 
     if name not in WORKLOADS:
         raise UsageError("WORKLOAD", repr(name), f"is unknown; allowed: {', '.join(WORKLOADS)}")
-    if WORKLOADS[name].checkpoint == DEMO:
+    if WORKLOADS[name].checkpoint is not None:
         try:
-            demo_checkpoint()
+            WORKLOADS[name].checkpoint_path()
         except FileNotFoundError as error:
             raise UsageError("WORKLOAD", repr(name), str(error)) from None
     if steps is None:
@@ -163,36 +163,33 @@ def _workload(name: str, steps: int | None) -> Workload:
     return dataclasses.replace(WORKLOADS[name], steps=steps)
 
 
-def _all_contenders() -> dict[str, Contender]:
-    with messages.status("loading torch and diffusers"):
-        from cogvx_fast import FastCogVideoXPipeline  # noqa: F401 - first, as it keeps the noise of imports away
-        from cogvx_fast.bench.contenders import CONTENDERS
-
-    return CONTENDERS
-
-
-def _series(asked: str | None, ablation: bool, recipes: bool, sizes: bool) -> str:
+def _series(ablation: bool, recipes: bool, sizes: bool) -> type[Series]:
     """Which series the rows are of."""
+    from cogvx_fast.bench.results import SERIES
+
     given = [name for name, on in (("ablation", ablation), ("sizes", sizes), ("recipes", recipes)) if on]
     if len(given) > 1:
         raise UsageError(f"--{given[1]}", None, f"cannot be combined with --{given[0]}")
-    if asked is not None and (ablation or sizes):
-        raise UsageError("--contenders", repr(asked), f"cannot be combined with --{given[0]}, which has its own")
-    return given[0] if given else "contenders"
+    return SERIES[given[0] if given else "contenders"]
 
 
-def _contender_names(asked: str | None, series: str) -> list[str]:
-    """The names, checked."""
-    known = _all_contenders()
-    if series == "recipes":
-        from cogvx_fast.bench.recipes import recipes
-
-        known = recipes()
-    names = list(known) if asked is None else [name.strip() for name in asked.split(",")]
+def _contender_names(asked: str | None, series: type[Series]) -> list[str] | None:
+    """The names that were asked for, checked; None: all of the series."""
+    if asked is None:
+        return None
+    known = _choices(series)
+    if not known:
+        raise UsageError("--contenders", repr(asked), f"cannot be combined with --{series.label}, which has its own")
+    names = [name.strip() for name in asked.split(",")]
     for name in names:
         if name not in known:
             raise UsageError("--contenders", repr(name), f"is unknown; allowed: {', '.join(known)}")
     return names
+
+
+def _choices(series: type[Series]) -> Mapping[str, Contender]:
+    with messages.status("loading torch and diffusers"), quiet_imports():
+        return series.choices()
 
 
 def _check_out(path: Path) -> None:
@@ -213,98 +210,44 @@ def _check_out(path: Path) -> None:
 
 
 def _read_rows(path: Path, argument: str = "--results") -> list[Row]:
-    from cogvx_fast.bench import rows
+    from cogvx_fast.bench.results import read
+    from cogvx_fast.bench.rows import RowError
 
     try:
-        return rows.read(path)
-    except rows.RowError as error:
+        return read(path)
+    except RowError as error:
         raise UsageError(argument, repr(str(path)), f"has a row that cannot be read: {error}") from None
     except OSError as error:
         raise UsageError(argument, repr(str(path)), f"cannot be read: {error.strerror}") from None
 
 
-def _run(
-    workload: Workload,
-    dtype: str,
-    series: str,
-    names: list[str] | None,
-    runs: int,
-    device: str,
-    command: str,
-    out: Path,
-) -> list[Row]:
+def _run(series: type[Series], plan: Plan, out: Path) -> list[Row]:
+    from cogvx_fast.bench.results import append
+
     with quiet_imports():
-        from cogvx_fast.bench import rows, runner, sizes
-        from cogvx_fast.bench.ablation import ablation
-        from cogvx_fast.bench.recipes import recipes
+        import cogvx_fast.bench.runner  # noqa: F401 - with the engine, before anything is said
 
     from . import loading
 
-    head = f"{workload.name} {dtype}"
+    head = f"{plan.workload.name} {plan.dtype}"
     with loading.quiet_libraries(), messages.status(Text(head)) as status:
 
         def sink(row: Row) -> None:
             try:
-                rows.append(out, row)
+                append(out, row)
             except OSError as error:
                 raise OutputError(f"{out}: the row could not be added: {error}") from error
-            say(results, _line(row))
+            of = f"{row.workload} {row.dtype} {row.stage:<10} {row.contender:<24}"
+            say(results, f"{of} {series.line(row)}")
 
-        def tell(text: str) -> None:
-            status.update(Text(f"{head} {text}"))
-
-        if series == "sizes":
-            return sizes.run(workload, dtype, command, sink, tell)
-        known = _all_contenders()
-        if series == "ablation":
-            contenders = ablation(workload.name, dtype)
-        else:
-            available = recipes() if series == "recipes" else known
-            contenders = {name: available[name] for name in names}
-        plan = runner.Plan(
-            workload=workload,
-            contenders=contenders,
-            dtype=dtype,
-            device=device,
-            command=command,
-            runs=runs,
-            series=series,
-        )
-        made = runner.run(plan, sink, tell)
-    for line in _break_even_lines(made):
+        made = series.run(plan, sink, lambda text: status.update(Text(f"{head} {text}")))
+    for line in series(made).remarks() if made else []:
         say(results, line)
     return made
 
 
-def _line(row: Row) -> str:
-    from cogvx_fast.bench.words import seconds
-
-    head = f"{row.workload} {row.dtype} {row.stage:<10} {row.contender:<24}"
-    if row.series == "sizes":
-        return f"{head} {row.extras['running_peak_bytes'] / 1e6:,.1f} MB while running, {row.gate_detail}"
-    if row.gate == "red":
-        return f"{head} REFUSED, {row.gate_detail}"
-    spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}"
-    return f"{head} {seconds(row.p50_seconds)} ({spread}), first call {seconds(row.first_call_seconds)}"
-
-
-def _break_even_lines(made: list[Row]) -> list[str]:
-    from cogvx_fast.bench.comparison import Group, break_even
-
-    if not made:
-        return []
-    group = Group(tuple(made))
-    counts = [(row, break_even(row, group)) for row in made]
-    return [
-        f"{row.stage}: {row.contender} makes up for its first call "
-        + ("never" if count == float("inf") else f"after {count:,.0f} calls")
-        for row, count in counts
-        if count is not None and count > 1
-    ]
-
-
 def _write_plots(rows: list[Row], folder: Path) -> list[Path]:
-    from cogvx_fast.bench.plots import write_plots
+    from cogvx_fast.bench.report import write_plots
 
     try:
         with messages.status("drawing"):

@@ -7,16 +7,17 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.text import Text
 
+from cogvx_fast.family import Variant
+
 from .console import UsageError, messages
 
 ARGUMENT = "--model"
-PIXELS_PER_LATENT = 8  # of the family's VAE, along height and width
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _VOCABULARIES = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
 _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -24,48 +25,28 @@ _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A CogVideoX checkpoint as its configuration describes it; the defaults are those of diffusers' classes.
+    """A CogVideoX checkpoint as its JSON files describe it.
 
-    `sample_height` and `sample_width` are in latent pixels, `sample_frames` in frames.
+    Attributes:
+        source: a folder, or the id of a repository on the Hugging Face Hub.
+        stored_dtype: of the transformer's weights; None where that is not known before they are read.
+        num_train_timesteps: of its scheduler, the most steps that it can take.
+        variant: which member of the family it is.
     """
 
     source: str
     pipeline_class: str = "CogVideoXPipeline"
     tokenizer_class: str = "T5Tokenizer"
     stored_dtype: str | None = None
-    in_channels: int = 16
-    out_channels: int = 16
-    num_attention_heads: int = 30
-    attention_head_dim: int = 64
-    patch_size: int = 2
-    patch_size_t: int | None = None
-    sample_frames: int = 49
-    sample_height: int = 60
-    sample_width: int = 90
-    max_text_seq_length: int = 226
-    use_rotary_positional_embeddings: bool = False
-    use_learned_positional_embeddings: bool = False
     num_train_timesteps: int = 1000
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        """(height, width) in pixels that the checkpoint makes unless told otherwise."""
-        # CogVideoX 1.5 gives the largest size of its position table (300 x 300 latent pixels) instead of its own.
-        if self.patch_size_t is not None and self.sample_height >= 96 and self.sample_width >= 170:
-            return 768, 1360
-        return self.sample_height * PIXELS_PER_LATENT, self.sample_width * PIXELS_PER_LATENT
-
-    @property
-    def default_fps(self) -> int:
-        """16 for CogVideoX 1.5, 8 for the others."""
-        return 8 if self.patch_size_t is None else 16
+    variant: Variant = field(default_factory=Variant)
 
     @property
     def native_dtype(self) -> str:
         """The half precision its weights are stored in; else the one its kind was trained in."""
         if self.stored_dtype in ("float16", "bfloat16"):
             return self.stored_dtype
-        return "bfloat16" if self.use_rotary_positional_embeddings else "float16"
+        return self.variant.trained_dtype
 
 
 def read_checkpoint(model: str) -> Checkpoint:
@@ -108,10 +89,15 @@ def _parse(source: str, read: Callable[[str], dict[str, Any]], stored_dtype: str
         raise UsageError(
             ARGUMENT, repr(source), f"its transformer is a {transformer_class}; must be a CogVideoXTransformer3DModel"
         )
-    found = {**read("scheduler/scheduler_config.json"), **transformer}
-    known = {name: found[name] for name in Checkpoint.__dataclass_fields__ if name in found}
-    tokenizer_class = (index.get("tokenizer") or [None, "T5Tokenizer"])[1]
-    return Checkpoint(source, pipeline_class, tokenizer_class, stored_dtype, **known)
+    scheduler = read("scheduler/scheduler_config.json")
+    return Checkpoint(
+        source,
+        pipeline_class,
+        tokenizer_class=(index.get("tokenizer") or [None, Checkpoint.tokenizer_class])[1],
+        stored_dtype=stored_dtype,
+        num_train_timesteps=scheduler.get("num_train_timesteps", Checkpoint.num_train_timesteps),
+        variant=Variant.of(transformer),
+    )
 
 
 def _read_local(folder: Path, name: str) -> dict[str, Any]:

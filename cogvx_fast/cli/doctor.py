@@ -106,18 +106,18 @@ def _plan_memory(
 ) -> dict[str, Any]:
     from . import loading, validate
     from .checkpoint import Checkpoint, read_checkpoint
-    from .memory import model_memory, request_of, vae_memory
+    from .prediction import model_memory, request_of, vae_memory
 
     if recipe is not None and model is None:
         raise UsageError("--recipe", repr(recipe), "needs --model, whose layers it names")
     if limit is not None and model is None:
         raise UsageError("--memory-limit", repr(limit), "needs --model, whose weights count")
     found = None if model is None else read_checkpoint(model)
-    size_of = found or Checkpoint("the family")
-    pixels = validate.video_size(height, width, size_of)
-    num_frames = validate.num_frames(frames, size_of)
+    planned = found or Checkpoint("the family")
+    pixels = validate.video_size(height, width, planned.variant)
+    num_frames = validate.num_frames(frames, planned.variant)
     chosen = loading.choose_device(device)
-    chosen_dtype = loading.choose_dtype(dtype, chosen, size_of)
+    chosen_dtype = loading.choose_dtype(dtype, chosen, planned.native_dtype)
     memory = vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
     if found is not None:
         request = request_of(found, *pixels, num_frames)
@@ -132,7 +132,7 @@ def examine() -> dict[str, Any]:
     """
     from cogvx_fast import __version__
 
-    versions = {"cogvx_fast": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"cogvx_fast": __version__, "python": platform.python_version()}
     versions |= {package: machine.installed_version(package) for package in PACKAGES}
     return {
         "versions": versions,
@@ -160,10 +160,18 @@ def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
     from cogvx_kernels.cpu import attention, stream
 
     kernels = {
-        "C++ operations": (stream.why_not(), "norms, gates and rotations in one pass each", "install a C++ compiler"),
-        "AMX attention": (attention.why_not("amx"), "exact bf16 attention, twice as fast as torch's", "a CPU with AMX"),
+        "C++ operations": (
+            stream.why_unavailable(),
+            "norms, gates and rotations in one pass each",
+            "install a C++ compiler",
+        ),
+        "AMX attention": (
+            attention.why_unavailable("amx"),
+            "exact bf16 attention, twice as fast as torch's",
+            "a CPU with AMX",
+        ),
         "AVX-512 attention": (
-            attention.why_not("avx512"),
+            attention.why_unavailable("avx512"),
             "the same without AMX, two and a half times as fast",
             "a CPU with AVX512-BF16",
         ),
@@ -253,7 +261,7 @@ def _show_memory(memory: dict[str, Any]) -> None:
             table.add_row(f"in all, stage {stage!r}", f"{size / 2**30:.3f} GiB")
         results.print(table)
         if "choice" in models:
-            results.print(f"With this limit: {models['choice']}", markup=False, highlight=False)
+            results.print(f"With a limit of {models['choice']}", markup=False, highlight=False)
 
 
 def _gib(size: int | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -135,7 +136,10 @@ def generate(
         ),
     ] = None,
     dtype: Annotated[
-        Precision | None, typer.Option(help="Precision.", show_default="float32 on a CPU, else the model's own")
+        Precision | None,
+        typer.Option(
+            help="Precision.", show_default="the model's own; on a CPU bfloat16 if it has units for it, or float32"
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda, cuda:1, mps.", show_default="the best there is")
@@ -152,7 +156,7 @@ def generate(
     with exit_codes():
         from . import loading, validate
         from .checkpoint import read_checkpoint
-        from .memory import fitted, request_of
+        from .prediction import fitted, request_of
 
         # What can be refused for less comes first: values, then the checkpoint's JSON files, then what needs torch.
         prompts = validate.read_prompts(prompt, prompt_file)
@@ -161,11 +165,11 @@ def generate(
         checkpoint = read_checkpoint(validate.model_or_demo(model))
         validate.check_text_only(checkpoint)
         validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
-        pixels = validate.video_size(height, width, checkpoint)
-        num_frames = validate.num_frames(frames, checkpoint)
+        pixels = validate.video_size(height, width, checkpoint.variant)
+        num_frames = validate.num_frames(frames, checkpoint.variant)
         config = loading.choose_engine(engine, memory_limit)
         chosen_device = loading.choose_device(device)
-        chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
+        chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint.native_dtype)
         if config.memory_limit is not None:
             size = request_of(checkpoint, *pixels, num_frames)
             request = dataclasses.replace(size, steps=steps, guided=guidance > 1, streams=True)
@@ -182,7 +186,7 @@ def generate(
             guidance=guidance,
             negative=negative,
             seed=seed,
-            fps=fps or checkpoint.default_fps,
+            fps=fps or checkpoint.variant.default_fps,
             zoom=zoom,
             engine=config,
             dtype=chosen_dtype,
@@ -197,13 +201,13 @@ def run(job: Job) -> None:
     stages = Stages()
     pipe = stages.timed("load", lambda: _load(job))
     videos = _make_videos(job, pipe, stages)
-    if job.sheet is not None:
+    if (sheet := job.sheet) is not None:
         from cogvx_fast.video import contact_sheet
 
-        stages.timed("write", lambda: _written(job.sheet, lambda: contact_sheet(videos, job.prompts, job.sheet)))
-        say(results, f"wrote {job.sheet}: a contact sheet, {_size_on_disk(job.sheet)}")
+        stages.timed("write", lambda: _written(sheet, lambda: contact_sheet(videos, job.prompts, sheet)))
+        say(results, f"wrote {sheet}: a contact sheet, {_size_on_disk(sheet)}")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
-    say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().config.tier}, {job.steps} steps: {times}")
+    say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().tier}, {job.steps} steps: {times}")
 
 
 def _load(job: Job) -> FastCogVideoXPipeline:
@@ -260,7 +264,7 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
                 frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
                 before = stages.seconds["decode"]
                 start = time.perf_counter()
-                _written(path, lambda p=path, f=frames: write_video(f, p, job.fps))
+                _written(path, functools.partial(write_video, frames, path, job.fps))
                 decoding = stages.seconds["decode"] - before
                 stages.seconds["write"] += time.perf_counter() - start - decoding
                 progress.update(task, description=f"{label}done")
@@ -294,7 +298,7 @@ class Shown:
 
 
 def _denoise(
-    job: Job, pipe: FastCogVideoXPipeline, prompt: str, progress: Progress, task: TaskID, label: str
+    job: Job, pipe: Callable[..., Any], prompt: str, progress: Progress, task: TaskID, label: str
 ) -> torch.Tensor:
     import torch
 
@@ -316,7 +320,7 @@ def _denoise(
                 # Noise is drawn on the CPU: the same seed is the same video on every device.
                 generator=torch.Generator("cpu").manual_seed(job.seed),
                 callback_on_step_end=on_step_end,
-                max_sequence_length=job.checkpoint.max_text_seq_length,
+                max_sequence_length=job.checkpoint.variant.max_text_seq_length,
                 output_type="latent",
             ).frames
         ),
@@ -355,7 +359,7 @@ def _in_memory(job: Job, work: Callable[[], T]) -> T:
 def _warn_of_cut_prompts(job: Job, tokenizer: Any) -> None:
     from . import loading
 
-    limit = job.checkpoint.max_text_seq_length
+    limit = job.checkpoint.variant.max_text_seq_length
     texts = [("the prompt", prompt) for prompt in job.prompts] + [("--negative", job.negative or "")]
     for what, text in texts:
         cut = loading.cut_text(tokenizer, text, limit)

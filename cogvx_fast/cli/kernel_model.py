@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from cogvx_fast.family import HEAD_DIM, TEXT_TOKENS, Variant
+
 from .console import UsageError
 from .generate import Precision
 
@@ -13,7 +15,8 @@ if TYPE_CHECKING:
 
     from .checkpoint import Checkpoint
 
-DIM, VIDEO_TOKENS = 1920, 17550  # CogVideoX-2b at 49 frames of 480x720
+PUBLISHED = Variant()  # CogVideoX-2b
+DIM = PUBLISHED.width
 
 
 def inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
@@ -23,10 +26,16 @@ def inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | 
         if dim is not None:
             raise UsageError("--dim", dim, "cannot be combined with --checkpoint, which has its own")
         return model_of(*asked_checkpoint(checkpoint), None, None, None, dtype)
-    if dim is not None and (dim < 64 or dim % 64):
-        raise UsageError("--dim", dim, "must be a multiple of 64, the width of a head")
-    name = dtype.value if dtype else "float16"
-    return Model((dim or DIM) // 64, 64, name, rotary=dim not in (None, DIM), tokens=VIDEO_TOKENS)
+    if dim is not None and (dim < HEAD_DIM or dim % HEAD_DIM):
+        raise UsageError("--dim", dim, f"must be a multiple of {HEAD_DIM}, the width of a head")
+    return Model(
+        heads=(dim or DIM) // HEAD_DIM,
+        head_dim=HEAD_DIM,
+        dtype=dtype.value if dtype else PUBLISHED.trained_dtype,
+        rotary=dim not in (None, DIM),
+        tokens=PUBLISHED.video_tokens(PUBLISHED.sample_frames, *PUBLISHED.default_size),
+        text_length=TEXT_TOKENS,
+    )
 
 
 def asked_checkpoint(name: str | None) -> tuple[Checkpoint, str]:
@@ -51,21 +60,19 @@ def model_of(
     from cogvx_kernels.models import Model
 
     from . import validate
-    from .checkpoint import PIXELS_PER_LATENT
 
-    head_dim = checkpoint.attention_head_dim
+    variant = checkpoint.variant
+    head_dim = variant.attention_head_dim
     if head_dim < 2 or head_dim & (head_dim - 1):
         raise UsageError(argument, repr(checkpoint.source), f"has heads of {head_dim}; the kernels take powers of two")
-    pixels = validate.video_size(height, width, checkpoint)
-    latent_frames = (validate.num_frames(frames, checkpoint) - 1) // 4 + 1
-    rows, columns = (side // PIXELS_PER_LATENT // checkpoint.patch_size for side in pixels)
+    pixels, num_frames = validate.video_size(height, width, variant), validate.num_frames(frames, variant)
     return Model(
-        heads=checkpoint.num_attention_heads,
+        heads=variant.num_attention_heads,
         head_dim=head_dim,
         dtype=dtype.value if dtype else checkpoint.native_dtype,
-        rotary=checkpoint.use_rotary_positional_embeddings,
-        tokens=-(-latent_frames // (checkpoint.patch_size_t or 1)) * rows * columns,
-        text_length=checkpoint.max_text_seq_length,
+        rotary=variant.use_rotary_positional_embeddings,
+        tokens=variant.video_tokens(num_frames, *pixels),
+        text_length=variant.max_text_seq_length,
         vae=_autoencoder(checkpoint, argument),
     )
 

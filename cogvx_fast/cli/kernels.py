@@ -194,10 +194,10 @@ def _targets(arch: str) -> list[str]:
 
 
 def _check_triton() -> None:
-    from cogvx_kernels.triton import why_not
+    from cogvx_kernels.triton import why_unavailable
 
-    if why_not() is not None:
-        raise OutputError(f"kernels cannot be compiled here: {why_not()}")
+    if why_unavailable() is not None:
+        raise OutputError(f"kernels cannot be compiled here: {why_unavailable()}")
     with messages.status("loading torch and triton"):
         import cogvx_kernels.aot  # noqa: F401
 
@@ -205,7 +205,7 @@ def _check_triton() -> None:
 def _check_tools(targets: list[str]) -> None:
     from cogvx_kernels import machine_code
 
-    reason = machine_code.why_not()
+    reason = machine_code.why_unavailable()
     if reason is not None and any(target.startswith("sm_") for target in targets):
         raise OutputError(f"machine code cannot be read here: {reason}")
 

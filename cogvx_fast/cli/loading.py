@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogvx_fast import machine
 
@@ -38,11 +38,11 @@ def choose_device(device: str | None) -> str:
     raise UsageError("--device", repr(device), f"is not there; available: {there}")
 
 
-def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
-    """`dtype`, else the checkpoint's native half precision; on a CPU bfloat16 if it has units for it, or float32."""
+def choose_dtype(dtype: str | None, device: str, native_dtype: str) -> str:
+    """`dtype`, else the checkpoint's `native_dtype`; on a CPU bfloat16 if it has units for it, or float32."""
     if dtype is None and device == "cpu":
         return "float32" if machine.cpu_bf16_units() is None else "bfloat16"
-    return dtype or checkpoint.native_dtype
+    return dtype or native_dtype
 
 
 def choose_engine(engine: str | None, memory_limit: str | None) -> EngineConfig:
@@ -81,7 +81,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
 def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
     """The end of `text` that does not fit into `max_length` tokens, one of which is the end mark; "" if all fits."""
     tokens = tokenizer(text).input_ids
-    return "" if len(tokens) <= max_length else tokenizer.decode(tokens[max_length - 1 : -1])
+    return "" if len(tokens) <= max_length else str(tokenizer.decode(tokens[max_length - 1 : -1]))
 
 
 def load_pipeline(
@@ -94,7 +94,8 @@ def load_pipeline(
     from cogvx_fast import FastCogVideoXPipeline
 
     with _loading_errors(checkpoint):
-        pipe = FastCogVideoXPipeline.from_pretrained(checkpoint.source, dtype=getattr(torch, dtype), engine=engine)
+        source, torch_dtype = checkpoint.source, getattr(torch, dtype)
+        pipe: Any = FastCogVideoXPipeline.from_pretrained(source, dtype=torch_dtype, engine=engine)
     if scheduler is not None:
         scheduler_class = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[scheduler]
         # All published checkpoints are used with this spacing, though not all of their configurations say so.

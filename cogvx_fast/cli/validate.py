@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cogvx_fast.family import Variant
 from cogvx_fast.video import check_output, check_sheet, max_fps
 
 from .checkpoint import ARGUMENT as MODEL
-from .checkpoint import PIXELS_PER_LATENT, Checkpoint
+from .checkpoint import Checkpoint
 from .console import UsageError
 
 MAX_GUIDANCE = 30.0
@@ -92,34 +93,32 @@ def check_places(outputs: list[Path], sheet: Path | None, fps: int | None) -> No
 
 def check_text_only(checkpoint: Checkpoint) -> None:
     """Raise a `UsageError` for a checkpoint that needs an image or a control video besides the text."""
-    if checkpoint.in_channels == checkpoint.out_channels:
+    variant = checkpoint.variant
+    if variant.in_channels == variant.out_channels:
         return
     kind = "FunControl" if "FunControl" in checkpoint.pipeline_class else "ImageToVideo"
     raise UsageError(
         MODEL,
         repr(checkpoint.source),
-        f"is a checkpoint for {checkpoint.pipeline_class} (in_channels {checkpoint.in_channels}); this command makes "
+        f"is a checkpoint for {checkpoint.pipeline_class} (in_channels {variant.in_channels}); this command makes "
         f"videos from text alone. From Python: cogvx_fast.FastCogVideoX{kind}Pipeline",
     )
 
 
-def video_size(height: int | None, width: int | None, checkpoint: Checkpoint) -> tuple[int, int]:
+def video_size(height: int | None, width: int | None, variant: Variant) -> tuple[int, int]:
     """(height, width) in pixels: what was asked for, else the checkpoint's own.
 
     Raises:
         UsageError: if the checkpoint cannot make that size.
     """
-    own = checkpoint.default_size
-    # CogVideoX 1.5 cuts its positions out of a table of this size; the other kinds compute or interpolate theirs.
-    limits = (None, None)
-    if checkpoint.patch_size_t is not None:
-        limits = (checkpoint.sample_height * PIXELS_PER_LATENT, checkpoint.sample_width * PIXELS_PER_LATENT)
+    own = variant.default_size
+    limits: tuple[int | None, int | None] = variant.largest_size or (None, None)
     size = []
     for argument, value, default, limit in zip(("--height", "--width"), (height, width), own, limits, strict=True):
         value = default if value is None else value
-        if checkpoint.use_learned_positional_embeddings and value != default:
+        if variant.use_learned_positional_embeddings and value != default:
             raise UsageError(argument, value, f"must be {default}: the positions of this checkpoint are learned")
-        _check_side(argument, value, PIXELS_PER_LATENT * checkpoint.patch_size, limit)
+        _check_side(argument, value, variant.pixels_per_token, limit)
         size.append(value)
     return size[0], size[1]
 
@@ -133,22 +132,18 @@ def _check_side(argument: str, value: int, multiple: int, limit: int | None) -> 
         raise UsageError(argument, value, f"must be a multiple of {multiple}; nearest: {near}")
 
 
-def num_frames(frames: int | None, checkpoint: Checkpoint) -> int:
+def num_frames(frames: int | None, variant: Variant) -> int:
     """How many frames to make: what was asked for, else the checkpoint's own number, which is always allowed.
 
-    The VAE makes 4 frames of every latent frame but the first, and decodes another length than it was given
-    unless the latent frames are odd in number: 8N + 1 frames. CogVideoX 1.5 joins latent frames in pairs and was
-    trained on 16N + 1.
-
     Raises:
-        UsageError: for another number; names the nearest ones.
+        UsageError: for a number that the autoencoder does not decode, or the model was not trained on; names the
+            nearest ones.
     """
-    own = checkpoint.sample_frames
+    own, period = variant.sample_frames, variant.frame_period
     if frames is None or frames == own:
         return own
-    if checkpoint.use_learned_positional_embeddings:
+    if variant.use_learned_positional_embeddings:
         raise UsageError("--frames", frames, f"must be {own}: the positions of this checkpoint are learned")
-    period = 8 if checkpoint.patch_size_t is None else 16
     if frames < 1 or (frames - 1) % period:
         below = max(0, (frames - 1) // period) * period + 1
         near = f"{below}" if frames < below else f"{below} or {below + period}"

@@ -3,22 +3,23 @@ import dataclasses
 import pytest
 
 import cogvx_fast
-from cogvx_fast.bench import rows, runner
+from cogvx_fast.bench import runner
 from cogvx_fast.bench.report import BEGIN, END, NOTHING
+from cogvx_fast.bench.results import append, read
 from cogvx_fast.bench.workloads import WORKLOADS, Workload
 from tests.bench.conftest import refused, row
 
 
 @pytest.fixture
 def made(monkeypatch):
-    """Replaces the run: what it would have made, and the plans that it was given."""
+    """Replaces the run: what it would have made, and the plans that it was given, with names of contenders."""
     plans, results = [], [row("diffusers", 1.0, first_call_seconds=1.0), row("ours", 0.5, first_call_seconds=3.0)]
 
-    def fake(plan, sink, tell):
-        plans.append(plan)
+    def fake(plan, contenders, series, sink, tell):
+        plans.append((plan, list(contenders), series))
         tell("dit-step: ours, run 1 of 5")
         for one in results:
-            sink(dataclasses.replace(one, dtype=plan.dtype, command=plan.command))
+            sink(dataclasses.replace(one, dtype=plan.dtype, command=plan.command, series=series))
         return results
 
     monkeypatch.setattr(runner, "run", fake)
@@ -38,21 +39,23 @@ def test_run_adds_rows_and_says_what_was_measured(run, made, tmp_path):
     assert "ours" in result.stdout and "500 ms (450 ms to 550 ms), first call 3.00 s" in result.stdout
     assert "dit-step: ours makes up for its first call after 5 calls" in result.stdout
     assert "added 2 rows to benchmarks/results/dit-2b.jsonl" in result.stdout
-    written = rows.read(tmp_path / "here" / "benchmarks" / "results")
+    written = read(tmp_path / "here" / "benchmarks" / "results")
     assert [one.contender for one in written] == ["diffusers", "ours"]
     assert written[0].command == (
         "cogvx-fast bench run dit-2b --dtype bfloat16 --contenders 'diffusers, ours' --runs 5 --device cpu"
     )
-    (plan,) = made[0]
-    assert (list(plan.contenders), plan.runs, plan.series) == (["diffusers", "ours"], 5, "contenders")
+    ((plan, contenders, series),) = made[0]
+    assert (contenders, plan.runs, series) == (["diffusers", "ours"], 5, "contenders")
 
 
 def test_all_dtypes_of_the_workload_and_the_ablation(run, made, tmp_path):
     out = tmp_path / "rows.jsonl"
     assert run("bench", "run", "dit-2b", "--ablation", "--steps", 7, "--out", out, "--device", "cpu").exit_code == 0
-    assert [plan.dtype for plan in made[0]] == ["bfloat16", "float32"]
-    assert all(plan.series == "ablation" and plan.workload.steps == 7 for plan in made[0])
-    assert next(iter(made[0][0].contenders)) == "diffusers" and len(rows.read(out)) == 4
+    assert [plan.dtype for plan, _, _ in made[0]] == ["bfloat16", "float32"]
+    assert all(series == "ablation" and plan.workload.steps == 7 for plan, _, series in made[0])
+    assert made[0][0][1][:2] == ["diffusers", "joint stream"]
+    written = read(out)
+    assert len(written) == 4 and written[0].command.endswith("--steps 7 --device cpu --ablation")
 
 
 def test_a_red_gate_is_said_and_fails(run, made, tmp_path):
@@ -61,7 +64,7 @@ def test_a_red_gate_is_said_and_fails(run, made, tmp_path):
     assert result.exit_code == 1
     assert "REFUSED, error 2 is above the budget of 1" in result.stdout
     assert "the correctness gate is red, no speed is stated, for: bfloat16 dit-step wrong" in result.stderr
-    assert len(rows.read(tmp_path / "rows.jsonl")) == 3
+    assert len(read(tmp_path / "rows.jsonl")) == 3
 
 
 def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
@@ -84,7 +87,7 @@ def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
         )
     )
     assert result.exit_code == 0, result.stderr
-    assert [one.gate for one in rows.read(out)] == ["green", "green"]
+    assert [one.gate for one in read(out)] == ["green", "green"]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +97,9 @@ def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
         (["dit-2b-full", "--device", "cpu"], "WORKLOAD 'dit-2b-full': needs a CUDA device, not cpu: one step is 240"),
         (["dit-2b", "--contenders", "ours,theirs"], "--contenders 'theirs': is unknown; allowed: diffusers, "),
         (["dit-2b", "--contenders", "ours", "--ablation"], "--contenders 'ours': cannot be combined with --ablation"),
+        (["dit-2b", "--contenders", "ours", "--sizes"], "--contenders 'ours': cannot be combined with --sizes"),
+        (["dit-2b", "--sizes", "--recipes"], "--recipes: cannot be combined with --sizes"),
+        (["vae", "--sizes", "--device", "cpu"], "WORKLOAD 'vae': --sizes needs one with a transformer of real layer"),
         (["dit-2b", "--runs", 4], "--runs 4: must be at least 5"),
         (["dit-2b", "--steps", 0], "--steps 0: must be at least 1"),
         (["dit-2b", "--device", "tpu"], "--device 'tpu': is not there; available: "),
@@ -125,14 +131,14 @@ def test_an_installation_without_the_demo_checkpoint_says_so(run, made, monkeypa
 
 
 def test_interrupted_runs_keep_their_rows(run, tmp_path, monkeypatch):
-    def interrupted(plan, sink, tell):
+    def interrupted(plan, contenders, series, sink, tell):
         sink(row())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(runner, "run", interrupted)
     result = run("bench", "run", "dit-2b", "--out", tmp_path / "rows.jsonl", "--device", "cpu")
     assert result.exit_code == 130 and "rows of the stages that were finished are kept" in result.stderr
-    assert len(rows.read(tmp_path / "rows.jsonl")) == 1
+    assert len(read(tmp_path / "rows.jsonl")) == 1
 
 
 @pytest.fixture
@@ -140,7 +146,7 @@ def place(tmp_path):
     """An empty folder as `run` uses it, with a README that has markers, and a row."""
     (tmp_path / "here").mkdir(exist_ok=True)
     (tmp_path / "here" / "README.md").write_text(f"# Name\n{BEGIN}\n{END}\n")
-    rows.append(tmp_path / "here" / "benchmarks" / "results" / "a.jsonl", row())
+    append(tmp_path / "here" / "benchmarks" / "results" / "a.jsonl", row())
     return tmp_path / "here"
 
 

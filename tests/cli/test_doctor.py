@@ -36,10 +36,10 @@ def test_missing_backends_say_what_they_give_and_how_to_get_them(run, monkeypatc
 def test_cpu_kernels_say_what_keeps_them(run, monkeypatch):
     from cogvx_kernels.cpu import stream
 
-    monkeypatch.setattr(stream, "why_not", lambda: "no C++ compiler found")
+    monkeypatch.setattr(stream, "why_unavailable", lambda: "no C++ compiler found")
     kernel = json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]
     assert kernel["found"] is False and kernel["install"] == "install a C++ compiler: no C++ compiler found"
-    monkeypatch.setattr(stream, "why_not", lambda: None)
+    monkeypatch.setattr(stream, "why_unavailable", lambda: None)
     assert json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]["found"] is True
 
 

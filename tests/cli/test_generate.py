@@ -321,6 +321,7 @@ def test_a_full_disk_at_the_sheet_keeps_the_video(run, checkpoint, monkeypatch):
     assert result.files == ["out.mp4"]
 
 
+@pytest.mark.slow
 def test_the_command_alone_is_heard(checkpoint, tmp_path):
     # A process of its own: the libraries keep the standard error that they found when they were imported.
     code = "import sys; from cogvx_fast.cli import main; sys.argv[0] = 'cogvx-fast'; main()"

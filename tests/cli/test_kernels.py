@@ -3,13 +3,15 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cogvx_kernels.triton import why_not
+from cogvx_kernels.triton import why_unavailable
 
-if why_not() is not None:
-    pytest.skip(why_not(), allow_module_level=True)
+if why_unavailable() is not None:
+    pytest.skip(why_unavailable(), allow_module_level=True)
 
 from cogvx_kernels import farm, inspection_report, machine_code, models, prebuilt
 from cogvx_kernels.triton.targets import TunedKernel
+
+pytestmark = pytest.mark.slow
 
 ONE = ("--kernel", "gated_residual", "--first", "--jobs", 1)  # a kernel that compiles in a second
 

@@ -6,50 +6,43 @@ import pytest
 from cogvx_fast.cli import validate
 from cogvx_fast.cli.checkpoint import Checkpoint, read_checkpoint
 from cogvx_fast.cli.console import UsageError
+from cogvx_fast.family import Variant
 
-COGVIDEOX_2B = Checkpoint("2b")
-COGVIDEOX_5B = Checkpoint("5b", use_rotary_positional_embeddings=True)
-COGVIDEOX_15 = Checkpoint(
-    "1.5",
-    use_rotary_positional_embeddings=True,
-    patch_size_t=2,
-    sample_frames=81,
-    sample_height=300,
-    sample_width=300,
+COGVIDEOX_2B = Variant()
+COGVIDEOX_5B = Variant(use_rotary_positional_embeddings=True)
+COGVIDEOX_15 = Variant(
+    use_rotary_positional_embeddings=True, patch_size_t=2, sample_frames=81, sample_height=300, sample_width=300
 )
-LEARNED = Checkpoint("learned", use_rotary_positional_embeddings=True, use_learned_positional_embeddings=True)
+LEARNED = Variant(use_rotary_positional_embeddings=True, use_learned_positional_embeddings=True)
 
 
 def test_the_checkpoint_gives_the_defaults():
-    assert COGVIDEOX_2B.default_size == (480, 720)
-    assert COGVIDEOX_15.default_size == (768, 1360)
-    assert Checkpoint("small 1.5", patch_size_t=2, sample_height=4, sample_width=6).default_size == (32, 48)
-    assert (COGVIDEOX_2B.default_fps, COGVIDEOX_15.default_fps) == (8, 16)
-    assert (COGVIDEOX_2B.native_dtype, COGVIDEOX_5B.native_dtype) == ("float16", "bfloat16")
-    assert Checkpoint("2b", stored_dtype="bfloat16").native_dtype == "bfloat16"
-    assert Checkpoint("2b", stored_dtype="float32").native_dtype == "float16"
     assert validate.num_frames(None, COGVIDEOX_15) == 81
     assert validate.video_size(None, None, COGVIDEOX_2B) == (480, 720)
+    assert Checkpoint("2b").native_dtype == "float16"
+    assert Checkpoint("5b", variant=COGVIDEOX_5B).native_dtype == "bfloat16"
+    assert Checkpoint("2b", stored_dtype="bfloat16").native_dtype == "bfloat16"
+    assert Checkpoint("2b", stored_dtype="float32").native_dtype == "float16"
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "frames"),
+    ("variant", "frames"),
     [
         (COGVIDEOX_2B, 1),
         (COGVIDEOX_2B, 9),
         (COGVIDEOX_2B, 57),
         (COGVIDEOX_15, 17),
         (COGVIDEOX_15, 161),
-        (Checkpoint("own number", sample_frames=14), 14),
+        (Variant(sample_frames=14), 14),
         (LEARNED, 49),
     ],
 )
-def test_frame_counts_that_work(checkpoint, frames):
-    assert validate.num_frames(frames, checkpoint) == frames
+def test_frame_counts_that_work(variant, frames):
+    assert validate.num_frames(frames, variant) == frames
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "frames", "nearest"),
+    ("variant", "frames", "nearest"),
     [
         (COGVIDEOX_2B, 48, "41 or 49"),
         (COGVIDEOX_2B, 50, "49 or 57"),
@@ -60,9 +53,9 @@ def test_frame_counts_that_work(checkpoint, frames):
         (COGVIDEOX_15, 49 + 8, "49 or 65"),
     ],
 )
-def test_other_frame_counts_name_the_nearest(checkpoint, frames, nearest):
+def test_other_frame_counts_name_the_nearest(variant, frames, nearest):
     with pytest.raises(UsageError, match=rf"^--frames {frames}: must be (8|16)N\+1 .*nearest: {nearest}$"):
-        validate.num_frames(frames, checkpoint)
+        validate.num_frames(frames, variant)
 
 
 def test_learned_positions_allow_their_own_size_only():
@@ -90,9 +83,9 @@ def test_sizes_must_fit_the_patches(height, width, message):
 
 
 def test_the_patch_size_sets_the_multiple():
-    assert validate.video_size(24, 24, Checkpoint("fine", patch_size=1)) == (24, 24)
+    assert validate.video_size(24, 24, Variant(patch_size=1)) == (24, 24)
     with pytest.raises(UsageError, match="multiple of 32"):
-        validate.video_size(48, None, Checkpoint("coarse", patch_size=4))
+        validate.video_size(48, None, Variant(patch_size=4))
 
 
 def test_sliced_position_tables_have_an_end():
@@ -118,7 +111,7 @@ def test_sliced_position_tables_have_an_end():
     ],
 )
 def test_numbers_out_of_range(numbers, message):
-    good = {"steps": 50, "guidance": 6.0, "negative": None, "seed": 0, "zoom": 1, "checkpoint": COGVIDEOX_2B}
+    good = {"steps": 50, "guidance": 6.0, "negative": None, "seed": 0, "zoom": 1, "checkpoint": Checkpoint("2b")}
     validate.check_numbers(**good)
     with pytest.raises(UsageError, match=message):
         validate.check_numbers(**{**good, **numbers})
@@ -168,11 +161,11 @@ def test_places_name_their_argument(tmp_path):
 
 
 def test_checkpoints_for_images_name_their_class():
-    validate.check_text_only(COGVIDEOX_2B)
-    image = Checkpoint("i2v", pipeline_class="CogVideoXImageToVideoPipeline", in_channels=32)
+    validate.check_text_only(Checkpoint("2b"))
+    image = Checkpoint("i2v", pipeline_class="CogVideoXImageToVideoPipeline", variant=Variant(in_channels=32))
     with pytest.raises(UsageError, match=r"from text alone.*FastCogVideoXImageToVideoPipeline"):
         validate.check_text_only(image)
-    control = Checkpoint("fun", pipeline_class="CogVideoXFunControlPipeline", in_channels=32)
+    control = Checkpoint("fun", pipeline_class="CogVideoXFunControlPipeline", variant=Variant(in_channels=32))
     with pytest.raises(UsageError, match=r"from text alone.*FastCogVideoXFunControlPipeline"):
         validate.check_text_only(control)
 
@@ -182,7 +175,8 @@ def test_a_checkpoint_is_read_from_its_json_files(configuration):
         scheduler={"num_train_timesteps": 500}, sample_frames=81, patch_size_t=2, attention_bias=True
     )
     checkpoint = read_checkpoint(str(folder))
-    assert checkpoint == Checkpoint(str(folder), num_train_timesteps=500, sample_frames=81, patch_size_t=2)
+    variant = Variant(sample_frames=81, patch_size_t=2)
+    assert checkpoint == Checkpoint(str(folder), num_train_timesteps=500, variant=variant)
 
 
 def test_the_stored_dtype_is_read_from_the_header(checkpoint, configuration):
@@ -226,5 +220,5 @@ def test_hub_ids_are_asked_of_the_hub(configuration, monkeypatch):
         return str(folder / filename)
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
-    assert read_checkpoint("THUDM/CogVideoX-2b") == Checkpoint("THUDM/CogVideoX-2b", sample_frames=17)
+    assert read_checkpoint("THUDM/CogVideoX-2b") == Checkpoint("THUDM/CogVideoX-2b", variant=Variant(sample_frames=17))
     assert ("THUDM/CogVideoX-2b", "transformer/config.json") in asked

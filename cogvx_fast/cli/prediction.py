@@ -1,25 +1,28 @@
-"""What a video of some size will take, from the checkpoint's configuration alone: for `cogvx-fast doctor`."""
+"""What a video of some size will take, from the checkpoint's configuration alone."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from cogvx_fast.family import PIXELS_PER_LATENT, latent_frames
 from cogvx_fast.quiet import quiet_imports
 
-from .checkpoint import PIXELS_PER_LATENT, Checkpoint, read_config
+from .checkpoint import Checkpoint, read_config
 from .console import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
     from cogvx_fast import EngineConfig
-    from cogvx_fast.fit.request import Request
-    from cogvx_fast.quantization.memory import Models
+    from cogvx_fast.memory import Models, Request
+    from cogvx_fast.memory.choice import PlanOf
 
 
 def vae_memory(
     checkpoint: Checkpoint | None, height: int, width: int, num_frames: int, dtype: str, device: str, budget: str | None
 ) -> dict[str, Any]:
-    """The plans of the autoencoder.
+    """The slices that the autoencoder goes by, and what they take.
 
     Args:
         checkpoint: None for the autoencoder that the whole family has.
@@ -39,26 +42,26 @@ def vae_memory(
         from diffusers import AutoencoderKLCogVideoX
 
         from cogvx_fast import EngineConfig
-        from cogvx_fast.vae import FastAutoencoderKLCogVideoX, why_not_adopted
-        from cogvx_fast.vae.place import Place
+        from cogvx_fast.plan import UNLIMITED
+        from cogvx_fast.vae import FastAutoencoderKLCogVideoX, choose_vae
 
     config = {} if checkpoint is None else read_config(checkpoint.source, "vae/config.json")
     with init_empty_weights():
         vae = AutoencoderKLCogVideoX.from_config(config)
-    reason = why_not_adopted(vae)
-    if reason is not None:
-        raise UsageError("--model", repr(checkpoint.source), f"no plan for its autoencoder: {reason}")
-    vae = FastAutoencoderKLCogVideoX.adopt(vae)
-    place = Place.of(torch.device(device), getattr(torch, dtype))
-    latent_frames = (num_frames - 1) // vae.config.temporal_compression_ratio + 1
-    latents = (1, vae.config.latent_channels, latent_frames, height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT)
+    size = latent_frames(num_frames), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
+    latents = (1, vae.config.latent_channels, *size)
     pixels = (1, vae.config.in_channels, num_frames, height, width)
+    plan = choose_vae(torch.device(device), getattr(torch, dtype), fast=True, budget=UNLIMITED, autoencoder=vae)
+    if not plan.ours:
+        source = None if checkpoint is None else repr(checkpoint.source)
+        raise UsageError("--model", source, f"no plan for its autoencoder: {plan.why}")
+    fast = FastAutoencoderKLCogVideoX.adopt(vae)
     try:
-        vae.memory_budget = EngineConfig(vae_memory=budget).vae_memory
+        plan = dataclasses.replace(plan, budget=EngineConfig(vae_memory=budget).vae_memory or UNLIMITED)
         plans = {
-            "decode": vae.plan_decode(latents, place=place),
-            "decode, streamed": vae.plan_decode(latents, keeps_output=False, place=place),
-            "encode": vae.plan_encode(pixels, place=place),
+            "decode": fast.plan_decode(latents, plan=plan),
+            "decode, streamed": fast.plan_decode(latents, keeps_output=False, plan=plan),
+            "encode": fast.plan_encode(pixels, plan=plan),
         }
     except ValueError as error:
         raise UsageError("--vae-memory", repr(budget), str(error)) from None
@@ -69,7 +72,8 @@ def vae_memory(
         "dtype": dtype,
         "device": device,
         "plans": {
-            use: {"peak": plan.peak, "put_away": plan.put_away, "plan": str(plan)} for use, plan in plans.items()
+            use: {"peak": slices.peak, "put_away": slices.spilled_bytes, "plan": str(slices)}
+            for use, slices in plans.items()
         },
     }
 
@@ -99,31 +103,31 @@ def model_memory(
         import torch
 
         from cogvx_fast import EngineConfig
-        from cogvx_fast.fit.demand import Option, Predictor
-        from cogvx_fast.fit.pipeline import predict_choice
+        from cogvx_fast.memory import Option, Predictor, fit
         from cogvx_fast.quantization import BALANCED, NATIVE, RECIPES
-        from cogvx_fast.quantization.recipes import Target, best, refusal, why_not
+        from cogvx_fast.quantization.recipes import AS_THEY_ARE, Target, best, refusal, why_unsupported
 
-    precision, target = getattr(torch, dtype), Target.of(torch.device(device))
+    place, precision = torch.device(device), getattr(torch, dtype)
+    target = Target.of(place)
     if recipe not in (None, BALANCED, NATIVE, *RECIPES):
         raise UsageError("--recipe", repr(recipe), f"is unknown; allowed: {', '.join((BALANCED, NATIVE, *RECIPES))}")
-    chosen = best(target, precision) if recipe == BALANCED else RECIPES.get(recipe)
-    if chosen is not None and why_not(chosen, target, precision) is not None:
+    chosen = (best(target, precision) if recipe == BALANCED else RECIPES.get(recipe or NATIVE)) or AS_THEY_ARE
+    if why_unsupported(chosen, target, precision) is not None:
         raise UsageError("--recipe", repr(recipe), refusal(chosen, target, precision))
     models = _models(checkpoint)
     if limit is None:
         config = EngineConfig(recipe=recipe, vae_memory=budget)
-        option = Option(chosen, None if chosen is None else chosen.text_encoder)
-        demand, choice = Predictor(models, request, torch.device(device), precision, config).demand(option), None
+        option = Option(chosen, chosen.text_encoder or "native")
+        plan = _planner(config, models, place, precision)(option)
     else:
         try:
             config = EngineConfig(recipe=recipe, vae_memory=budget, memory_limit=limit)
-            choice = predict_choice(models, request, config, torch.device(device), precision)
+            plan = fit(config, models, request, target, precision, _planner(config, models, place, precision))
         except ValueError as error:
             raise UsageError("--memory-limit", repr(limit), str(error)) from None
-        demand, chosen = choice.demand, choice.option.recipe
+    demand = Predictor(models, request).demand(plan)
     return {
-        "recipe": None if chosen is None else chosen.name,
+        "recipe": None if plan.recipe == AS_THEY_ARE else plan.recipe.name,
         "text_encoder": demand.text_encoder,
         "transformer": demand.transformer,
         "vae": demand.vae,
@@ -131,13 +135,14 @@ def model_memory(
         "tables": demand.step.kept,
         "activations": demand.step.peak,
         "stages": demand.stages,
-    } | ({} if choice is None else {"choice": str(choice)})
+    } | ({"choice": plan.memory} if plan.memory else {})
 
 
 def fitted(checkpoint: Checkpoint, request: Request, dtype: str, device: str, config: EngineConfig) -> EngineConfig:
-    """`config` with what its memory limit leaves open decided for `request`.
+    """`config` with the precision that its memory limit allows for `request`, by name.
 
-    A checkpoint that is quantized decides for itself, when it is loaded.
+    A pipeline that is made decides for the size that its model makes by itself, where this one is asked for. A
+    checkpoint that is quantized decides for itself, when it is loaded.
 
     Raises:
         UsageError: for a limit in which nothing fits.
@@ -145,26 +150,38 @@ def fitted(checkpoint: Checkpoint, request: Request, dtype: str, device: str, co
     with quiet_imports():
         import torch
 
-        from cogvx_fast.fit.pipeline import predict_choice, resolved
+        from cogvx_fast.memory import fit
         from cogvx_fast.quantization.manifest import is_quantized_checkpoint
         from cogvx_fast.quantization.recipes import Target
 
     if is_quantized_checkpoint(checkpoint.source):
         return config
-    target, precision = torch.device(device), getattr(torch, dtype)
+    place, precision, models = torch.device(device), getattr(torch, dtype), _models(checkpoint)
+    plan_of = _planner(config, models, place, precision)
     try:
-        choice = predict_choice(_models(checkpoint), request, config, target, precision)
+        plan = fit(config, models, request, Target.of(place), precision, plan_of)
     except ValueError as error:
         raise UsageError("--memory-limit", repr(config.memory_limit), str(error)) from None
-    return resolved(config, choice, Target.of(target), precision)
+    if plan.tier == "exact":
+        return dataclasses.replace(config, tier=plan.tier)
+    return dataclasses.replace(config, tier=plan.tier, recipe=plan.recipe.name, text_encoder=str(plan.text_encoder))
+
+
+def _planner(config: EngineConfig, models: Models, device: torch.device, dtype: torch.dtype) -> PlanOf:
+    from cogvx_fast.resolve import decide
+    from cogvx_fast.vae import choose_vae
+
+    vae = choose_vae(device, dtype, True, config.vae_memory, models.vae)
+    head_dim = models.variant.attention_head_dim
+    return lambda option: decide(config, device=device, dtype=dtype, head_dim=head_dim, vae=vae, **vars(option))
 
 
 def _models(checkpoint: Checkpoint) -> Models:
-    from cogvx_fast.quantization.memory import Models
+    from cogvx_fast.memory import Models
 
-    return Models.from_configs(
-        *(read_config(checkpoint.source, f"{part}/config.json") for part in ("transformer", "text_encoder", "vae"))
-    )
+    parts = ("transformer", "text_encoder", "vae")
+    transformer, text_encoder, vae = (read_config(checkpoint.source, f"{part}/config.json") for part in parts)
+    return Models.from_configs(transformer, text_encoder, vae)
 
 
 def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> Request:
@@ -172,12 +189,7 @@ def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int)
     with quiet_imports():
         import diffusers
 
-        from cogvx_fast.fit.request import Request
+        from cogvx_fast.memory import Request
 
-    return Request.default(
-        dataclasses.asdict(checkpoint),
-        getattr(diffusers, checkpoint.pipeline_class, None),
-        num_frames=num_frames,
-        height=height,
-        width=width,
-    )
+    pipeline_class = getattr(diffusers, checkpoint.pipeline_class, None)
+    return Request.default(checkpoint.variant, pipeline_class, num_frames=num_frames, height=height, width=width)
