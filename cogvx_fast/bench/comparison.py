@@ -1,110 +1,227 @@
-"""Rows of one run beside each other: how much faster, how far from the bound, and when compiling pays."""
+"""Series of contenders that took turns: how much faster, how far from the bound, and when compiling pays."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, ClassVar
 
-from .rows import SERIES, Row
+from .rows import Row, RowError
+from .series import Plan, Series, Sink, Tell, factor, markdown_table, seconds, size
 
-BASELINE = "diffusers"
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+    from .contenders import Contender
 
-@dataclass(frozen=True)
-class Group:
-    """Rows that may be compared: one run of one workload in one dtype on one device, in the order they were made."""
-
-    rows: tuple[Row, ...]
-
-    @property
-    def first(self) -> Row:
-        return self.rows[0]
-
-    @property
-    def title(self) -> str:
-        return f"{self.first.workload}, {self.first.dtype}" + (
-            f", {self.first.series}" if self.first.series != "contenders" else ""
-        )
-
-    @property
-    def slug(self) -> str:
-        """A name for files."""
-        device = "".join(c if c.isalnum() else "-" for c in self.first.provenance.device_name.lower())
-        return "-".join(part for part in f"{self.title.replace(', ', '-')}-{device}".split("-") if part)
-
-    @property
-    def is_ablation(self) -> bool:
-        return self.first.series == "ablation"
-
-    @property
-    def is_quality(self) -> bool:
-        return self.first.series == "quality"
-
-    @property
-    def is_sizes(self) -> bool:
-        return self.first.series == "sizes"
-
-    def of_stage(self, stage: str) -> list[Row]:
-        return [row for row in self.rows if row.stage == stage]
-
-    @property
-    def stages(self) -> list[str]:
-        return list(dict.fromkeys(row.stage for row in self.rows))
+BASELINE, EXACT = "diffusers", "ours"  # contenders that others are compared with
+COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
+_SUMMARY = ("what", "size", "machine", "dtype", "diffusers", "ours", "faster", "memory of diffusers", "ours", "error")
 
 
-def groups(rows: Sequence[Row]) -> list[Group]:
-    """The latest run of each workload, dtype, device and series, sorted by these; older runs are left out."""
-    runs: dict[tuple, dict[str, list[Row]]] = {}
-    for row in rows:
-        key = (row.workload, row.dtype, row.provenance.device_name, SERIES.index(row.series))
-        runs.setdefault(key, {}).setdefault(row.run, []).append(row)
-    latest = (max(of_key.values(), key=lambda run: max(row.time for row in run)) for _, of_key in sorted(runs.items()))
-    return [Group(tuple(run)) for run in latest]
+class TimedSeries(Series):
+    """Contenders that are judged and timed in one run: the base of every series that states times.
 
-
-def speedup(row: Row, group: Group) -> float | None:
-    """How many times as fast as diffusers, eager, in the same stage; None without both times."""
-    return _ratio(_find(group, row.stage, BASELINE), row)
-
-
-def over_previous(row: Row, group: Group) -> float | None:
-    """How many times as fast as the row before it in the same stage; None for the first, or without both times."""
-    same = group.of_stage(row.stage)
-    position = same.index(row)
-    return _ratio(same[position - 1], row) if position else None
-
-
-def over_bound(row: Row, group: Group) -> float | None:
-    """The time as a multiple of the stage's arithmetic alone, by the fastest bound of the run; None without one."""
-    bounds = [
-        other.p50_seconds
-        for other in group.of_stage(row.stage)
-        if other.contender.startswith("arithmetic") and other.p50_seconds is not None
-    ]
-    if not bounds or row.p50_seconds is None or row.gate == "none":
-        return None
-    return row.p50_seconds / min(bounds)
-
-
-def break_even(row: Row, group: Group) -> float | None:
-    """How many calls it takes until a first call that is longer than diffusers' has paid; infinite if it never does.
-
-    After n calls a contender has taken its first call and n - 1 of its median. None for diffusers itself, for a bound
-    and without times.
+    Attributes:
+        columns: of the table, names of `cells`, in order.
     """
-    base = _find(group, row.stage, BASELINE)
-    if base is None or base is row or row.gate != "green" or base.p50_seconds is None or row.n == 1:
-        return None
-    more = row.first_call_seconds - base.first_call_seconds
-    if more <= 0:
-        return 1
-    gain = base.p50_seconds - row.p50_seconds
-    return math.inf if gain <= 0 else 1 + math.ceil(more / gain)
+
+    columns: ClassVar[tuple[str, ...]] = (
+        "stage",
+        "contender",
+        "time",
+        "x diffusers",
+        "x arithmetic",
+        "first call",
+        "pays after",
+        "peak memory",
+        "error (x diffusers' own)",
+    )
+
+    @classmethod
+    def contenders(cls, workload: str, dtype: str) -> Mapping[str, Contender]:
+        """All contenders for a workload and a dtype, in the order in which they alternate."""
+        return cls.choices()
+
+    @classmethod
+    def run(cls, plan: Plan, sink: Sink = lambda row: None, tell: Tell = lambda text: None) -> list[Row]:
+        from . import runner
+
+        known = cls.contenders(plan.workload.name, plan.dtype)
+        chosen = {name: known[name] for name in (known if plan.contenders is None else plan.contenders)}
+        return runner.run(plan, chosen, cls.name, sink, tell)
+
+    @classmethod
+    def check(cls, row: Row) -> None:
+        """Raise a RowError if a row states no times, or states them though the gate is red."""
+        if row.gate != "red":
+            row.check_states_times()
+        elif row.n or row.extras:
+            raise RowError("the gate is red, so no speed may be stated: n and extras must be empty")
+
+    @classmethod
+    def line(cls, row: Row) -> str:
+        if row.gate == "red":
+            return f"REFUSED, {row.gate_detail}"
+        spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}"
+        return f"{seconds(row.p50_seconds)} ({spread}), first call {seconds(row.first_call_seconds)}"
+
+    def remarks(self) -> list[str]:
+        counts = [(row, self.break_even(row)) for row in self.rows]
+        return [
+            f"{row.stage}: {row.contender} makes up for its first call "
+            + ("never" if math.isinf(count) else f"after {count:,.0f} calls")
+            for row, count in counts
+            if count is not None and count > 1
+        ]
+
+    def speedup(self, row: Row) -> float | None:
+        """How many times as fast as diffusers, eager, in the same stage; None without both times."""
+        return _ratio(self._baseline(row.stage), row)
+
+    def over_previous(self, row: Row) -> float | None:
+        """How many times as fast as the row before it in the same stage; None for the first, or without both times."""
+        same = self.of_stage(row.stage)
+        position = same.index(row)
+        return _ratio(same[position - 1], row) if position else None
+
+    def over_bound(self, row: Row) -> float | None:
+        """The time as a multiple of the stage's arithmetic alone, by the fastest bound of the run; None without one."""
+        bounds = [
+            other.p50_seconds
+            for other in self.of_stage(row.stage)
+            if other.contender.startswith("arithmetic") and other.p50_seconds is not None
+        ]
+        if not bounds or row.p50_seconds is None or row.gate == "none":
+            return None
+        return row.p50_seconds / min(bounds)
+
+    def break_even(self, row: Row) -> float | None:
+        """How many calls it takes until a first call that is longer than diffusers' has paid; infinite if never.
+
+        After n calls a contender has taken its first call and n - 1 of its median. None for diffusers itself, for a
+        bound and without times.
+        """
+        base = self._baseline(row.stage)
+        if base is None or base is row or row.gate != "green" or row.n == 1:
+            return None
+        if base.p50_seconds is None or row.p50_seconds is None:
+            return None
+        if base.first_call_seconds is None or row.first_call_seconds is None:
+            return None
+        more = row.first_call_seconds - base.first_call_seconds
+        if more <= 0:
+            return 1
+        gain = base.p50_seconds - row.p50_seconds
+        return math.inf if gain <= 0 else 1 + math.ceil(more / gain)
+
+    def _baseline(self, stage: str) -> Row | None:
+        return next((row for row in self.of_stage(stage) if row.contender == BASELINE), None)
+
+    def table(self, others: Sequence[Series] = ()) -> str:
+        cells = [self.cells(row) for row in self.rows]
+        return markdown_table(self.columns, [[of_row[column] for column in self.columns] for of_row in cells])
+
+    def cells(self, row: Row) -> dict[str, str]:
+        """What the table has to say of a row, by column."""
+        if row.gate == "red":
+            time = f"refused: {row.gate_detail}"
+        else:
+            spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}" if row.n > 1 else "one call"
+            time = f"{seconds(row.p50_seconds)} ({spread})"
+        calls = self.break_even(row)
+        error = "" if row.error is None else f"{row.error:.2g}"
+        if row.error is not None and row.own_error:
+            error += f" ({factor(row.error / row.own_error)})"
+        return {
+            "stage": row.stage,
+            "contender": row.contender,
+            "time": time.replace("|", "\\|"),
+            "x the row before": factor(self.over_previous(row)),
+            "expected": factor(row.expected_gain, digits=3),
+            "x diffusers": factor(self.speedup(row)),
+            "x arithmetic": factor(self.over_bound(row)),
+            "first call": seconds(row.first_call_seconds),
+            "pays after": "" if calls is None else "never" if math.isinf(calls) else f"{calls:,.0f} calls",
+            "peak memory": size(row.peak_memory_bytes),
+            "error (x diffusers' own)": error,
+        }
+
+    def plot(self, others: Sequence[Series] = ()) -> bytes:
+        """A panel for each stage: medians in seconds, whiskers from the 20th to the 80th percentile, factors."""
+        from matplotlib.figure import Figure  # no pyplot: nothing global is set, no display is needed
+
+        heights = [len(self.of_stage(stage)) + 1 for stage in self.stages]
+        figure = Figure(figsize=(9, 0.38 * sum(heights) + 0.8), layout="constrained")
+        panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for stage, axes in zip(self.stages, panels, strict=True):
+            self._draw_stage(axes, stage)
+        return self.png(figure)
+
+    def _draw_stage(self, axes: Axes, stage: str) -> None:
+        rows, longest = self.of_stage(stage), 0.0
+        for position, row in enumerate(rows):
+            p20, p50, p80 = row.p20_seconds, row.p50_seconds, row.p80_seconds
+            if p20 is None or p50 is None or p80 is None:
+                axes.text(0, position, " refused: the gate is red", va="center", fontsize=8, color="#b03030")
+                continue
+            longest = max(longest, p80)
+            color = COLORS["baseline"] if row.contender.startswith(BASELINE) else COLORS[row.gate]
+            axes.barh(position, p50, xerr=[[p50 - p20], [p80 - p50]], color=color, height=0.7, error_kw={"lw": 1})
+            label = ", ".join(filter(None, (f" {seconds(p50)}", factor(self.speedup(row)))))
+            axes.text(p80, position, label, va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), [row.contender for row in rows], fontsize=8)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_xlim(0, 1.25 * (longest or 1))
+        axes.set_title(f"{stage}, seconds", fontsize=9, loc="left")
+        axes.tick_params(axis="x", labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
 
 
-def _find(group: Group, stage: str, contender: str) -> Row | None:
-    return next((row for row in group.of_stage(stage) if row.contender == contender), None)
+class Comparison(TimedSeries):
+    """The engine beside diffusers, eager and compiled, and beside what bounds it; the README shows it at a glance.
+
+    A cold start is a stage of it: each call is a fresh process.
+    """
+
+    name, label = "contenders", ""
+
+    @classmethod
+    def choices(cls) -> Mapping[str, Contender]:
+        from .contenders import CONTENDERS
+
+        return CONTENDERS
+
+    @classmethod
+    def readme(cls, found: Sequence[Series], plots: str) -> list[str]:
+        """A table with a line for each stage that both the engine and diffusers ran.
+
+        *Memory* is a call's peak, *error* is a multiple of diffusers' own at that precision.
+        """
+        lines = [line for one in found if isinstance(one, Comparison) for line in one._at_a_glance()]
+        return [markdown_table(_SUMMARY, lines)] if lines else []
+
+    def _at_a_glance(self) -> Iterator[list[str]]:
+        for stage in self.stages:
+            rows = {row.contender: row for row in self.of_stage(stage)}
+            if BASELINE not in rows or EXACT not in rows:
+                continue
+            base, ours = rows[BASELINE], rows[EXACT]
+            shape = base.shapes
+            # A distance from diffusers itself, where nothing wider fits, is no multiple of its error.
+            error = ours.error / ours.own_error if ours.error is not None and ours.own_error else None
+            yield [
+                f"{base.stage}, {base.workload}",
+                f"{shape.get('num_frames')}x{shape.get('height')}x{shape.get('width')}",
+                base.provenance.device_name,
+                base.dtype,
+                seconds(base.p50_seconds),
+                "refused" if ours.gate == "red" else seconds(ours.p50_seconds),
+                factor(self.speedup(ours)),
+                size(base.peak_memory_bytes),
+                size(ours.peak_memory_bytes),
+                factor(error),
+            ]
 
 
 def _ratio(slow: Row | None, fast: Row) -> float | None:

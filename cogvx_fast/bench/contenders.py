@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
-import enum
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from diffusers import CogVideoXPipeline, DiffusionPipeline
+import torch.nn.functional as F
+from torch import nn
 
 from ..config import EngineConfig
 from ..pipelines import accelerate
-from ..vae import FastAutoencoderKLCogVideoX
-from .arithmetic import arithmetic_call, flop
-from .models import like
-from .stages import STAGES, StageCall
+from ..plan import Implementation
+from . import engine
+from .reference import STAGES, Pipeline, StageCall, like, shapes
 from .workloads import Workload
 
-_DENOISING = ("dit-step", "generation")
-_VAE = ("vae-decode", "vae-encode")
-_ALL = ("text", "dit-step", *_VAE, "generation", "cold-start")
+DENOISING = ("dit-step", "generation")
+VAE = ("vae-decode", "vae-encode")
+_ALL = ("text", "dit-step", *VAE, "generation", "cold-start")
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _IN_SESSION = (
     "inside an engine session whose tables are made already; what a session's first step costs more is in extras"
 )
@@ -46,23 +47,24 @@ class Prepared:
         late_extras: those that are known once the calls were made.
     """
 
-    pipeline: DiffusionPipeline
+    pipeline: Pipeline
     call: StageCall | None = None
     engine: dict[str, Any] | None = None
     report: Callable[[], list[str]] = list
-    loop: Callable[[], AbstractContextManager] | None = None
-    compiling: Callable[[], AbstractContextManager] = contextlib.nullcontext
+    loop: Callable[[], AbstractContextManager[Any]] | None = None
+    compiling: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
     note: str = ""
     extras: Mapping[str, float] = field(default_factory=dict)
     late_extras: Callable[[], Mapping[str, float]] = dict
 
 
-Builder = Callable[[CogVideoXPipeline, Workload, str], Prepared]
+Builder = Callable[[Pipeline, Workload, str], Prepared]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """
+    """What is timed beside others, and by which measure it is judged.
+
     Attributes:
         build: `(diffusers' pipeline, workload, stage) -> Prepared`.
         what: in one line, for people.
@@ -85,32 +87,18 @@ class Contender:
     expected_why: str | None = None
 
 
-def diffusers_eager(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> Prepared:
+def diffusers_eager(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
     """The reference, as it is."""
     return Prepared(pipe)
 
 
-def diffusers_compiled(pipe: CogVideoXPipeline, workload: Workload, stage: str, freezes: bool = False) -> Prepared:
+def diffusers_compiled(pipe: Pipeline, workload: Workload, stage: str, freezes: bool = False) -> Prepared:
     """diffusers with `torch.compile` of the transformer, with or without inductor's freezing of its weights."""
     # The option makes this another backend to dynamo, which would otherwise take the code that it compiled for the
     # other contender. It is not enough: whether weights become constants is read from the process-wide setting.
-    options = {"freezing": True} if freezes else None
+    options: dict[str, Any] | None = {"freezing": True} if freezes else None
     compiled = torch.compile(pipe.transformer, fullgraph=True, options=options)
     return Prepared(like(pipe, transformer=compiled), compiling=freezing if freezes else contextlib.nullcontext)
-
-
-def diffusers_tiled(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> Prepared:
-    """diffusers with its autoencoder in blended tiles."""
-    vae = FastAutoencoderKLCogVideoX.adopt(pipe.vae).as_reference()
-    vae.enable_tiling()
-    return Prepared(like(pipe, vae=vae))
-
-
-def diffusers_vae_compiled(pipe: CogVideoXPipeline, workload: Workload, stage: str) -> Prepared:
-    """diffusers with `torch.compile` of its autoencoder's two halves."""
-    vae = FastAutoencoderKLCogVideoX.adopt(pipe.vae).as_reference()
-    vae.encoder, vae.decoder = torch.compile(vae.encoder), torch.compile(vae.decoder)
-    return Prepared(like(pipe, vae=vae))
 
 
 @contextlib.contextmanager
@@ -122,77 +110,175 @@ def freezing() -> Iterator[None]:
         yield
 
 
-def ours(pipe: CogVideoXPipeline, workload: Workload, stage: str, config: EngineConfig) -> Prepared:
+def diffusers_tiled(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
+    """diffusers with its autoencoder in blended tiles."""
+    vae = engine.reference_autoencoder(pipe.vae)
+    vae.enable_tiling()
+    return Prepared(like(pipe, vae=vae))
+
+
+def diffusers_vae_compiled(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
+    """diffusers with `torch.compile` of its autoencoder's two halves."""
+    vae = engine.reference_autoencoder(pipe.vae)
+    vae.encoder, vae.decoder = torch.compile(vae.encoder), torch.compile(vae.decoder)
+    return Prepared(like(pipe, vae=vae))
+
+
+def diffusers_channels_last(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
+    """diffusers with its autoencoder's weights in the layout of channels-last frames, which convolutions hand on."""
+    vae: Any = copy.deepcopy(pipe.vae)
+    for module in vae.modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = module.weight.data.contiguous(memory_format=_CHANNELS_LAST[module.weight.ndim])
+    return Prepared(like(pipe, vae=vae))
+
+
+def diffusers_torchao(pipe: Pipeline, workload: Workload, stage: str, recipe: str, compiles: bool = False) -> Prepared:
+    """diffusers with torchao's tensors in the recipe's linears, as its own quantizer would put them there."""
+    quantized = like(pipe, transformer=engine.quantized_copy(pipe.transformer, recipe))
+    return diffusers_compiled(quantized, workload, stage, freezes=True) if compiles else Prepared(quantized)
+
+
+def ours(pipe: Pipeline, workload: Workload, stage: str, config: EngineConfig) -> Prepared:
     """The engine on the same weights, in a session as its pipeline opens one."""
     fast = accelerate(pipe, engine=config)
-
-    def report() -> list[str]:
-        lines = fast.engine_report().lines
-        return [f"{line.name}: {'on' if line.applied else 'off'}: {line.detail}" for line in lines]
-
     return Prepared(
         fast,
-        engine=as_plain(config),
-        report=report,
-        loop=fast.engine_session,
+        engine=engine.as_plain(config),
+        report=lambda: engine.report_lines(fast),
+        loop=functools.partial(fast.engine_session, watched=False),  # as without a callback
         note=_IN_SESSION if STAGES[stage].in_loop else "",
     )
 
 
-def as_plain(config: EngineConfig) -> dict[str, Any]:
-    """The fields of `config` as JSON has them."""
-    values = dataclasses.asdict(config)
-    return {name: value.value if isinstance(value, enum.Enum) else value for name, value in values.items()}
-
-
-def arithmetic(
-    pipe: CogVideoXPipeline, workload: Workload, stage: str, linears: bool = True, packed: bool = False
+def our_layers(
+    pipe: Pipeline, workload: Workload, stage: str, operations: Implementation, convolution: Implementation
 ) -> Prepared:
-    """What no exact step can do without: its matrix products and its attention, alone."""
+    """diffusers with our autoencoder's layers; implementations of what is between the convolutions, and of these."""
+    return Prepared(like(pipe, vae=engine.partly_fast_autoencoder(pipe.vae, operations, convolution)))
+
+
+def weighed(build: Builder) -> Builder:
+    """The same contender, which also says what its transformer's weights take, copies that a session holds included."""
+
+    def with_weights(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
+        prepared = build(pipe, workload, stage)
+        pipeline = prepared.pipeline
+        return dataclasses.replace(prepared, late_extras=lambda: {"weights_bytes": engine.weights_bytes(pipeline)})
+
+    return with_weights
+
+
+def arithmetic(pipe: Pipeline, workload: Workload, stage: str, linears: bool = True, packed: bool = False) -> Prepared:
+    """The roofline of a step: its matrix products and its attention on bare tensors, which no exact step is without."""
     parts = ["the linears of all blocks and proj_out"] if linears else []
     note = f"only {' and '.join([*parts, 'scaled_dot_product_attention'])} on tensors of the step's shapes"
-    call = arithmetic_call(pipe, workload, linears=linears, packed=packed)
+    call = _arithmetic_call(pipe, workload, linears, packed)
     work = flop(workload, pipe)
     if not linears:
         del work["linear_flop"]
     return Prepared(pipe, call=call, note=note + (", weights prepacked for oneDNN" if packed else ""), extras=work)
 
 
+def block_linears(block: Any) -> list[nn.Linear]:
+    """The linears of one block that run over all tokens, in order; AdaLN's see a few vectors only."""
+    attention, feed_forward = block.attn1, block.ff.net
+    return [attention.to_q, attention.to_k, attention.to_v, attention.to_out[0], feed_forward[0].proj, feed_forward[2]]
+
+
+def flop(workload: Workload, pipe: Pipeline) -> dict[str, int]:
+    """Floating-point operations of one step in the linears and in attention, a multiplication and an addition each."""
+    size, transformer = shapes(workload, pipe), pipe.transformer
+    rows = size["batch"] * size["tokens"]
+    per_row = sum(
+        linear.in_features * linear.out_features
+        for block in transformer.transformer_blocks
+        for linear in block_linears(block)
+    )
+    out = transformer.proj_out
+    linears = 2 * rows * per_row + 2 * size["batch"] * size["video_tokens"] * out.in_features * out.out_features
+    attention = 4 * rows * size["tokens"] * size["heads"] * size["head_dim"] * size["layers"]
+    return {"linear_flop": linears, "attention_flop": attention}
+
+
+def _arithmetic_call(pipe: Pipeline, workload: Workload, linears: bool, packed: bool) -> Callable[[int], Any]:
+    """A call that runs the linears and the attention of all blocks, then `proj_out`, on random tensors.
+
+    Each block multiplies with its own weights, so that they come from memory as they do in a step. The patch
+    embedding, whose products are less than a thousandth of the step's, is left out. `packed` reorders copies of the
+    weights for oneDNN first, as inductor does when it freezes; for CPUs.
+    """
+    transformer = pipe.transformer
+    size, dtype, device = shapes(workload, pipe), transformer.dtype, pipe._execution_device
+    rows, dim = size["batch"] * size["tokens"], size["heads"] * size["head_dim"]
+    blocks = [block_linears(block) for block in transformer.transformer_blocks] if linears else []
+    make: Callable[[nn.Linear, int], Callable[[torch.Tensor], torch.Tensor]]
+    make = packed_linear if packed else lambda linear, rows: linear
+    products = [[make(linear, rows) for linear in block] for block in blocks] or [[]] * size["layers"]
+    project_out = make(transformer.proj_out, size["batch"] * size["video_tokens"]) if linears else None
+    heads = (size["batch"], size["tokens"], size["heads"], size["head_dim"])
+    query, key, value = (
+        torch.randn(heads, dtype=torch.float32, device=device).to(dtype).transpose(1, 2) for _ in range(3)
+    )
+    narrow = torch.randn(rows, dim, dtype=torch.float32, device=device).to(dtype)
+    hidden = blocks[0][-1].in_features if blocks else dim
+    wide = torch.randn(rows, hidden, dtype=torch.float32, device=device).to(dtype)
+    video = narrow[: size["batch"] * size["video_tokens"]]
+
+    def call(number: int) -> None:
+        for block in products:
+            for product in block[:3]:
+                product(narrow)
+            F.scaled_dot_product_attention(query, key, value)
+            for product, x in zip(block[3:], (narrow, narrow, wide), strict=bool(block)):
+                product(x)
+        if project_out is not None:
+            project_out(video)
+
+    return call
+
+
+def packed_linear(linear: nn.Linear, rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What `linear` computes for so many rows, with a copy of its weight in the order that oneDNN prefers."""
+    # The one place that reads weights: plain linears of a model that was made for this measurement.
+    mkldnn = torch.ops.mkldnn
+    weight = mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
+    return lambda x: mkldnn._linear_pointwise(x, weight, linear.bias, "none", [], "")
+
+
 # To add a contender, add a line.
 CONTENDERS: dict[str, Contender] = {
     "diffusers": Contender(diffusers_eager, "diffusers, eager"),
-    "diffusers-compile": Contender(
-        diffusers_compiled, "diffusers, torch.compile of the transformer", stages=_DENOISING
-    ),
+    "diffusers-compile": Contender(diffusers_compiled, "diffusers, torch.compile of the transformer", stages=DENOISING),
     "diffusers-compile-freeze": Contender(
         functools.partial(diffusers_compiled, freezes=True),
         "the same with inductor's freezing (weights become constants)",
-        stages=_DENOISING,
+        stages=DENOISING,
     ),
     "diffusers-tiled": Contender(
         diffusers_tiled,
         "diffusers with enable_tiling(), in the autoencoder's stages",
-        stages=_VAE,
+        stages=VAE,
         lossy="tiles are blended, and GroupNorm's statistics are those of a tile",
     ),
     "diffusers-vae-compile": Contender(
-        diffusers_vae_compiled, "diffusers, torch.compile of the autoencoder's encoder and decoder", stages=_VAE
+        diffusers_vae_compiled, "diffusers, torch.compile of the autoencoder's encoder and decoder", stages=VAE
     ),
     "ours": Contender(functools.partial(ours, config=EngineConfig()), 'cogvx_fast, engine="exact"'),
     "ours-compile": Contender(
         functools.partial(ours, config=EngineConfig(compile="blocks")),
         'cogvx_fast, engine="exact" with compile="blocks"',
-        stages=_DENOISING,
+        stages=DENOISING,
     ),
     "ours-4GiB": Contender(
         functools.partial(ours, config=EngineConfig(vae_memory="4GiB")),
         "cogvx_fast with vae_memory='4GiB'",
-        stages=_VAE,
+        stages=VAE,
     ),
     "ours-1.5GiB": Contender(
         functools.partial(ours, config=EngineConfig(vae_memory="1.5GiB")),
         "cogvx_fast with vae_memory='1.5GiB'",
-        stages=_VAE,
+        stages=VAE,
     ),
     "arithmetic": Contender(
         arithmetic, "bound: the step's linears and attention alone", stages=("dit-step",), is_bound=True

@@ -1,4 +1,4 @@
-"""Where a number comes from: the machine, the libraries, the code."""
+"""Where a number comes from: what a row says of the machine, the libraries and the code."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .. import __version__, machine
 
@@ -31,14 +32,14 @@ class Provenance:
     device: str
     device_name: str
     cpu_name: str
-    cpu_features: list
+    cpu_features: list[str]
     cores: int
     threads: int
     memory_bytes: int | None
     load_average: float | None
     system: str
-    cuda: dict | None
-    versions: dict
+    cuda: dict[str, Any] | None
+    versions: dict[str, str | None]
     git_commit: str | None
     git_dirty: bool | None
 
@@ -47,7 +48,7 @@ def collect(device: str) -> Provenance:
     """What there is to know now about `device` and this installation."""
     cpu, cuda = machine.cpu(), _cuda(device, machine.cuda_devices())
     commit, dirty = git_state(Path(__file__).resolve().parents[1])
-    versions = {"cogvx_fast": __version__, "python": platform.python_version()}
+    versions: dict[str, str | None] = {"cogvx_fast": __version__, "python": platform.python_version()}
     return Provenance(
         device=device,
         device_name=cuda["name"] if cuda else cpu["name"],
@@ -87,7 +88,7 @@ def _git(folder: Path, *arguments: str) -> str | None:
     return _output(["git", "-C", str(folder), *arguments], environment)
 
 
-def _cuda(device: str, devices: list[dict]) -> dict | None:
+def _cuda(device: str, devices: list[dict[str, Any]]) -> dict[str, Any] | None:
     if not device.startswith("cuda"):
         return None
     import torch
@@ -97,14 +98,14 @@ def _cuda(device: str, devices: list[dict]) -> dict | None:
     query = "driver_version,power.limit,clocks.max.sm"
     uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
     answer = _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", uuid])
-    driver, power, clock = [field.strip() for field in answer.split(",")] if answer else [None] * 3
+    driver, power, clock = (field.strip() for field in answer.split(",")) if answer else (None, None, None)
     return own | {"driver": driver, "power_limit_watts": _number(power), "max_sm_clock_mhz": _number(clock)}
 
 
 def _number(text: str | None) -> float | None:
     try:
-        return float(text)
-    except (TypeError, ValueError):  # nvidia-smi writes "[N/A]" for what a GPU does not have
+        return None if text is None else float(text)
+    except ValueError:  # nvidia-smi writes "[N/A]" for what a GPU does not have
         return None
 
 

@@ -1,15 +1,14 @@
-"""One measurement as one line of JSON: what a row holds, how it is checked, appended and read back."""
+"""A result row is one measurement as one line of JSON: its fields, and what every row must keep."""
 
 from __future__ import annotations
 
 import dataclasses
-import fcntl
+import datetime
 import json
 import math
-import os
+import types
 import typing
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 from .provenance import Provenance
@@ -18,24 +17,24 @@ SCHEMA = 1
 MIN_RUNS = 5
 # none: a bound, which computes no result that could be judged; lossy: another result by design, its distance stated.
 GATES = ("green", "red", "none", "lossy")
-SERIES = ("contenders", "ablation", "recipes", "quality", "sizes")
 _SPEEDS = ("p20_seconds", "p50_seconds", "p80_seconds", "first_call_seconds", "peak_memory_bytes")
 
 
 class RowError(ValueError):
-    """A row that does not keep the schema; the message says which field and why."""
+    """A row that does not keep the schema or the rules of its series; the message says which field and why."""
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat("T", "milliseconds")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One contender in one stage of one workload.
+    """One contender in one stage of one workload. What may be left out stands in the file nevertheless.
 
     Attributes:
         run: the same for all rows of one run; only those may be compared as ratios.
-        series: "contenders"; "ablation", where each row adds one optimization to the one before; "recipes", which may
-            lose precision down to a floor; "quality", which states distances and readings of videos in extras, of `n`
-            of them, and no times; or "sizes", likewise of bytes on disk and in memory, with the distance of what was
-            predicted as the error.
+        series: name of one of `results.SERIES`, whose class says what such a row must state.
         measures: in words, what one measured call is.
         shapes: layers, batch, frames, pixels, tokens and the like.
         engine: the fields of the `EngineConfig` as resolved; None for a contender that is not ours.
@@ -58,72 +57,59 @@ class Row:
     workload: str
     stage: str
     measures: str
-    shapes: dict
+    shapes: dict[str, Any]
     dtype: str
     contender: str
-    engine: dict | None
-    engine_report: list
+    engine: dict[str, Any] | None = None
+    engine_report: list[str] = field(default_factory=list)
     command: str
     gate: str
     gate_detail: str
     reference: str
-    error: float | None
-    own_error: float | None
-    budget: float | None
-    n: int
-    p20_seconds: float | None
-    p50_seconds: float | None
-    p80_seconds: float | None
-    first_call_seconds: float | None
-    peak_memory_bytes: int | None
-    peak_memory_kind: str
-    extras: dict
-    expected_gain: float | None
-    expected_why: str | None
+    error: float | None = None
+    own_error: float | None = None
+    budget: float | None = None
+    n: int = 0
+    p20_seconds: float | None = None
+    p50_seconds: float | None = None
+    p80_seconds: float | None = None
+    first_call_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    peak_memory_kind: str = ""
+    extras: dict[str, Any] = field(default_factory=dict)
+    expected_gain: float | None = None
+    expected_why: str | None = None
     provenance: Provenance
-    time: str
+    time: str = field(default_factory=_now)
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        if self.schema != SCHEMA:
-            raise RowError(f"schema={self.schema!r}: this version reads and writes schema {SCHEMA}")
+        _check_schema(self.schema)
         _check_types(self)
-        for name, allowed in (("gate", GATES), ("series", SERIES)):
-            if getattr(self, name) not in allowed:
-                raise RowError(f"{name}={getattr(self, name)!r} must be one of {', '.join(allowed)}")
-        if self.series in ("quality", "sizes"):
-            self._check_extras()
-        elif self.gate == "red":
-            self._check_refused()
-        else:
-            self._check_times()
-
-    def _check_extras(self) -> None:
-        stated = [name for name in _SPEEDS if getattr(self, name) is not None]
-        if stated or self.n < 1 or not self.extras:
-            raise RowError(
-                f"a row of {self.series} has n and extras, and no times: {', '.join(stated) or 'n or extras'}"
-            )
-        if self.gate == "green" and not (self.error is not None and self.error <= (self.budget or 0)):
-            raise RowError(f"the gate is green, but error={self.error} is not within budget={self.budget}")
-
-    def _check_refused(self) -> None:
-        stated = [name for name in _SPEEDS if getattr(self, name) is not None]
-        if stated or self.n or self.extras:
-            raise RowError(
-                f"the gate is red, so no speed may be stated: {', '.join(stated) or 'n or extras'} must be empty"
-            )
-
-    def _check_times(self) -> None:
-        times = (self.p20_seconds, self.p50_seconds, self.p80_seconds)
-        if None in times or not 0 < times[0] <= times[1] <= times[2]:
-            raise RowError(f"p20, p50, p80 of {times} seconds must be positive and in order")
-        if self.n < MIN_RUNS and self.n != 1:
-            raise RowError(f"n={self.n}: a median needs at least {MIN_RUNS} runs; a single call is stated as one")
+        if self.gate not in GATES:
+            raise RowError(f"gate={self.gate!r} must be one of {', '.join(GATES)}")
+        if self.gate == "red":
+            self.check_states_no_speed("the gate is red, so no speed may be stated")
         if self.gate == "green" and not (
             self.error is not None and self.budget is not None and self.error <= self.budget
         ):
             raise RowError(f"the gate is green, but error={self.error} is not within budget={self.budget}")
+        if (self.p20_seconds, self.p50_seconds, self.p80_seconds) != (None, None, None):
+            self.check_states_times()
+
+    def check_states_no_speed(self, why: str) -> None:
+        """Raise a RowError that says why if a time or a memory is stated."""
+        stated = [name for name in _SPEEDS if getattr(self, name) is not None]
+        if stated:
+            raise RowError(f"{why}: {', '.join(stated)} must be empty")
+
+    def check_states_times(self) -> None:
+        """Raise a RowError if the percentiles are not all there and in order, of enough calls."""
+        p20, p50, p80 = self.p20_seconds, self.p50_seconds, self.p80_seconds
+        if p20 is None or p50 is None or p80 is None or not 0 < p20 <= p50 <= p80:
+            raise RowError(f"p20, p50, p80 of {p20}, {p50}, {p80} seconds must be positive and in order")
+        if self.n < MIN_RUNS and self.n != 1:
+            raise RowError(f"n={self.n}: a median needs at least {MIN_RUNS} runs; a single call is stated as one")
 
     def to_json(self) -> str:
         """One line of JSON without its end."""
@@ -142,8 +128,7 @@ class Row:
             raise RowError(f"no JSON: {error}") from None
         if not isinstance(values, dict):
             raise RowError(f"a row is a JSON object, not {line[:40]!r}")
-        if values.get("schema") != SCHEMA:
-            raise RowError(f"schema={values.get('schema')!r}: this version reads and writes schema {SCHEMA}")
+        _check_schema(values.get("schema"))
         _check_names(cls, values)
         if not isinstance(values["provenance"], dict):
             raise RowError("provenance must be an object")
@@ -153,53 +138,29 @@ class Row:
         return cls(**{**values, "provenance": provenance})
 
 
-def append(path: str | Path, row: Row) -> None:
-    """Add `row` to the file, whole or not at all; the file and its folders are made if they are missing.
-
-    Raises:
-        OSError: if it cannot be written; the file is then as it was.
-    """
-    path = Path(path)
-    line = (row.to_json() + "\n").encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # another run may add to the same file
-        size = os.fstat(file.fileno()).st_size
-        if file.write(line) != len(line):
-            file.truncate(size)
-            raise OSError(f"{path}: the row could not be written whole (is the disk full?)")
+def _check_schema(schema: object) -> None:
+    if schema != SCHEMA:
+        raise RowError(f"schema={schema!r}: this version reads and writes schema {SCHEMA}")
 
 
-def read(path: str | Path) -> list[Row]:
-    """The rows of a file, or of all `*.jsonl` in a folder, in the order in which they were made.
-
-    Raises:
-        RowError: for a line that is no valid row; names the file and the line.
-        OSError: if the file cannot be read.
-    """
-    path = Path(path)
-    rows = []
-    for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-            try:
-                rows.append(Row.from_json(line))
-            except RowError as error:
-                raise RowError(f"{file}:{number}: {error}") from None
-    return sorted(rows, key=lambda row: row.time)
-
-
-def _check_names(cls: type, values: dict[str, Any]) -> None:
+def _check_names(cls: type[Row] | type[Provenance], values: dict[str, Any]) -> None:
     names = {field.name for field in dataclasses.fields(cls)}
     missing, unknown = sorted(names - set(values)), sorted(set(values) - names)
     if missing or unknown:
         raise RowError(f"{cls.__name__}: missing fields {missing}, unknown fields {unknown}")
 
 
-def _check_types(instance: Any) -> None:
+def _check_types(instance: Row | Provenance) -> None:
     hints = typing.get_type_hints(type(instance))
-    for field in dataclasses.fields(instance):
-        value, hint = getattr(instance, field.name), hints[field.name]
-        if not isinstance(value, hint) or (isinstance(value, bool) and hint is int):
-            raise RowError(f"{field.name}={value!r} must be {getattr(hint, '__name__', hint)}")
+    for one in dataclasses.fields(instance):
+        value, hint = getattr(instance, one.name), hints[one.name]
+        if not isinstance(value, _classes(hint)) or (isinstance(value, bool) and hint is int):
+            raise RowError(f"{one.name}={value!r} must be {getattr(hint, '__name__', hint)}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise RowError(f"{field.name}={value!r} must be finite")
+            raise RowError(f"{one.name}={value!r} must be finite")
+
+
+def _classes(hint: Any) -> tuple[type, ...]:
+    """The classes of a type hint: `dict` of `dict[str, int] | None`, and that of None."""
+    alternatives = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    return tuple(typing.get_origin(one) or one for one in alternatives)

@@ -21,7 +21,7 @@ class Workload:
 
     Attributes:
         summary: in one line, for people.
-        stages: names of `stages.STAGES`, in order.
+        stages: names of `reference.STAGES`, in order.
         checkpoint: a folder or Hub id in diffusers format, or `DEMO` for the one that ships; None: random weights.
         transformer, vae: configuration of the model with random weights, as diffusers' classes take it; None for a
             part that no stage needs. Without effect on a checkpoint.
@@ -59,14 +59,27 @@ class Workload:
         if self.needs_cuda is not None and not device.startswith("cuda"):
             raise ValueError(f"needs a CUDA device, not {device}: {self.needs_cuda}")
 
+    def checkpoint_path(self) -> str:
+        """The folder or Hub id of the checkpoint.
+
+        Raises:
+            ValueError: for a workload with random weights.
+            FileNotFoundError: if it is the demo checkpoint and that is missing from this installation.
+        """
+        from .. import demo_checkpoint
+
+        if self.checkpoint is None:
+            raise ValueError(f"{self.name} has random weights and no checkpoint")
+        return demo_checkpoint() if self.checkpoint == DEMO else self.checkpoint
+
 
 # The reduced clip. The positions are made for its size, as a checkpoint's are for its default size; otherwise diffusers
 # would compute them anew in each step, which it does not do at a model's own size.
-_REDUCED = {"num_frames": 9, "height": 240, "width": 352}
+_REDUCED: dict[str, Any] = {"num_frames": 9, "height": 240, "width": 352}
 _REDUCED_SAMPLE = {"sample_frames": 9, "sample_height": 240 // 8, "sample_width": 352 // 8}
-_OWN_SIZE = {"num_frames": 49, "height": 480, "width": 720}  # the family's
-_2B = {"num_attention_heads": 30}
-_5B = {"num_attention_heads": 48, "use_rotary_positional_embeddings": True}
+_OWN_SIZE: dict[str, Any] = {"num_frames": 49, "height": 480, "width": 720}  # the family's
+_2B: dict[str, Any] = {"num_attention_heads": 30}
+_5B: dict[str, Any] = {"num_attention_heads": 48, "use_rotary_positional_embeddings": True}
 # A pipeline has a transformer, also where only its VAE is measured.
 _SMALLEST = {"num_attention_heads": 1, "num_layers": 1, "text_embed_dim": 64}
 
@@ -162,11 +175,3 @@ WORKLOADS: dict[str, Workload] = {
         ),
     )
 }
-
-
-def check_sizes(workload: Workload, device: str) -> None:
-    """Raise a ValueError that gives the reason if sizes cannot be measured of `workload` on `device`."""
-    if workload.transformer is None or workload.layers_of is None:
-        raise ValueError("--sizes needs one with a transformer of real layer sizes, such as dit-2b")
-    if device != "cpu":
-        raise ValueError(f"--sizes counts what a process has resident: it needs --device cpu, not {device}")

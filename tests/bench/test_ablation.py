@@ -1,45 +1,54 @@
+"""The ablation's rows, from diffusers to the whole engine, with what was expected of each."""
+
 import dataclasses
-import itertools
 
-from cogvx_fast.bench import runner
-from cogvx_fast.bench.ablation import ADDITIONS, Addition, ablation
-from cogvx_fast.config import EngineConfig
+import pytest
+
+from cogvx_fast import EngineConfig
+from cogvx_fast.bench.ablation import ADDITIONS, VAE_ADDITIONS, Ablation
+from cogvx_fast.bench.series import Plan
+
+from .conftest import row
 
 
-def test_each_row_adds_something_and_the_last_is_the_whole_engine():
-    configs = [addition.config for addition in ADDITIONS]
-    assert configs[-1] == EngineConfig()
-    for before, after in itertools.pairwise(configs):
-        changed = [f.name for f in dataclasses.fields(before) if getattr(before, f.name) != getattr(after, f.name)]
-        assert len(changed) == 1
+def test_the_whole_engine_is_what_all_additions_make():
+    options = {name: value for addition in ADDITIONS for name, value in addition.options.items()}
+    assert EngineConfig(**options) == EngineConfig()
+
+
+@pytest.mark.parametrize("additions", [ADDITIONS, VAE_ADDITIONS])
+def test_what_is_expected_has_a_reason(additions):
+    assert all(bool(addition.why) == bool(addition.expected) for addition in additions)
 
 
 def test_expectations_are_for_the_workload_they_were_made_for():
-    for addition in ADDITIONS:
-        assert bool(addition.why) == bool(addition.expected)
-    known, other = ablation("dit-2b", "bfloat16"), ablation("demo", "bfloat16")
+    known, other = Ablation.contenders("dit-2b", "bfloat16"), Ablation.contenders("demo", "bfloat16")
     assert list(known) == list(other) == ["diffusers", *(addition.name for addition in ADDITIONS)]
     assert known["joint stream"].expected_gain == ADDITIONS[0].expected["dit-2b bfloat16"]
     assert all(contender.expected_gain is contender.expected_why is None for contender in other.values())
+    assert Ablation.contenders("vae-clip", "bfloat16")["our layers"].expected_gain is None
+    assert list(Ablation.contenders("vae", "float16")) == ["diffusers"]
 
 
 def test_the_autoencoder_has_an_ablation_of_its_own(toy_workload):
     workload = dataclasses.replace(toy_workload, name="vae", stages=("vae-decode",))
-    contenders = ablation("vae", "float32")
-    assert next(iter(contenders)) == "diffusers" and len(contenders) == 5
-    rows = runner.run(runner.Plan(workload, contenders, "float32", "cpu", "x", warmup=0, series="ablation"))
+    rows = Ablation.run(Plan(workload, "float32", "cpu", "x", warmup=0))
+    assert [row.contender for row in rows] == ["diffusers", *(addition.name for addition in VAE_ADDITIONS)]
     assert [row.gate for row in rows] == ["green", "lossy", "lossy", "lossy", "green"]
     assert all(row.error < 1e-5 and row.expected_gain for row in rows[1:])
-    assert list(ablation("vae", "bfloat16"))[-1] == "+ our convolutions"
-    assert ablation("vae-clip", "bfloat16")["our layers"].expected_gain is None
 
 
 def test_rows_carry_the_engine_and_what_was_expected(toy_step):
-    additions = [Addition("nothing", EngineConfig(modulation_table=False), {"toy float32": 1.5}, "a guess")]
-    rows = runner.run(
-        runner.Plan(toy_step, ablation("toy", "float32", additions), "float32", "cpu", "x", warmup=0, series="ablation")
-    )
-    assert [row.contender for row in rows] == ["diffusers", "nothing"]
-    assert {row.series for row in rows} == {"ablation"}
-    assert (rows[1].expected_gain, rows[1].expected_why) == (1.5, "a guess")
-    assert rows[1].engine["modulation_table"] is False
+    workload = dataclasses.replace(toy_step, name="dit-2b")
+    names = ["diffusers", "joint stream", "+ modulation table"]
+    rows = Ablation.run(Plan(workload, "float32", "cpu", "x", names, warmup=0))
+    assert [row.contender for row in rows] == names and {row.series for row in rows} == {"ablation"}
+    assert [row.engine and row.engine["modulation_table"] for row in rows] == [None, False, True]
+    assert [row.expected_gain for row in rows] == [None, None, 1.003] and "71 MB" in rows[2].expected_why
+
+
+def test_the_table_says_what_each_row_gained_and_what_it_should():
+    rows = [row("diffusers", 1.0, series="ablation"), row("+ a", 0.8, series="ablation", expected_gain=1.3)]
+    lines = Ablation(rows).table().splitlines()
+    assert lines[0].startswith("| stage | contender | time | x the row before | expected | x diffusers |")
+    assert "| 1.25x | 1.300x | 1.25x |" in lines[3]

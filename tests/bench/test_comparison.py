@@ -1,14 +1,21 @@
+"""Factors, tables and pictures of contenders that took turns."""
+
 import math
 
 import pytest
 
-from cogvx_fast.bench.comparison import Group, break_even, groups, over_bound, over_previous, speedup
+from cogvx_fast.bench.comparison import Comparison
+from cogvx_fast.bench.rows import RowError
+from cogvx_fast.bench.series import seconds
 
 from .conftest import refused, row
 
-
-def group(*rows):
-    return Group(rows)
+ROWS = [
+    row("diffusers", 1.0, engine=None, first_call_seconds=1.0),
+    row("ours", 0.5, error=0.002, first_call_seconds=3.0),
+    row("arithmetic", 0.4, gate="none", error=None, own_error=None, budget=None),
+    refused("wrong"),
+]
 
 
 def test_factors_are_taken_within_a_stage():
@@ -16,13 +23,13 @@ def test_factors_are_taken_within_a_stage():
     text = row("diffusers", 9.0, stage="text")
     bound, packed = (row(name, p50, gate="none") for name, p50 in (("arithmetic", 0.5), ("arithmetic-packed", 0.4)))
     wrong = refused()
-    all_of_them = group(text, base, ours, bound, packed, wrong)
-    assert speedup(ours, all_of_them) == 4 and speedup(base, all_of_them) == 1
-    assert over_bound(ours, all_of_them) == pytest.approx(1.25) and over_bound(text, all_of_them) is None
-    assert speedup(wrong, all_of_them) is over_bound(wrong, all_of_them) is None
-    assert speedup(bound, all_of_them) is over_bound(bound, all_of_them) is None
-    assert over_previous(ours, all_of_them) == 4 and over_previous(base, all_of_them) is None
-    assert speedup(ours, group(ours)) is None
+    series = Comparison([text, base, ours, bound, packed, wrong])
+    assert series.speedup(ours) == 4 and series.speedup(base) == 1
+    assert series.over_bound(ours) == pytest.approx(1.25) and series.over_bound(text) is None
+    assert series.speedup(wrong) is series.over_bound(wrong) is None
+    assert series.speedup(bound) is series.over_bound(bound) is None
+    assert series.over_previous(ours) == 4 and series.over_previous(base) is None
+    assert Comparison([ours]).speedup(ours) is None
 
 
 @pytest.mark.parametrize(
@@ -31,8 +38,8 @@ def test_factors_are_taken_within_a_stage():
 def test_break_even(p50, first, calls):
     base = row("diffusers", 1.0, first_call_seconds=1.0)
     compiled = row("compiled", p50, first_call_seconds=first)
-    both = group(base, compiled)
-    assert break_even(compiled, both) == calls and break_even(base, both) is None
+    series = Comparison([base, compiled])
+    assert series.break_even(compiled) == calls and series.break_even(base) is None
     if math.isfinite(calls):
 
         def total(one, n):
@@ -43,16 +50,66 @@ def test_break_even(p50, first, calls):
 
 
 def test_break_even_needs_both_times():
-    assert break_even(refused(), group(row("diffusers"), refused())) is None
-    assert break_even(row(), group(row())) is None
+    wrong, alone = refused(), row()
+    assert Comparison([row("diffusers"), wrong]).break_even(wrong) is None
+    assert Comparison([alone]).break_even(alone) is None
 
 
-def test_the_latest_run_of_each_workload_and_dtype():
-    old = row(run="a", time="2026-01-01T00:00:00+00:00")
-    new = [row(name, run="b", time="2026-01-02T00:00:00+00:00") for name in ("diffusers", "ours")]
-    other = row(run="c", dtype="float32")
-    additions = row(run="d", series="ablation")
-    found = groups([old, other, *new, additions])
-    assert [g.title for g in found] == ["dit-2b, bfloat16", "dit-2b, bfloat16, ablation", "dit-2b, float32"]
-    assert list(found[0].rows) == new
-    assert found[1].slug == "dit-2b-bfloat16-ablation-some-cpu-r"
+def test_table():
+    assert Comparison(ROWS).table().splitlines() == [
+        "| stage | contender | time | x diffusers | x arithmetic | first call | pays after | peak memory "
+        "| error (x diffusers' own) |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| dit-step | diffusers | 1.00 s (900 ms to 1.10 s) | 1.00x | 2.50x | 1.00 s |  | 123.0 MB | 0.004 (1.00x) |",
+        "| dit-step | ours | 500 ms (450 ms to 550 ms) | 2.00x | 1.25x | 3.00 s | 5 calls | 123.0 MB | 0.002 (0.50x) |",
+        "| dit-step | arithmetic | 400 ms (360 ms to 440 ms) |  |  | 800 ms |  | 123.0 MB |  |",
+        "| dit-step | wrong | refused: error 2 is above the budget of 1 |  |  |  |  |  | 2 (500.00x) |",
+    ]
+
+
+def test_the_readme_has_a_line_for_what_both_ran():
+    clip = [row("diffusers", 2.0, stage="vae-decode", own_error=None), refused("ours", stage="vae-decode")]
+    (table,) = Comparison.readme([Comparison(ROWS + clip)], "plots")
+    what = "9x240x352 | Some CPU (R) | bfloat16"
+    assert table.splitlines()[2:] == [
+        f"| dit-step, dit-2b | {what} | 1.00 s | 500 ms | 2.00x | 123.0 MB | 123.0 MB | 0.50x |",
+        f"| vae-decode, dit-2b | {what} | 2.00 s | refused |  | 123.0 MB |  | 500.00x |",
+    ]
+    assert Comparison.readme([Comparison([row("diffusers", 1.0)])], "plots") == []
+
+
+def test_the_console_says_when_compiling_pays():
+    assert Comparison(ROWS).remarks() == ["dit-step: ours makes up for its first call after 5 calls"]
+    assert Comparison.line(ROWS[1]) == "500 ms (450 ms to 550 ms), first call 3.00 s"
+    assert Comparison.line(ROWS[3]) == "REFUSED, error 2 is above the budget of 1"
+
+
+@pytest.mark.parametrize("rows", [ROWS, [refused()]])
+def test_plot(rows):
+    pytest.importorskip("matplotlib")
+    assert Comparison(rows).plot().startswith(b"\x89PNG")
+
+
+def test_a_row_states_times_or_is_refused():
+    for good in ROWS:
+        Comparison.check(good)
+    nothing = {"p20_seconds": None, "p50_seconds": None, "p80_seconds": None}
+    with pytest.raises(RowError, match="must be positive and in order"):
+        Comparison.check(row(**nothing))
+    with pytest.raises(RowError, match="the gate is red, so no speed may be stated"):
+        Comparison.check(refused(extras={"weights_bytes": 1}))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (83.456, "83.5 s"),
+        (1.0, "1.00 s"),
+        (0.5, "500 ms"),
+        (0.00321, "3.21 ms"),
+        (4.2e-6, "4.20 µs"),
+        (1234.5, "1,234 s"),
+    ],
+)
+def test_seconds(value, text):
+    assert seconds(value) == text

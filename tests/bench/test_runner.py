@@ -1,6 +1,5 @@
 """Whole runs at toy size. What is checked is what is recorded, never how long it took."""
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,15 +9,18 @@ import torch
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.bench import runner
-from cogvx_fast.bench.contenders import CONTENDERS, Contender, Prepared, diffusers_compiled, ours
+from cogvx_fast.bench.contenders import CONTENDERS, Contender, Prepared, ours
+from cogvx_fast.bench.reference import STAGES
 from cogvx_fast.bench.rows import Row
+from cogvx_fast.bench.series import Plan
 from cogvx_fast.bench.workloads import WORKLOADS
 
 
-def plan(workload, contenders, **options):
+def run(workload, contenders, sink=lambda row: None, **options):
+    """The rows of contenders, given by name or made up."""
     named = {name: CONTENDERS[name] for name in contenders} if isinstance(contenders, tuple) else contenders
-    options = {"dtype": "float32", "device": "cpu", "command": "cogvx-fast bench run toy", "warmup": 1, **options}
-    return runner.Plan(workload, named, **options)
+    plan = Plan(workload, **{"dtype": "float32", "device": "cpu", "command": "a command", "warmup": 1, **options})
+    return runner.run(plan, named, sink=sink)
 
 
 def by_stage(rows):
@@ -27,7 +29,7 @@ def by_stage(rows):
 
 def test_all_stages_make_a_row_for_each_contender_that_differs_there(toy_workload):
     sunk = []
-    rows = runner.run(plan(toy_workload, ("diffusers", "ours", "arithmetic", "attention")), sunk.append)
+    rows = run(toy_workload, ("diffusers", "ours", "arithmetic", "attention"), sunk.append)
     assert sunk == rows == [Row.from_json(row.to_json()) for row in rows]
     names = {stage: [row.contender for row in same] for stage, same in by_stage(rows).items()}
     both = ["diffusers", "ours"]
@@ -58,7 +60,7 @@ def test_calls_alternate_after_warm_up(toy_step):
 
     def build(pipe, workload, stage, name):
         call = CONTENDERS["diffusers"].build(pipe, workload, stage)
-        step = runner.STAGES[stage].make(pipe, workload, torch.float32)
+        step = STAGES[stage].make(pipe, workload, torch.float32)
 
         def recorded(number):
             order.append(name)
@@ -67,13 +69,13 @@ def test_calls_alternate_after_warm_up(toy_step):
         return dataclasses.replace(call, call=recorded)
 
     contenders = {name: Contender(functools.partial(build, name=name), name) for name in "AB"}
-    runner.run(plan(toy_step, contenders, warmup=2, runs=6))
+    run(toy_step, contenders, warmup=2, runs=6)
     # First call and the gate's two inputs; then two of warm-up and six that count, in turns; then memory.
     assert "".join(order) == "AAA" + "BBB" + "AB" * 2 + "AB" * 6 + "AB"
 
 
 def wrong(pipe, workload, stage, scale):
-    step = runner.STAGES[stage].make(pipe, workload, torch.float32)
+    step = STAGES[stage].make(pipe, workload, torch.float32)
     return Prepared(pipe, call=lambda number: step(number) * scale)
 
 
@@ -85,7 +87,7 @@ def test_a_red_gate_refuses_the_speed(toy_step, scale):
         prepared = wrong(pipe, workload, stage, scale)
         return dataclasses.replace(prepared, call=lambda number: (calls.append(number), prepared.call(number))[1])
 
-    rows = runner.run(plan(toy_step, {"diffusers": CONTENDERS["diffusers"], "wrong": Contender(build, "wrong")}))
+    rows = run(toy_step, {"diffusers": CONTENDERS["diffusers"], "wrong": Contender(build, "wrong")})
     green, red = rows
     assert green.gate == "green" and red.gate == "red"
     assert (red.n, red.p50_seconds, red.first_call_seconds, red.peak_memory_bytes, red.extras) == (
@@ -103,7 +105,7 @@ def test_a_contender_that_fails_is_red_and_the_others_go_on(toy_step):
     def build(pipe, workload, stage):
         raise RuntimeError("no compiler\nand much more")
 
-    rows = runner.run(plan(toy_step, {"broken": Contender(build, "broken"), "diffusers": CONTENDERS["diffusers"]}))
+    rows = run(toy_step, {"broken": Contender(build, "broken"), "diffusers": CONTENDERS["diffusers"]})
     assert [row.gate for row in rows] == ["red", "green"]
     assert rows[0].gate_detail == "failed with RuntimeError: no compiler"
 
@@ -113,11 +115,11 @@ def test_a_red_row_says_which_engine_it_was(toy_step, monkeypatch):
         prepared = ours(pipe, workload, stage, EngineConfig(modulation_table=False))
         return dataclasses.replace(prepared, call=lambda number: torch.zeros(1))
 
-    (row,) = runner.run(plan(toy_step, {"ours": Contender(build, "ours")}))
+    (row,) = run(toy_step, {"ours": Contender(build, "ours")})
     assert row.gate == "red" and row.engine["modulation_table"] is False and "shape (1,)" in row.gate_detail
 
 
-def test_weights_are_shared_and_sessions_closed(toy_step):
+def test_weights_are_shared(toy_step):
     seen = {}
 
     def build(pipe, workload, stage):
@@ -125,12 +127,12 @@ def test_weights_are_shared_and_sessions_closed(toy_step):
         seen["reference"], seen["ours"] = pipe.transformer, prepared.pipeline.transformer
         return prepared
 
-    runner.run(plan(toy_step, {"ours": Contender(build, "ours")}))
+    run(toy_step, {"ours": Contender(build, "ours")})
     weights = [seen[who].transformer_blocks[0].ff.net[2].weight for who in ("reference", "ours")]
     assert weights[0].data_ptr() == weights[1].data_ptr()
-    assert seen["ours"]._session is None
 
 
+@pytest.mark.slow
 def test_freezing_does_not_leak_to_other_contenders(toy_step, monkeypatch):
     import torch._inductor.compile_fx as inductor
     import torch._inductor.config
@@ -144,31 +146,11 @@ def test_freezing_does_not_leak_to_other_contenders(toy_step, monkeypatch):
     monkeypatch.setattr(inductor, "compile_fx", without_compiling)
     small = dataclasses.replace(toy_step, checkpoint=None, transformer=TINY, num_frames=1, height=32, width=32)
     names = ("diffusers-compile-freeze", "diffusers-compile", "ours")
-    rows = runner.run(plan(small, names))
+    rows = run(small, names)
     assert [row.gate for row in rows] == ["green"] * 3
     # Each compiled a graph of its own, though code and weights are the same, and nothing was compiled later.
     assert compiled == [True, False] and torch._inductor.config.freezing is False
     assert not [row for row in rows if "graphs_compiled_while_timing" in row.extras]
-
-
-def test_freezing_ends_when_compiling_fails(monkeypatch):
-    import torch._inductor.config
-
-    with pytest.raises(RuntimeError), diffusers_compiled_freezing():
-        assert torch._inductor.config.freezing
-        raise RuntimeError
-    assert not torch._inductor.config.freezing
-
-
-@contextlib.contextmanager
-def diffusers_compiled_freezing():
-    from diffusers import CogVideoXPipeline
-
-    from tests import toy
-
-    pipe = CogVideoXPipeline(None, None, None, toy.transformer(), toy.scheduler())
-    with diffusers_compiled(pipe, None, "dit-step", freezes=True).compiling():
-        yield
 
 
 TINY = {
@@ -187,7 +169,7 @@ TINY = {
 def test_random_weights_with_rope(toy_step):
     config = TINY | {"use_rotary_positional_embeddings": True}
     workload = dataclasses.replace(toy_step, checkpoint=None, transformer=config, num_frames=1, height=32, width=48)
-    rows = runner.run(plan(workload, ("diffusers", "ours"), dtype="bfloat16"))
+    rows = run(workload, ("diffusers", "ours"), dtype="bfloat16")
     assert all(0 < row.own_error < 0.05 and row.gate == "green" for row in rows), rows
     assert rows[0].reference == "diffusers, eager, float32"
 
@@ -198,16 +180,16 @@ def test_a_vae_with_random_weights(toy_step):
     workload = dataclasses.replace(
         toy_step, stages=("vae-decode",), checkpoint=None, transformer=TINY, vae=vae, gate_samples=1, **sizes
     )
-    rows = runner.run(plan(workload, ("diffusers", "diffusers-compile", "ours", "arithmetic"), dtype="bfloat16"))
+    rows = run(workload, ("diffusers", "diffusers-compile", "ours", "arithmetic"), dtype="bfloat16")
     assert [(row.contender, row.gate) for row in rows] == [("diffusers", "green"), ("ours", "green")]
     assert all(0 < row.own_error < 0.1 for row in rows)
 
 
 def test_what_cannot_run_is_refused_before_any_work(toy_step):
     with pytest.raises(ValueError, match="runs=4 must be at least 5"):
-        plan(toy_step, ("ours",), runs=4)
+        run(toy_step, ("ours",), runs=4)
     with pytest.raises(ValueError, match="needs a CUDA device, not cpu: one step is 240 TFLOP"):
-        plan(WORKLOADS["dit-2b-full"], ("ours",))
+        run(WORKLOADS["dit-2b-full"], ("ours",))
 
 
 def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
@@ -217,7 +199,7 @@ def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
     workload = dataclasses.replace(toy_workload, stages=("vae-decode", "vae-encode"), one_call=True)
     lossy = Contender(CONTENDERS["diffusers"].build, "another picture", lossy="by design")
     both = {name: CONTENDERS[name] for name in ("diffusers", "ours")}
-    rows = runner.run(plan(workload, both | {"lossy": lossy, "broken": Contender(broken, "broken")}))
+    rows = run(workload, both | {"lossy": lossy, "broken": Contender(broken, "broken")})
     assert [(row.stage, row.contender) for row in rows] == [
         (stage, name) for stage in workload.stages for name in ("diffusers", "ours", "lossy", "broken")
     ]
@@ -229,14 +211,14 @@ def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
         assert row.gate == ("lossy" if row.contender == "lossy" else "green")
         assert row.budget is None if row.gate == "lossy" else row.error <= row.budget
     with pytest.raises(ValueError, match="judges by the one call of diffusers"):
-        plan(workload, {"ours": CONTENDERS["ours"]})
+        run(workload, {"ours": CONTENDERS["ours"]})
 
 
 def test_where_no_reference_fits_the_distance_from_diffusers_is_stated(toy_workload):
     workload = dataclasses.replace(
         toy_workload, stages=("vae-decode",), one_call=True, too_large={"float32": "no room"}
     )
-    rows = runner.run(plan(workload, ("diffusers", "ours")))
+    rows = run(workload, ("diffusers", "ours"))
     assert [row.gate for row in rows] == ["lossy", "lossy"] and rows[0].error == 0
     assert 0 < rows[1].error < 1e-5 and rows[1].budget is None and rows[1].own_error is None
     assert "no room" in rows[1].gate_detail and rows[1].reference == "diffusers, eager, float32"
@@ -244,6 +226,6 @@ def test_where_no_reference_fits_the_distance_from_diffusers_is_stated(toy_workl
 
 def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
     contender = Contender(functools.partial(wrong, scale=1.01), "wrong", lossy="1% more")
-    (row,) = runner.run(plan(toy_step, {"wrong": contender}))
+    (row,) = run(toy_step, {"wrong": contender})
     assert (row.gate, row.gate_detail, row.budget, row.n) == ("lossy", "1% more", None, 5)
     assert row.error == pytest.approx(0.01, rel=0.01)

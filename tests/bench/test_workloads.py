@@ -4,8 +4,8 @@ import diffusers
 import pytest
 import torch
 
-from cogvx_fast.bench.arithmetic import block_linears, flop
-from cogvx_fast.bench.stages import STAGES, shapes
+from cogvx_fast.bench.contenders import block_linears, flop
+from cogvx_fast.bench.reference import STAGES, shapes
 from cogvx_fast.bench.workloads import WORKLOADS
 
 

@@ -1,7 +1,7 @@
 import torch
 from diffusers import CogVideoXPipeline
 
-from cogvx_fast.bench.models import build_pipeline, like, randomize, widened
+from cogvx_fast.bench.reference import build_pipeline, like, randomize, widened
 from cogvx_fast.bench.workloads import Workload
 from tests import toy
 
