@@ -199,7 +199,10 @@ class FastPipelineMixin(GenerationMixin):
         Before the first generation it is for where the models are now and the size that they make by themselves;
         afterwards it says what ran.
         """
-        plan = self._plan or self._resolve(None)
+        try:
+            plan = self._plan or self._resolve(None)
+        except ValueError as error:  # asked for before the models are where they are to run
+            return report.refused(self._config, error)
         return report.describe(self, self._config, plan, self._quantized, self._ran)
 
     @_documented(DiffusionPipeline.to)

@@ -74,6 +74,12 @@ def describe(
     return EngineReport(config, plan.tier, tuple(lines))
 
 
+def refused(config: EngineConfig, error: ValueError) -> EngineReport:
+    """The report where the engine cannot work while the models are where they are."""
+    line = ReportLine("plan", False, f"not where the models are now: {error}")
+    return EngineReport(config, config.tier or "exact", (line,))
+
+
 def _transformer(
     transformer: CogVideoXTransformer3DModel | None, plan: EnginePlan, quantized: str, ran: Ran | None
 ) -> Iterator[ReportLine]:

@@ -87,6 +87,16 @@ def test_before_a_generation_it_is_for_where_the_models_are_now():
     assert fast.engine_report().line("precision").detail.startswith("bfloat16")
 
 
+def test_where_the_engine_cannot_work_yet_it_says_so():
+    """A pipeline for a GPU is asked before it is there; in a generation the same is refused."""
+    pipe = accelerate(toy.pipeline(), EngineConfig(attention="triton"))
+    (line,) = pipe.engine_report().lines
+    assert not line.applied and "attention='triton' cannot work here: it runs on cuda" in line.detail
+    assert "not where the models are now" in str(pipe.engine_report())
+    with pytest.raises(ValueError, match="it runs on cuda"):
+        pipe(**toy.inputs(num_steps=1))
+
+
 def test_it_states_the_bytes_of_the_table(pipe):
     norms = [norm for block in pipe.transformer.transformer_blocks for norm in (block.norm1, block.norm2)]
     expected = sum(p.numel() * 4 for norm in norms for p in norm.linear.parameters())
