@@ -27,6 +27,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, latents, outcome
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 THRESHOLD = 0.9  # by which the first block of the toy may change: more in some steps, less in others
 RATIOS = [1.0, 1.01, 0.99, 1.0, 1.02, 1.0, 0.98, 1.0]

@@ -9,6 +9,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, latents
 
+pytestmark = pytest.mark.slow
+
 STEPS = 3
 PLACES = {
     "norm1.linear": "transformer_blocks.1.norm1.linear",

@@ -16,6 +16,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, frames, latents, line
 
+pytestmark = pytest.mark.slow
+
 
 class Backend:
     """A dynamo backend that runs graphs as they are and counts how many it was given and how often they ran."""

@@ -10,6 +10,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, frames, latents, transformer_inputs
 
+pytestmark = pytest.mark.slow
+
 MODULES = (
     "transformer",
     "transformer.patch_embed",

@@ -16,6 +16,8 @@ from tests import toy
 
 from .generations import assert_same, latents, picture
 
+pytestmark = pytest.mark.slow
+
 TASKS = ("", "VideoToVideo", "ImageToVideo", "FunControl")
 
 

@@ -10,6 +10,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, frames, latents, line, relative, transformer_inputs
 
+pytestmark = pytest.mark.slow
+
 STEPS = 5
 CONFIGS = {"exact": EngineConfig(), "int8": EngineConfig(recipe="int8"), "unpacked": EngineConfig(pack_weights=False)}
 

@@ -13,6 +13,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, frames, latents, picture
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"text_encoder": None, "tokenizer": None}
 ABSENT = {
     "text encoder": TEXT,

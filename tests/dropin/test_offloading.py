@@ -16,6 +16,8 @@ from tests import toy
 
 from .generations import CPU, assert_same, frames, latents, picture
 
+pytestmark = pytest.mark.slow
+
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 LEVELS = {
     "blocks": {"offload_type": "block_level", "num_blocks_per_group": 1},

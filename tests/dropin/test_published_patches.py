@@ -14,6 +14,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, latents, line, outcome
 
+pytestmark = pytest.mark.slow
+
 
 def half_attention(calls):
     """As SageAttention's README says: a function in the place of `F.scaled_dot_product_attention`."""

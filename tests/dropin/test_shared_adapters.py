@@ -12,6 +12,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, latents, line
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):

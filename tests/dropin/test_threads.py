@@ -10,6 +10,8 @@ from tests import toy
 
 from .generations import assert_differs, assert_same, latents, transformer_inputs
 
+pytestmark = pytest.mark.slow
+
 JOBS = (
     {"prompt": "a cat", "num_steps": 4, "seed": 0},
     {"prompt": "two dogs", "num_steps": 6, "seed": 1, "guidance_scale": 3.0},

@@ -13,6 +13,8 @@ from cogvx_fast.quantization.apply import quantized_names
 from cogvx_fast.quantization.recipes import Target
 from tests import toy
 
+pytestmark = pytest.mark.slow
+
 GPU = Target("cuda", "a GPU of 8.0", (8, 0))
 CPU = Target("cpu", "a CPU", int8_units="units")
 

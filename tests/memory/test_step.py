@@ -18,6 +18,8 @@ from cogvx_fast.quantization.apply import quantize_text_encoder
 from tests import toy
 from tests.memory.plans import CPU, GPU, plan
 
+pytestmark = pytest.mark.slow
+
 STEPS, TEXT = 4, 64
 
 

@@ -11,6 +11,8 @@ from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
 from tests import toy
 from tests.generation import bound, fast_model, forward_inputs, plain, relative, run, session
 
+pytestmark = pytest.mark.slow
+
 STEPS = 8
 THRESHOLD = 1.0  # of first-block cache: some steps are skipped and some are not
 

@@ -19,6 +19,8 @@ from cogvx_fast.vae import FastAutoencoderKLCogVideoX, choose_vae, model
 
 from .conftest import distance, family, randn
 
+pytestmark = pytest.mark.slow
+
 LATENTS, PIXELS = randn(1, 16, 5, 2, 3), randn(1, 3, 9, 16, 24)
 
 
