@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.modules.module as torch_module
@@ -79,7 +79,10 @@ def recompiled(compiled: Callable, function: Callable) -> Callable:
     return context(function) if callable(context) else torch.compile(function)
 
 
-def unwrapped(model: nn.Module | None) -> nn.Module | None:
+Model = TypeVar("Model", bound=nn.Module | None)
+
+
+def unwrapped(model: Model) -> Model:
     """The model that a `torch.compile` of it wraps, or itself."""
     return getattr(model, "_orig_mod", model)
 

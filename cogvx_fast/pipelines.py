@@ -34,7 +34,7 @@ from .quantization.checkpoint import check_dtype, load_text_encoder, load_transf
 from .quantization.hub import hub_arguments, quantized_folder
 from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest, text_encoder_scheme
 from .quantization.pipeline import check_engine, destination, precision, quantize_pipeline
-from .quantization.recipes import AS_THEY_ARE, NATIVE, RECIPES, Recipe, Scheme, Target, targets
+from .quantization.recipes import AS_THEY_ARE, NATIVE, RECIPES, Recipe, Target, TextScheme, targets
 from .report import EngineReport
 from .resolve import resolve_new
 from .vae import choose_vae
@@ -53,7 +53,7 @@ class FastPipelineMixin(GenerationMixin):
     """What fast pipelines have in common. It stands before a pipeline class of diffusers, or of somebody else."""
 
     _quantized: str = ""  # in words
-    _precision: tuple[Recipe, Scheme | str] = (AS_THEY_ARE, NATIVE)  # of transformer and text encoder
+    _precision: tuple[Recipe, TextScheme] = (AS_THEY_ARE, NATIVE)  # of transformer and text encoder
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -95,7 +95,7 @@ class FastPipelineMixin(GenerationMixin):
         lowering.adopt_vae(self, choose_vae(*self._where_vae(), config.fast_vae, config.vae_memory, self.vae))
         lowering.set_memory_budget(self, config.vae_memory or UNLIMITED)
 
-    def _choose_precision(self, config: EngineConfig) -> tuple[Recipe, Scheme | str]:
+    def _choose_precision(self, config: EngineConfig) -> tuple[Recipe, TextScheme]:
         """What transformer and text encoder are to be quantized by: as the engine says, or as fits its limit."""
         if config.memory_limit is None or self.transformer is None:
             return precision(self, config)

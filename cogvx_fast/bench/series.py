@@ -124,8 +124,12 @@ class Series(ABC):
         """The rows as a Markdown table; `others`: all series of the report, for what is said of the same elsewhere."""
 
     def plot(self, others: Sequence[Series]) -> bytes:
-        """The rows as PNG; for those that have a plot."""
-        raise NotImplementedError
+        """The rows as PNG.
+
+        Raises:
+            ValueError: for a series without `has_plot`.
+        """
+        raise ValueError(f"{self.title} has no plot: its table says it")
 
     def image(self, folder: str) -> str:
         """The plot as Markdown has it, from a folder as links on the page need it; "" without a plot."""

@@ -18,11 +18,12 @@ from ..quantization.recipes import (
     Recipe,
     Scheme,
     Target,
+    TextScheme,
     best,
     why_no_native_products,
     why_unsupported,
 )
-from .weights import Models, TextScheme
+from .weights import Models
 
 # By the PSNR of the demo checkpoint's videos against exact: `tools.demo_model.recipes`, where fp8 is emulated.
 BY_QUALITY = (Scheme.INT8_WEIGHT, Scheme.INT8, Scheme.FP8_WEIGHT, Scheme.FP8)

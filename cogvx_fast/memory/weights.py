@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
@@ -17,10 +17,7 @@ from transformers import T5Config, T5EncoderModel
 from ..family import Variant
 from ..hooks import unwrapped
 from ..quantization.apply import storage_bytes
-from ..quantization.recipes import AS_THEY_ARE, RECIPES, T5, Recipe, Scheme
-
-# Of the text encoder's linears.
-TextScheme = Scheme | Literal["native"]
+from ..quantization.recipes import AS_THEY_ARE, RECIPES, T5, Recipe, Scheme, TextScheme
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from .recipes import (
     Recipe,
     Scheme,
     Target,
+    TextScheme,
     best,
     refusal,
     targets,
     why_unsupported,
 )
-
-# Of the text encoder's linears; NATIVE: they stay as they are.
-TextScheme = Scheme | str
 
 
 def precision(pipeline: DiffusionPipeline, config: EngineConfig) -> tuple[Recipe, TextScheme]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     import torch
@@ -124,6 +124,8 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 AS_THEY_ARE = Recipe(NATIVE, "weights as they are", (), None)
+# Of the text encoder's linears; "native": they stay as they are.
+TextScheme = Scheme | Literal["native"]
 TEXT_ENCODER_SCHEMES = (Scheme.INT8_WEIGHT, Scheme.FP8_WEIGHT)
 
 

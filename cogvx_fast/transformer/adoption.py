@@ -7,6 +7,7 @@ import functools
 import warnings
 from typing import Any, TypeVar
 
+import torch
 from accelerate.hooks import add_hook_to_module
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.loaders.peft import PeftAdapterMixin
@@ -39,6 +40,9 @@ def why_not_adopted(reference: nn.Module) -> str:
         return "CogVideoXTransformer3DModel.forward was replaced, and runs as it is"
     if own_forward(reference):
         return "its forward was replaced, and runs as it is"
+    devices = {parameter.device for parameter in reference.parameters()} - {torch.device("meta")}
+    if len(devices) > 1 and not any(map(moves_weights, reference.modules())):
+        return f"a device map has spread it over {', '.join(sorted(map(str, devices)))}, and it runs as it is"
     return ""
 
 

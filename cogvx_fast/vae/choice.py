@@ -12,6 +12,7 @@ from cogvx_kernels.triton import why_unavailable as why_not_triton
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
+from ..hooks import hooks_of_diffusers, unwrapped
 from ..plan import UNLIMITED, VaePlan
 
 # Methods whose work our layers do, or that diffusers' code calls on the way of what they leave to it.
@@ -76,18 +77,17 @@ def _why_diffusers(ours: VaePlan, fast: bool | None, autoencoder: nn.Module | No
             "fp32 on a CPU without a C++ compiler: torch's channels-last convolutions round 2 to 3 times as much as"
             " diffusers' order, more than the tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
         )
-    return None if _is_ours(uncompiled(autoencoder)) else why_not_adopted(autoencoder)
+    return None if _is_ours(unwrapped(autoencoder)) else why_not_adopted(autoencoder)
 
 
 def why_not_adopted(autoencoder: nn.Module) -> str | None:
     """What keeps `FastAutoencoderKLCogVideoX.adopt` from taking an autoencoder, and what to do; None if nothing."""
-    model = uncompiled(autoencoder)
+    model = unwrapped(autoencoder)
     if not isinstance(model, AutoencoderKLCogVideoX):
         return f"it is a {type(model).__name__}, not an {AutoencoderKLCogVideoX.__name__}"
     if model.config.act_fn not in ("silu", "swish"):
         return f"its activation is {model.config.act_fn!r}, our layers have SiLU in them"
-    registry = getattr(model, "_diffusers_hook", None)
-    if not only_aligns(getattr(model, "_hf_hook", None)) or (registry is not None and registry.hooks):
+    if not only_aligns(getattr(model, "_hf_hook", None)) or hooks_of_diffusers(model):
         return (
             "it has offloading hooks already; make the pipeline fast first and then call enable_model_cpu_offload(),"
             " enable_sequential_cpu_offload() or enable_group_offload()"
@@ -101,11 +101,6 @@ def why_not_adopted(autoencoder: nn.Module) -> str | None:
             f" (EngineConfig.fast_vae=False), or override {lost} of a subclass of FastAutoencoderKLCogVideoX instead"
         )
     return None
-
-
-def uncompiled(model: nn.Module) -> nn.Module:
-    """What `torch.compile` wraps, or the model itself."""
-    return model._modules.get("_orig_mod") or model
 
 
 def only_aligns(hook: ModelHook | None, device: torch.device | None = None) -> bool:

@@ -30,9 +30,9 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..hooks import StandsFor, has_global_hooks, hooks_of_diffusers, is_hooked, moves_weights
+from ..hooks import StandsFor, has_global_hooks, hooks_of_diffusers, is_hooked, moves_weights, unwrapped
 from ..plan import UNLIMITED, VaePlan
-from .choice import default_plan, only_aligns, uncompiled, why_not_adopted
+from .choice import default_plan, only_aligns, why_not_adopted
 from .chunks import ChunkState, SlicingPlan, chunk_spans, run_chunks
 from .network import decode_chunk, encode_chunk
 from .slicing import plan_decode, plan_encode
@@ -101,7 +101,7 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
         reason = why_not_adopted(reference)
         if reason is not None:
             raise ValueError(f"this autoencoder cannot be made fast: {reason}")
-        model = uncompiled(reference)
+        model = unwrapped(reference)
         fast = _sharing(cls, model)
         return fast if model is reference else cast("OptimizedModule", reference).dynamo_ctx(fast)
 

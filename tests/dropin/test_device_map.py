@@ -5,8 +5,10 @@ import diffusers
 import pytest
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from cogvx_fast import FastCogVideoXPipeline, accelerate
+from cogvx_fast.transformer import FastCogVideoXTransformer3DModel, why_not_adopted
 from tests import toy
 
 from .generations import CPU, assert_same, frames, latents
@@ -129,3 +131,14 @@ def test_hooks_that_only_align_devices_stay_when_a_model_is_removed_from_them():
     hf_accelerate.hooks.remove_hook_from_module(fast.transformer, recurse=True)
     assert fast.transformer.device == CPU
     assert_same(latents(fast), expected)
+
+
+def test_a_transformer_that_is_spread_over_devices_runs_as_it_is():
+    """Its hooks move what goes from block to block, which our formula would not."""
+    model = toy.transformer()
+    assert why_not_adopted(model) == ""
+    with FakeTensorMode():  # a GPU's memory without one
+        model.proj_out.bias = torch.nn.Parameter(torch.empty(model.proj_out.out_features, device="cuda"))
+    assert "spread it over cpu, cuda:0, and it runs as it is" in why_not_adopted(model)
+    with pytest.raises(ValueError, match="cannot be made fast: a device map has spread it"):
+        FastCogVideoXTransformer3DModel.adopt(model)
