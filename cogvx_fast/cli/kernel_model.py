@@ -11,7 +11,7 @@ from .console import UsageError
 from .generate import Precision
 
 if TYPE_CHECKING:
-    from cogvx_kernels.models import Autoencoder, Model
+    from cogvx_kernels.aot.models import Autoencoder, Model
 
     from .checkpoint import Checkpoint
 
@@ -20,7 +20,7 @@ DIM = PUBLISHED.width
 
 
 def inspected_model(checkpoint: str | None, dim: int | None, dtype: Precision | None) -> Model:
-    from cogvx_kernels.models import Model
+    from cogvx_kernels.aot.models import Model
 
     if checkpoint is not None:
         if dim is not None:
@@ -57,7 +57,7 @@ def model_of(
     frames: int | None,
     dtype: Precision | None,
 ) -> Model:
-    from cogvx_kernels.models import Model
+    from cogvx_kernels.aot.models import Model
 
     from . import validate
 
@@ -79,7 +79,7 @@ def model_of(
 
 def _autoencoder(checkpoint: Checkpoint, argument: str) -> Autoencoder:
     """The checkpoint's own; what its configuration leaves out is as in diffusers' class, which is the family's."""
-    from cogvx_kernels.models import PUBLISHED_VAE, Autoencoder
+    from cogvx_kernels.aot.models import PUBLISHED_VAE, Autoencoder
 
     from .checkpoint import read_config
 

@@ -17,9 +17,9 @@ from .kernel_model import DIM, asked_checkpoint, inspected_model, model_of
 
 if TYPE_CHECKING:
     from cogvx_kernels.aot import Compiled
-    from cogvx_kernels.farm import Job
-    from cogvx_kernels.inspection import Inspection
-    from cogvx_kernels.models import Model
+    from cogvx_kernels.aot.farm import Job
+    from cogvx_kernels.aot.models import Model
+    from cogvx_kernels.inspect.inspection import Inspection
 
 PAGE_TARGETS = "sm_80,sm_89,sm_90"
 _WIDE = 160  # characters, for tables
@@ -88,27 +88,28 @@ def inspect(
         _check_plot(plot, targets)
         model = inspected_model(checkpoint, dim, dtype)
         _check_tools(targets)
-        from cogvx_kernels import farm, inspection, inspection_report
+        from cogvx_kernels.aot import farm
+        from cogvx_kernels.inspect import inspection, report
 
         wanted = farm.jobs(model, targets, _kernels(kernel, model), first)
-        stamp = inspection_report.fingerprint(wanted) if page else ""
+        stamp = report.fingerprint(wanted) if page else ""
         if check:
-            if inspection_report.stamp_of(text) != stamp:
+            if report.stamp_of(text) != stamp:
                 raise OutputError(f"{check} is out of date; run: cogvx-fast kernels inspect --write {check}")
             say(results, f"{check} is up to date")
             return
         found = _run(wanted, inspection.inspect, jobs, "inspecting")
         block = _block_kernels(model)
         if plot is not None:
-            _write(plot, inspection_report.plot(found))
+            _write(plot, report.plot(found))
         if write is not None:
-            section = f"{inspection_report.markdown(found)}\n\n{block}"
-            _write(write, inspection_report.with_section(text, section, stamp).encode())
+            section = f"{report.markdown(found)}\n\n{block}"
+            _write(write, report.with_section(text, section, stamp).encode())
             say(results, f"wrote {write}: {len(found)} configurations")
         elif as_json:
-            print(json.dumps(inspection_report.as_json(found), indent=1))
+            print(json.dumps(report.as_json(found), indent=1))
         elif as_markdown:
-            print(f"{inspection_report.markdown(found)}\n\n{block}")
+            print(f"{report.markdown(found)}\n\n{block}")
         else:
             _show(found)
             say(results, block)
@@ -137,7 +138,7 @@ def build(
         except OSError as error:
             raise UsageError("--out", repr(str(cache)), f"cannot be made: {error.strerror}") from None
         os.environ["TRITON_CACHE_DIR"] = str(cache.resolve())  # the processes that compile read it, too
-        from cogvx_kernels import farm, prebuilt
+        from cogvx_kernels.aot import farm, prebuilt
 
         entries = _run(farm.jobs(model, targets), prebuilt.entry, jobs, "compiling")
         made = prebuilt.Manifest.here(_version(), targets, [_described(model)], entries)
@@ -162,7 +163,7 @@ def check(
     """
     with exit_codes():
         cache = _cache(out)
-        from cogvx_kernels import prebuilt
+        from cogvx_kernels.aot import prebuilt
 
         try:
             manifest = prebuilt.read(cache)
@@ -184,7 +185,7 @@ def check(
 
 def _targets(arch: str) -> list[str]:
     _check_triton()
-    from cogvx_kernels.triton.targets import TARGETS
+    from cogvx_kernels.targets import TARGETS
 
     names = [name.strip() for name in arch.split(",")]
     for name in names:
@@ -194,24 +195,25 @@ def _targets(arch: str) -> list[str]:
 
 
 def _check_triton() -> None:
-    from cogvx_kernels.triton import why_unavailable
+    from cogvx_kernels import ops
 
-    if why_unavailable() is not None:
-        raise OutputError(f"kernels cannot be compiled here: {why_unavailable()}")
+    if (reason := ops.why_unavailable("attention", "triton")) is not None:
+        raise OutputError(f"kernels cannot be compiled here: {reason}")
     with messages.status("loading torch and triton"):
         import cogvx_kernels.aot  # noqa: F401
 
 
 def _check_tools(targets: list[str]) -> None:
-    from cogvx_kernels import machine_code
+    from cogvx_kernels.inspect import machine_code
+    from cogvx_kernels.targets import TARGETS
 
     reason = machine_code.why_unavailable()
-    if reason is not None and any(target.startswith("sm_") for target in targets):
+    if reason is not None and any(TARGETS[target].capability is not None for target in targets):
         raise OutputError(f"machine code cannot be read here: {reason}")
 
 
 def _kernels(asked: str | None, model: Model) -> list[str] | None:
-    from cogvx_kernels import farm
+    from cogvx_kernels.aot import farm
 
     if asked is None:
         return None
@@ -259,7 +261,7 @@ def _cache(out: Path | None) -> Path:
 
 def _run(wanted: list[Job], work: Callable[[Compiled], Result], jobs: int | None, what: str) -> list[Result]:
     """The result of each job, in their order, with a bar while they run."""
-    from cogvx_kernels import farm
+    from cogvx_kernels.aot import farm
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     if jobs is not None and jobs < 1:
@@ -278,13 +280,13 @@ def _run(wanted: list[Job], work: Callable[[Compiled], Result], jobs: int | None
 
 
 def _show(found: list[Inspection]) -> None:
-    from cogvx_kernels import inspection_report
+    from cogvx_kernels.inspect import report
     from rich.console import Console
     from rich.table import Table
 
     # Columns that are cut off or folded say nothing: a narrow terminal folds the lines instead.
     wide = Console(file=results.file, width=max(results.width, _WIDE))
-    for title, rows in (("Resources", inspection_report.resource_rows), ("Inner loops", inspection_report.loop_rows)):
+    for title, rows in (("Resources", report.resource_rows), ("Inner loops", report.loop_rows)):
         header, cells = rows(found)
         for name in dict.fromkeys(row[0] for row in cells):
             table = Table(*header[1:], title=f"{title} of {name}", title_justify="left")
@@ -297,7 +299,7 @@ def _show(found: list[Inspection]) -> None:
 
 
 def _read_page(page: Path) -> str:
-    from cogvx_kernels.inspection_report import with_section
+    from cogvx_kernels.inspect.report import with_section
 
     try:
         text = page.read_text(encoding="utf-8")
@@ -310,7 +312,9 @@ def _read_page(page: Path) -> str:
 def _check_plot(path: Path | None, targets: list[str]) -> None:
     if path is None:
         return
-    if not any(target.startswith("sm_") for target in targets):
+    from cogvx_kernels.targets import TARGETS
+
+    if all(TARGETS[target].rates is None for target in targets):
         raise UsageError("--plot", repr(str(path)), f"has nothing to show for {', '.join(targets)}: no pipes are known")
     if path.suffix != ".png":
         raise UsageError("--plot", repr(str(path)), "must end in .png")

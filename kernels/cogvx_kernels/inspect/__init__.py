@@ -1,0 +1,1 @@
+"""What compiled kernels take and cost, read from their machine code."""
