@@ -16,10 +16,16 @@ PLANNED_TIERS = {"turbo": "also which steps are computed"}
 
 
 class AttentionBackend(enum.StrEnum):
-    """What computes attention; `AUTO` takes the fastest that works for the device, dtype and tier."""
+    """What computes attention; `AUTO` takes the fastest that works for the device, dtype and tier.
+
+    `SDPA` leaves it to torch which of its kernels runs, the report names it; `SDPA_CUDNN` and `SDPA_FLASH` are the two
+    of them for GPUs.
+    """
 
     AUTO = "auto"
     SDPA = "sdpa"
+    SDPA_CUDNN = "sdpa-cudnn"
+    SDPA_FLASH = "sdpa-flash"
     FLASH = "flash-attn"
     FLASH_3 = "flash-attn-3"
     XFORMERS = "xformers"
@@ -43,7 +49,11 @@ class QuantizedGemm(enum.StrEnum):
 
 
 class CompileMode(enum.StrEnum):
-    """What of the transformer `torch.compile` takes; `AUTO` decides by the device, see the report."""
+    """What of the transformer `torch.compile` takes.
+
+    `AUTO`: nothing, but on a GPU "blocks" where some of a block is tensor code, which inductor fuses: torchao's
+    products, or norms and gates in torch's form. The report says why.
+    """
 
     AUTO = "auto"
     OFF = "off"

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from . import lowering
+from . import devices, lowering
 from .config import EngineConfig
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
 from .hooks import moves_weights, unwrapped
@@ -231,13 +231,16 @@ class GenerationMixin(_Behind):
     def _stage(self, name: str) -> Iterator[None]:
         self._synchronize()
         started = time.perf_counter()
-        yield
+        with devices.current(self._execution_device):
+            yield
         self._synchronize()
         self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
 
     def _synchronize(self) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        """Wait for what runs on each device that this pipeline is on."""
+        parts = self.text_encoder, self.transformer, self.vae
+        for device in {self._execution_device, *(getattr(part, "device", None) for part in parts)}:
+            devices.synchronize(device)
 
 
 def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kwargs: dict) -> dict[str, Any]:

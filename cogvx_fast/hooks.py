@@ -8,7 +8,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.nn.modules.module as torch_module
+from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
 from torch import nn
+
+from . import devices
 
 # What diffusers' and accelerate's hooks leave in a module's attributes; they belong to the very object.
 _OF_HOOKS = ("forward", "_old_forward", "_hf_hook", "_diffusers_hook", "_compiled_call_impl")
@@ -45,19 +48,28 @@ def _is_own(module: nn.Module, forward: Callable) -> bool:
     return getattr(forward, "__func__", None) is type(module).forward
 
 
-def aligns_devices(module: nn.Module) -> bool:
-    """Whether a device map has hooked `module`, which then takes inputs to its device; its weights stay there."""
-    from accelerate.hooks import AlignDevicesHook
+def aligns_devices(module: nn.Module, device: torch.device | None = None) -> bool:
+    """Whether a device map has hooked `module`, which then takes inputs to its device; its weights stay there.
 
-    hook: Any = vars(module).get("_hf_hook")
-    return type(hook) is AlignDevicesHook and not hook.offload
+    Args:
+        device: where the hook must move nothing at all; None: anywhere.
+    """
+    hook: ModelHook | None = vars(module).get("_hf_hook")
+    return hook is not None and _only_aligns(hook, device)
+
+
+def _only_aligns(hook: ModelHook, device: torch.device | None) -> bool:
+    if isinstance(hook, SequentialHook):
+        return all(_only_aligns(each, device) for each in hook.hooks)
+    if type(hook) is not AlignDevicesHook or hook.offload:
+        return False
+    return device is None or hook.execution_device is None or devices.indexed(hook.execution_device) == device
 
 
 def moves_weights(module: nn.Module) -> bool:
     """Whether the weights are elsewhere until the module is called: offloading, by module or by group."""
-    attributes = vars(module)
     by_group = "group_offloading" in hooks_of_diffusers(module)
-    return by_group or ("_hf_hook" in attributes and not aligns_devices(module))
+    return by_group or (vars(module).get("_hf_hook") is not None and not aligns_devices(module))
 
 
 def without_hooks(module: nn.Module) -> dict[str, Any]:

@@ -55,12 +55,15 @@ class AttentionPlan:
         fallback: what redoes a step in which `backend` overflows; `backend` itself where that is an exact one.
         value: how attention in 8 bits treats V; of no effect elsewhere.
         why: what `auto` tried before and why not that, in words; empty where nothing was.
+        kernel: which of its kernels torch takes for `AttentionBackend.SDPA`, in words; empty elsewhere, and where torch
+            cannot say.
     """
 
     backend: AttentionBackend = AttentionBackend.SDPA
     fallback: AttentionBackend = AttentionBackend.SDPA
     value: QuantizedAttention = field(default_factory=QuantizedAttention)
     why: str = ""
+    kernel: str = ""
 
     @property
     def capability(self) -> Capability:
@@ -79,8 +82,8 @@ class AttentionPlan:
         return AttentionPlan(self.fallback, self.fallback, self.value)
 
     def __str__(self) -> str:
-        value = f": {self.value}" if self.in_8_bits else ""
-        return f"{self.backend}{value}" + (f" ({self.why})" if self.why else "")
+        detail = str(self.value) if self.in_8_bits else self.kernel
+        return f"{self.backend}" + (f": {detail}" if detail else "") + (f" ({self.why})" if self.why else "")
 
 
 @dataclass(frozen=True)

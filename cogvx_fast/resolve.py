@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from cogvx_kernels.cpu import int8
-from cogvx_kernels.cpu import linear as onednn
-from cogvx_kernels.cpu import stream as cpu_stream
-from cogvx_kernels.triton import why_unavailable as why_no_triton
+from cogvx_kernels import ops
 
 from .attention import resolve as resolve_attention
+from .attention import sdpa
 from .attention.backends import replaced_sdpa
 from .config import AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
 from .family import HEAD_DIM
@@ -130,8 +128,16 @@ def decide(
     """
     tier = config.tier or ("exact" if recipe is AS_THEY_ARE and text_encoder == NATIVE else "balanced")
     _check_recipe(config, recipe, device, dtype)
-    compiles, why = _compile(config, device)
     packs = config.pack_weights if packs is None else packs
+
+    def computed(compiles: CompileMode) -> tuple[Implementation, Product]:
+        operations = _operations(config, compiles, device, dtype, head_dim)
+        return operations, _product(config, compiles, recipe, device, dtype, packs)
+
+    operations, product = computed(CompileMode.OFF)
+    compiles, why = _compile(config, device, operations, product)
+    if compiles is not CompileMode.OFF:
+        operations, product = computed(compiles)
     return EnginePlan(
         tier=tier,
         device=device,
@@ -139,8 +145,8 @@ def decide(
         recipe=recipe,
         text_encoder="native" if text_encoder == NATIVE else Scheme(text_encoder),
         attention=_attention(config, tier == "exact", recipe, device, dtype, head_dim),
-        operations=_operations(config, compiles, device, dtype, head_dim),
-        product=_product(config, compiles, recipe, device, dtype, packs),
+        operations=operations,
+        product=product,
         merges=config.fuse_projections,
         mixes=config.gemm is QuantizedGemm.NATIVE,
         compile=compiles,
@@ -164,14 +170,28 @@ def _check_recipe(config: EngineConfig, recipe: Recipe, device: torch.device, dt
             raise ValueError(f"EngineConfig.gemm='native' cannot work here: {reason}; what can: 'auto', 'torchao'")
 
 
-def _compile(config: EngineConfig, device: torch.device) -> tuple[CompileMode, str]:
+def _compile(
+    config: EngineConfig, device: torch.device, operations: Implementation, product: Product
+) -> tuple[CompileMode, str]:
+    """What is compiled, and why.
+
+    Args:
+        operations, product: as they are where nothing is.
+    """
     if config.compile is not CompileMode.AUTO:
         return CompileMode(config.compile), str(config.compile)
-    if device.type == "cuda":
-        return CompileMode.BLOCKS, "blocks: one graph for all, at the first step"
+    by_hand = "EngineConfig(compile='blocks') compiles"
+    if device.type != "cuda":
+        return CompileMode.OFF, f"off on {device.type}: what inductor would fuse is fused already; {by_hand}"
+    at_first = "one graph for all blocks, at the first step"
+    if operations == "torch":
+        return CompileMode.BLOCKS, f"blocks: norms, gates and rotations are torch's, which inductor fuses; {at_first}"
+    if product is Product.MODULES:
+        return CompileMode.BLOCKS, f"blocks: torchao's products are tensor code, which inductor fuses; {at_first}"
+    # Blocks chain: inductor would look for something to fuse at the first step, and check its guards at every other.
     return (
         CompileMode.OFF,
-        f"off on {device.type}: what inductor would fuse is fused already; EngineConfig(compile='blocks') compiles",
+        f"off: all of a block is launches of our own and products of libraries, none of it is left to fuse; {by_hand}",
     )
 
 
@@ -194,9 +214,11 @@ def _attention(
     why = "; ".join(f"not {other}: {reason}" for other, reason in resolution.rejected.items())
     if backend is AttentionBackend.SDPA and config.attention is AttentionBackend.SDPA and replaced_sdpa() is not None:
         why = f"torch's scaled_dot_product_attention was replaced by {replaced_sdpa()}"
-    plan = AttentionPlan(backend, fallback, value, why)
+    asks = backend is AttentionBackend.SDPA and replaced_sdpa() is None
+    kernel = sdpa.chosen(device, dtype, head_dim) if asks else ""
+    plan = AttentionPlan(backend, fallback, value, why, kernel)
     if plan.in_8_bits and value.fp8_value:
-        from cogvx_kernels.triton.targets import why_not_e4m3
+        from cogvx_kernels.targets import why_not_e4m3
 
         if (reason := why_not_e4m3(device)) is not None:
             raise ValueError(
@@ -212,11 +234,12 @@ def _operations(
     if not config.fuse_operations:
         return "torch"
     if device.type == "cpu":
-        fits = compiles is CompileMode.OFF and dtype in cpu_stream.DTYPES
-        return "cpu" if fits and cpu_stream.why_unavailable() is None else "torch"
+        fits = compiles is CompileMode.OFF and dtype in ops.CPU_DTYPES
+        missing = (ops.why_unavailable(operation, "cpu") for operation in ("layer_norm_modulate", "qk_norm_rope"))
+        return "cpu" if fits and not any(missing) else "torch"
     if device.type == "cuda":
         fits = dtype in _FLOATS and head_dim & (head_dim - 1) == 0
-        return "triton" if fits and why_no_triton(device) is None else "torch"
+        return "triton" if fits and ops.why_unavailable("layer_norm_modulate", "triton", device) is None else "torch"
     return "torch"
 
 
@@ -227,14 +250,18 @@ def _product(
     ours = config.gemm is not QuantizedGemm.TORCHAO
     if device.type == "cuda":
         if scheme in (Scheme.INT8, Scheme.FP8):
-            return Product.SCALED if ours and why_no_triton(device) is None else Product.MODULES
+            return (
+                Product.SCALED
+                if ours and ops.why_unavailable("scaled_linear", "triton", device) is None
+                else Product.MODULES
+            )
         return Product.CUBLASLT if scheme is None and config.fuse_operations else Product.MODULES
     if device.type != "cpu":
         return Product.MODULES
     if scheme is not None:
-        fits = scheme is Scheme.INT8 and ours and compiles is CompileMode.OFF and dtype in int8.DTYPES
-        return Product.INT8 if fits and int8.why_unavailable() is None else Product.MODULES
-    if packs and dtype in onednn.DTYPES and onednn.why_unavailable() is None:
+        fits = scheme is Scheme.INT8 and ours and compiles is CompileMode.OFF and dtype in ops.CPU_DTYPES
+        return Product.INT8 if fits and ops.why_unavailable("int8_products", "cpu") is None else Product.MODULES
+    if packs and dtype in ops.PACKED_LINEAR_DTYPES and ops.why_unavailable("packed_linear", "cpu") is None:
         return Product.ONEDNN
     buffered = config.fuse_operations and compiles is CompileMode.OFF and dtype == torch.float32
-    return Product.BUFFERED if buffered and cpu_stream.why_unavailable() is None else Product.MODULES
+    return Product.BUFFERED if buffered and ops.why_unavailable("bias_gelu", "cpu") is None else Product.MODULES

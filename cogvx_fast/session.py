@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from . import devices
 from .plan import EnginePlan
 from .state import State
 
@@ -111,10 +112,11 @@ class EngineSession:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[EngineSession]:
-        """Within the block, models of this session find it."""
+        """Within the block, models of this session find it, and its GPU is torch's current one."""
         token = _CURRENT.set(self)
         try:
-            yield self
+            with devices.current(self.plan.device):
+                yield self
         finally:
             _CURRENT.reset(token)
             self.release()

@@ -190,16 +190,26 @@ def _as_uint8(array: np.ndarray) -> np.ndarray:
     return (array.clip(0, 1) * 255).round().astype(np.uint8)
 
 
-def _check_h264(path: Path) -> None:
-    import av
-
+def why_no_h264() -> tuple[str, str] | None:
+    """What keeps MP4 files from being written here, and what to do about it; None where they can be."""
+    try:
+        import av
+    except ImportError as error:  # not installed, or without a library that it needs
+        return f"PyAV cannot be imported ({error})", "pip install av"
     try:
         av.codec.Codec("libx264", "w")
     except av.codec.codec.UnknownCodecError:
+        return "this build of PyAV has no libx264", "pip install --force-reinstall av"
+    return None
+
+
+def _check_h264(path: Path) -> None:
+    problem = why_no_h264()
+    if problem is not None:
+        reason, remedy = problem
         raise ValueError(
-            f"{str(path)!r}: this build of PyAV has no libx264; use .webp, .gif or a folder, "
-            "or install PyAV's own wheel (pip install --force-reinstall av)"
-        ) from None
+            f"{str(path)!r}: {reason}; use .webp, .gif or a folder, or install PyAV's own wheel ({remedy})"
+        )
 
 
 def _check_place(path: Path, is_folder: bool) -> None:

@@ -2,7 +2,7 @@
 
 Calls of packages go through diffusers' attention dispatcher, which knows every package's layout and
 signature; so `transformer.set_attention_backend(...)` means what it means for diffusers' other models.
-Our own kernels are called directly.
+Our own kernels, and torch's where one is named, are called directly.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from cogvx_kernels.cpu import attention as cpu_attention
-from cogvx_kernels.triton import why_unavailable as why_not_triton
+from cogvx_kernels import ops
 from diffusers.models.attention_dispatch import AttentionBackendName, _check_attention_backend_requirements
+from torch.nn.attention import SDPBackend
 
 from ..config import AttentionBackend
+from . import sdpa
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Capability:
     """What a backend needs and takes.
 
     Attributes:
-        dispatch: its name in diffusers' dispatcher; None for a kernel of our own.
+        dispatch: its name in diffusers' dispatcher; None for what is called directly.
         exact: whether it changes nothing but the order of rounding.
+        kernel: one of torch's kernels, over query, key and value `(batch, sequence, heads, head_dim)`.
         impl: the kernel's name in `operation`, if it is our own.
         operation: which of `cogvx_kernels.ops` that is.
         devices: device types it runs on; None: all.
@@ -35,11 +37,13 @@ class Capability:
         compute_capability: of the GPU, lowest and highest; None: any.
         gains_on: compute capabilities where it is known to gain time, so that `auto` may take it; None: all.
         why_unavailable: what else keeps this machine from running it, or None.
+        why_not: what else keeps a device from running it for a dtype and a head dim, or None.
         install: how to get it.
     """
 
     dispatch: AttentionBackendName | None
     exact: bool
+    kernel: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     impl: str | None = None
     operation: str = "attention"
     devices: frozenset[str] | None = None
@@ -48,6 +52,7 @@ class Capability:
     compute_capability: tuple[tuple[int, int], tuple[int, int]] | None = None
     gains_on: frozenset[tuple[int, int]] | None = None
     why_unavailable: Callable[[], str | None] | None = None
+    why_not: Callable[[torch.device, torch.dtype, int], str | None] | None = None
     install: str = "comes with torch"
 
 
@@ -82,8 +87,8 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
             impl=backend.value,
             devices=frozenset(("cpu",)),
             dtypes=frozenset((torch.bfloat16,)),
-            head_dims=frozenset((cpu_attention.HEAD_DIM,)),
-            why_unavailable=functools.partial(cpu_attention.why_unavailable, backend.value),
+            head_dims=frozenset((64,)),
+            why_unavailable=functools.partial(ops.why_unavailable, "attention", backend.value),
             install="comes with cogvx_fast",
         )
         for backend in (AttentionBackend.AMX, AttentionBackend.AVX512)
@@ -96,7 +101,7 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         dtypes=_HALF,
         head_dims=frozenset((64, 128)),
         compute_capability=((8, 0), (99, 0)),
-        why_unavailable=why_not_triton,
+        why_unavailable=functools.partial(ops.why_unavailable, "attention", "triton"),
         install="pip install triton",
     ),
     AttentionBackend.TRITON_INT8: Capability(
@@ -108,13 +113,30 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
         dtypes=_HALF,
         head_dims=frozenset((64, 128)),
         compute_capability=((8, 0), (99, 0)),
-        # By the count of cycles in docs/kernels.md: there products are the limit, and half of them run at twice the
-        # rate. On 9.0 at head dim 64 exponentials are, which stay as they were; 10.0 and 12.0 are not assessed.
+        # By the count of cycles in docs/kernel-tables.md: there products are the limit, and half of them run at twice
+        # the rate. On 9.0 at head dim 64 exponentials are, which stay as they were; 10.0 and 12.0 are not assessed.
         gains_on=frozenset(((8, 0), (8, 6), (8, 9))),
-        why_unavailable=why_not_triton,
+        why_unavailable=functools.partial(ops.why_unavailable, "attention", "triton"),
         install="pip install triton",
     ),
     AttentionBackend.SDPA: Capability(AttentionBackendName.NATIVE, exact=True),
+    **{
+        backend: Capability(
+            None,
+            exact=True,
+            kernel=kernel,
+            devices=_GPU,
+            dtypes=_HALF,
+            head_dims=head_dims,
+            compute_capability=((8, 0), (99, 0)),
+            why_not=functools.partial(sdpa.why_not, name),
+        )
+        for backend, name, kernel, head_dims in (
+            # Up to 128 everywhere; 9.0 has more, which this family has not.
+            (AttentionBackend.SDPA_CUDNN, SDPBackend.CUDNN_ATTENTION, sdpa.cudnn, frozenset(range(8, 129, 8))),
+            (AttentionBackend.SDPA_FLASH, SDPBackend.FLASH_ATTENTION, sdpa.flash, _FLASH_HEAD_DIMS),
+        )
+    },
     AttentionBackend.XFORMERS: Capability(
         AttentionBackendName.XFORMERS,
         exact=True,
@@ -134,8 +156,8 @@ CAPABILITIES: dict[AttentionBackend, Capability] = {
     ),
 }
 # What `auto` tries, fastest first: flash-attn 3 is the fastest on Hopper, our kernels on CPUs with units for bf16;
-# everywhere else torch's own SDPA runs the flash-attn 2 kernel already, without a package. Our Triton kernel is not
-# among them as long as no GPU has measured it.
+# everywhere else torch's own SDPA takes a kernel without a package: cuDNN's on 9.0 and 10.0, flash-attention 2 on other
+# GPUs. Our Triton kernel is not among them as long as no GPU has measured it.
 _AUTO = (AttentionBackend.FLASH_3, AttentionBackend.AMX, AttentionBackend.AVX512, AttentionBackend.SDPA)
 
 
@@ -236,7 +258,9 @@ def why_not_here(backend: AttentionBackend, device: torch.device, dtype: torch.d
             return "torch finds no GPU here"
         if not lowest <= own <= highest:
             return f"it needs compute capability {_dotted(lowest)} to {_dotted(highest)}, this GPU has {_dotted(own)}"
-    return capability.why_unavailable() if capability.why_unavailable is not None else None
+    if capability.why_unavailable is not None and (reason := capability.why_unavailable()) is not None:
+        return reason
+    return capability.why_not(device, dtype, head_dim) if capability.why_not is not None else None
 
 
 def _why_no_gain(backend: AttentionBackend, device: torch.device) -> str | None:

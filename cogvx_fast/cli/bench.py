@@ -45,7 +45,8 @@ def list_all() -> None:
     results.print(table)
     table = Table("contender", "what", "stages", title="Contenders", title_justify="left")
     for name, contender in _choices(Comparison).items():
-        table.add_row(name, contender.what, ", ".join(contender.stages))
+        where = f" (on {' and '.join(contender.devices)} only)" if contender.devices else ""
+        table.add_row(name, contender.what + where, ", ".join(contender.stages))
     results.print(table)
 
 
@@ -71,6 +72,9 @@ def run(
         int | None, typer.Option(help="Denoising steps of a generation.", show_default="the workload's")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1.", show_default="the best there is")] = None,
+    toy: Annotated[
+        bool, typer.Option("--toy", help="A rehearsal at toy size, on any device: the times say nothing.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(help="File that the rows are added to.", show_default=f"{RESULTS}/WORKLOAD.jsonl"),
@@ -85,7 +89,7 @@ def run(
 
         from . import loading
 
-        chosen = _workload(workload, steps)
+        chosen = _workload(workload, steps, toy)
         series = _series(ablation, recipes, sizes)
         names = _contender_names(contenders, series)
         if runs < 5:
@@ -103,6 +107,7 @@ def run(
             words = ["cogvx-fast", "bench", "run", workload, "--dtype", precision]
             words += [str(word) for option, value in options.items() if value is not None for word in (option, value)]
             words += [f"--{series.label}"] if series.label else []
+            words += ["--toy"] if toy else []
             made += _run(series, Plan(chosen, precision, chosen_device, shlex.join(words), names, runs), path)
         say(results, f"added {len(made)} rows to {path}")
         red = [f"{row.dtype} {row.stage} {row.contender}" for row in made if row.gate == "red"]
@@ -146,7 +151,7 @@ def report(
         say(results, f"wrote {page}, {readme} and {len(pictures)} plots from {len(rows)} rows")
 
 
-def _workload(name: str, steps: int | None) -> Workload:
+def _workload(name: str, steps: int | None, toy: bool) -> Workload:
     from cogvx_fast.bench.workloads import WORKLOADS
 
     if name not in WORKLOADS:
@@ -156,11 +161,15 @@ def _workload(name: str, steps: int | None) -> Workload:
             WORKLOADS[name].checkpoint_path()
         except FileNotFoundError as error:
             raise UsageError("WORKLOAD", repr(name), str(error)) from None
+    try:
+        chosen = WORKLOADS[name].rehearsal() if toy else WORKLOADS[name]
+    except ValueError as error:
+        raise UsageError("--toy", None, str(error)) from None
     if steps is None:
-        return WORKLOADS[name]
+        return chosen
     if steps < 1:
         raise UsageError("--steps", steps, "must be at least 1")
-    return dataclasses.replace(WORKLOADS[name], steps=steps)
+    return dataclasses.replace(chosen, steps=steps)
 
 
 def _series(ablation: bool, recipes: bool, sizes: bool) -> type[Series]:
@@ -229,6 +238,13 @@ def _run(series: type[Series], plan: Plan, out: Path) -> list[Row]:
 
     from . import loading
 
+    try:
+        left_out = series.left_out(plan)
+    except ValueError as error:
+        raise UsageError("--contenders", repr(",".join(plan.contenders or ())), str(error)) from None
+    for why in dict.fromkeys(left_out.values()):
+        names = ", ".join(name for name, reason in left_out.items() if reason == why)
+        say(results, f"{plan.workload.name} {plan.dtype} without {names}: {why}")
     head = f"{plan.workload.name} {plan.dtype}"
     with loading.quiet_libraries(), messages.status(Text(head)) as status:
 

@@ -157,21 +157,21 @@ def _look_up(backend: Backend) -> dict[str, Any]:
 
 def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
     """Our own C++ for CPUs, compiled here if it was not yet: a second or two."""
-    from cogvx_kernels.cpu import attention, stream
+    from cogvx_kernels import ops
 
     kernels = {
         "C++ operations": (
-            stream.why_unavailable(),
+            ops.why_unavailable("layer_norm_modulate", "cpu"),
             "norms, gates and rotations in one pass each",
             "install a C++ compiler",
         ),
         "AMX attention": (
-            attention.why_unavailable("amx"),
+            ops.why_unavailable("attention", "amx"),
             "exact bf16 attention, twice as fast as torch's",
             "a CPU with AMX",
         ),
         "AVX-512 attention": (
-            attention.why_unavailable("avx512"),
+            ops.why_unavailable("attention", "avx512"),
             "the same without AMX, two and a half times as fast",
             "a CPU with AVX512-BF16",
         ),
@@ -183,18 +183,15 @@ def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
 
 
 def _look_up_h264() -> dict[str, Any]:
-    import av
+    from cogvx_fast.video import why_no_h264
 
-    try:
-        av.codec.Codec("libx264", "w")
-        found = True
-    except av.codec.codec.UnknownCodecError:
-        found = False
+    problem = why_no_h264()
+    version = machine.installed_version("av")
     return {
-        "found": found,
-        "version": f"PyAV {av.__version__}",
+        "found": problem is None,
+        "version": None if version is None else f"PyAV {version}",
         "gives": "MP4 output (H.264)",
-        "install": "pip install --force-reinstall av",
+        "install": "" if problem is None else f"{problem[1]}: {problem[0]}",
     }
 
 

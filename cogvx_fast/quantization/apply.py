@@ -10,6 +10,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
+from .. import devices
 from ..hooks import moves_weights
 from .recipes import Recipe, Scheme
 
@@ -55,7 +56,8 @@ def quantize_modules(model: nn.Module, scheme_of: Callable[[str], Scheme | None]
             raise ValueError(f"{name} is offloaded: quantize first, then enable offloading")
         before = linear.weight.numel() * linear.weight.element_size()
         linear.requires_grad_(False)
-        quantize_(linear, scheme.torchao_config(), filter_fn=lambda module, _: isinstance(module, nn.Linear))
+        with devices.current(linear.weight.device):  # torchao launches kernels of its own
+            quantize_(linear, scheme.torchao_config(), filter_fn=lambda module, _: isinstance(module, nn.Linear))
         if not is_quantized(linear):
             raise ValueError(f"{name}: torchao cannot make {scheme} of a weight {tuple(linear.weight.shape)}")
         extent += Extent(1, before, storage_bytes(linear.weight))

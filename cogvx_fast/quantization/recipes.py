@@ -203,20 +203,19 @@ def why_unsupported(recipe: Recipe, target: Target, dtype: torch.dtype | None = 
 
 def why_no_native_products(recipe: Recipe, target: Target) -> str | None:
     """What keeps products of our own from running `recipe` on `target`, or None."""
-    from cogvx_kernels.cpu import int8
-    from cogvx_kernels.triton import why_unavailable as why_not_triton
+    from cogvx_kernels import ops
 
     if target.device == "cuda":
         if not any(scheme.multiplies_8_bits for scheme in recipe.schemes):
             return f"on a GPU there are some for recipes 'int8' and 'fp8' alone, not for {recipe.name!r}"
         if target.capability is not None and target.capability < TRITON_CAPABILITY:
             return f"they need compute capability {_dotted(TRITON_CAPABILITY)} or newer; this is {target.name}"
-        return why_not_triton()
+        return ops.why_unavailable("scaled_linear", "triton")
     if target.device != "cpu":
         return f"there are none for {target.device}"
     if Scheme.INT8 not in recipe.schemes:
         return f"on a CPU there are some for recipe 'int8' alone, not for {recipe.name!r}"
-    return int8.why_unavailable()
+    return ops.why_unavailable("int8_products", "cpu")
 
 
 def check_possible(name: str, among: list[Target] | None = None) -> None:

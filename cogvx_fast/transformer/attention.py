@@ -123,11 +123,13 @@ def _attend(
     capability = bound.attention.capability
     if bound.by_hand is not None:
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=bound.by_hand)
-    ours = capability.dispatch is None
-    if ours and mask is None and not torch.is_grad_enabled():  # our kernels know neither masks nor gradients
+    direct = capability.dispatch is None
+    if direct and mask is None and not torch.is_grad_enabled():  # these know neither masks nor gradients
+        if capability.kernel is not None:
+            return capability.kernel(query, key, value)
         options = _options(bound) if bound.attention.in_8_bits else {}
         return getattr(ops, capability.operation)(query, key, value, **options, impl=capability.impl)
-    if ours or capability.dispatch is AttentionBackendName.NATIVE:
+    if direct or capability.dispatch is AttentionBackendName.NATIVE:
         # By position and name as diffusers' processor of this family calls it: people put their own in its place.
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         output = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=0.0, is_causal=False)

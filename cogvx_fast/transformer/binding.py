@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from cogvx_kernels.cpu import linear as onednn
-from cogvx_kernels.cpu import stream as cpu_stream
+from cogvx_kernels import ops
 from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import AttentionBackendName
 from diffusers.models.attention_processor import Attention
@@ -22,7 +21,7 @@ from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
 
-from ..hooks import is_hooked, is_patched, moves_weights
+from ..hooks import aligns_devices, is_hooked, is_patched, moves_weights
 from ..plan import AttentionPlan, EnginePlan, Implementation, Product
 from ..state import State
 from .attention import FastCogVideoXAttnProcessor
@@ -73,7 +72,8 @@ class BoundBlock:
             block that we know.
         fused: it can be computed by our formula, be it called or not: its norms are what they were made as.
         attends: our formula stands for a call of its attention.
-        eager: it is not to be compiled: something in it is hooked, which dynamo cannot take whole.
+        eager: it is not to be compiled: something in it is hooked, be it by a device map, which dynamo cannot take
+            whole.
         operations: who computes norms, gates and rotations.
         qkv, out, ff: what replaces calls of the projections to Q, K and V, of that of attention's output, and of the
             feed-forward; None: the modules are called.
@@ -163,7 +163,7 @@ def _bind(
         called=is_hooked(block),
         fused=True,
         attends=attends_by_formula(block.attn1),
-        eager=any(map(is_hooked, block.modules())),
+        eager=any(is_hooked(module) or aligns_devices(module) for module in block.modules()),
         operations=_operations(block, plan.operations),
         attention=plan.attention,
         by_hand=_named_backend(block),
@@ -260,7 +260,7 @@ def _operations(block: CogVideoXBlock, planned: Implementation) -> Implementatio
     dtypes = {p.dtype for norm in (block.norm1.norm, block.norm2.norm) for p in norm.parameters()}
     dtypes.add(block.attn1.to_q.weight.dtype)
     if planned == "cpu":
-        return planned if len(dtypes) == 1 and dtypes <= set(cpu_stream.DTYPES) else "torch"
+        return planned if len(dtypes) == 1 and dtypes <= set(ops.CPU_DTYPES) else "torch"
     if planned == "triton":
         return planned if dtypes <= {torch.float16, torch.bfloat16, torch.float32} else "torch"
     return planned
@@ -320,7 +320,7 @@ def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
 def _packed(linears: list[nn.Linear], rows: int, gelu: bool = False) -> OneDnnLinear:
     weight = _joined([linear.weight for linear in linears])
     bias = None if linears[0].bias is None else _joined([linear.bias for linear in linears])
-    return OneDnnLinear(onednn.pack(weight, rows), bias, gelu)
+    return OneDnnLinear(ops.pack_linear(weight, rows), bias, gelu)
 
 
 def _name(form: object) -> str:

@@ -14,9 +14,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import int8
-from cogvx_kernels.cpu import linear as onednn
-from cogvx_kernels.cpu import stream as cpu_stream
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -52,7 +49,7 @@ class OneDnnLinear:
     gelu: bool = False
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return onednn.linear(x, self.weight, self.bias, self.gelu)
+        return ops.packed_linear(x, self.weight, self.bias, self.gelu)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class BufferedFeedForward:
         fits = len(rows) <= len(self.hidden)  # caches call with parts of a batch; who calls with more gets memory anew
         hidden = self.hidden[: len(rows)] if fits else self.hidden.new_empty(len(rows), self.hidden.shape[1])
         torch.mm(rows, self.first.weight.t(), out=hidden)
-        cpu_stream.bias_gelu_(hidden, self.first.bias)
+        ops.bias_gelu_(hidden, self.first.bias)
         return self.second(hidden).view(*x.shape[:2], -1)
 
 
@@ -208,11 +205,11 @@ class Int8Linear:
     buffer: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = int8.quantize_rows(x.flatten(0, -2))
-        output = x.new_empty(len(rows.values), sum(len(weight.scales) for weight in self.weights))
+        numbers, row_scales = ops.quantize_rows(x.flatten(0, -2), torch.int8, impl="cpu")
+        output = x.new_empty(len(numbers), sum(len(weight.scales) for weight in self.weights))
         for weight, part in zip(self.weights, output.split([len(w.scales) for w in self.weights], dim=1), strict=True):
-            sums = int8.multiply(rows, weight.values, self.buffer)
-            int8.dequantize(sums, rows.scales, weight.scales, weight.bias, part)
+            sums = ops.int8_products(numbers, weight.values, self.buffer)
+            ops.dequantize(sums, row_scales, weight.scales, weight.bias, part)
         return output.unflatten(0, x.shape[:-1])
 
 
@@ -225,12 +222,12 @@ class Int8FeedForward:
     buffer: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = int8.quantize_rows(x.flatten(0, -2))
-        sums = int8.multiply(rows, self.first.values, self.buffer)
-        hidden = int8.gelu_quantize_rows(sums, rows.scales, self.first.scales, self.first.bias)
-        sums = int8.multiply(hidden, self.second.values, self.buffer)
+        numbers, row_scales = ops.quantize_rows(x.flatten(0, -2), torch.int8, impl="cpu")
+        sums = ops.int8_products(numbers, self.first.values, self.buffer)
+        hidden, row_scales = ops.gelu_quantize_rows(sums, row_scales, self.first.scales, self.first.bias)
+        sums = ops.int8_products(hidden, self.second.values, self.buffer)
         output = x.new_empty(len(sums), len(self.second.scales))
-        int8.dequantize(sums, hidden.scales, self.second.scales, self.second.bias, output)
+        ops.dequantize(sums, row_scales, self.second.scales, self.second.bias, output)
         return output.unflatten(0, x.shape[:-1])
 
 
@@ -260,8 +257,8 @@ def multiplies_int8(*linears: nn.Linear) -> bool:
     return all(
         multiplied_dtype(linear) is torch.int8
         and _quantized(linear).qdata.device.type == "cpu"
-        and linear.weight.shape[1] <= int8.MAX_DIM
-        and linear.weight.dtype in int8.DTYPES
+        and linear.weight.shape[1] <= ops.MAX_INT8_DIM
+        and linear.weight.dtype in ops.CPU_DTYPES
         for linear in linears
     )
 

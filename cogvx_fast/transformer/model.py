@@ -18,6 +18,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from diffusers.utils import apply_lora_scale
 from torch import nn
 
+from .. import devices
 from ..config import CompileMode
 from ..hooks import StandsFor, has_global_hooks, is_hooked, is_patched
 from ..session import EngineSession, current
@@ -127,7 +128,8 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         norms = [None if how.called else next(rows) for how in bound]
         step = StepInputs(text_seq_length, temb, image_rotary_emb, attention_kwargs)
 
-        stream = self._run(session, stream, norms, bound, step)
+        with devices.current(stream.device):  # a device map may have made it another than the generation's
+            stream = self._run(session, stream, norms, bound, step)
         # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
         video = self.norm_final(stream.narrow(1, text_seq_length, stream.shape[1] - text_seq_length))
         if by_module:

@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from accelerate.hooks import AlignDevicesHook, ModelHook, SequentialHook
-from cogvx_kernels.cpu import convolution, frames, winograd
-from cogvx_kernels.triton import why_unavailable as why_not_triton
+from cogvx_kernels import ops
 from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
-from ..hooks import hooks_of_diffusers, unwrapped
+from ..hooks import hooks_of_diffusers, moves_weights, unwrapped
 from ..plan import UNLIMITED, VaePlan
 
 # Methods whose work our layers do, or that diffusers' code calls on the way of what they leave to it.
@@ -44,16 +42,21 @@ def choose_vae(
 def default_plan(device: torch.device, dtype: torch.dtype, budget: int | None = UNLIMITED) -> VaePlan:
     """Our layers with what is best on `device` in `dtype`."""
     budget = budget or UNLIMITED
-    if device.type == "cuda" and dtype in (torch.float16, torch.bfloat16) and why_not_triton(device) is None:
+    half = dtype in (torch.float16, torch.bfloat16)
+    if device.type == "cuda" and half and ops.why_unavailable("causal_conv3d", "triton", device) is None:
         return VaePlan(device, dtype, operations="triton", convolution="triton", budget=budget)
     on_cpu = device.type == "cpu"
     return VaePlan(
         device,
         dtype,
-        operations="cpu" if on_cpu and dtype in frames.DTYPES and frames.why_unavailable() is None else "torch",
+        operations="cpu" if on_cpu and _has_operations(dtype) else "torch",
         convolution="cpu" if on_cpu and _convolves(dtype) else "torch",
         budget=budget,
     )
+
+
+def _has_operations(dtype: torch.dtype) -> bool:
+    return dtype in ops.CPU_DTYPES and ops.why_unavailable("group_norm_statistics", "cpu") is None
 
 
 def _convolves(dtype: torch.dtype) -> bool:
@@ -63,8 +66,9 @@ def _convolves(dtype: torch.dtype) -> bool:
     spare products and do them in fp32: faster than bf16 units of the vector kind, slower than AMX.
     """
     if dtype == torch.float32:
-        return convolution.why_unavailable() is None and winograd.why_unavailable() is None
-    return dtype == torch.bfloat16 and not torch.cpu._is_amx_tile_supported() and winograd.why_unavailable() is None
+        return not any(ops.why_unavailable("packed_conv3d", impl) for impl in ("direct", "winograd"))
+    has_amx = torch.cpu._is_amx_tile_supported()
+    return dtype == torch.bfloat16 and not has_amx and ops.why_unavailable("packed_conv3d", "winograd") is None
 
 
 def _why_diffusers(ours: VaePlan, fast: bool | None, autoencoder: nn.Module | None) -> str | None:
@@ -87,7 +91,7 @@ def why_not_adopted(autoencoder: nn.Module) -> str | None:
         return f"it is a {type(model).__name__}, not an {AutoencoderKLCogVideoX.__name__}"
     if model.config.act_fn not in ("silu", "swish"):
         return f"its activation is {model.config.act_fn!r}, our layers have SiLU in them"
-    if not only_aligns(getattr(model, "_hf_hook", None)) or hooks_of_diffusers(model):
+    if moves_weights(model) or hooks_of_diffusers(model):
         return (
             "it has offloading hooks already; make the pipeline fast first and then call enable_model_cpu_offload(),"
             " enable_sequential_cpu_offload() or enable_group_offload()"
@@ -101,28 +105,6 @@ def why_not_adopted(autoencoder: nn.Module) -> str | None:
             f" (EngineConfig.fast_vae=False), or override {lost} of a subclass of FastAutoencoderKLCogVideoX instead"
         )
     return None
-
-
-def only_aligns(hook: ModelHook | None, device: torch.device | None = None) -> bool:
-    """Whether a hook of accelerate's, as a device map puts it on a module, moves what goes in and out and no weights.
-
-    Args:
-        device: where that must move nothing at all; None: anywhere.
-    """
-    if isinstance(hook, SequentialHook):
-        return all(only_aligns(each, device) for each in hook.hooks)
-    if hook is None:
-        return True
-    if type(hook) is not AlignDevicesHook or hook.offload:
-        return False
-    return device is None or hook.execution_device is None or _device(hook.execution_device) == device
-
-
-def _device(name: int | str | torch.device) -> torch.device:
-    device = torch.device(name)
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if device.type == "cuda" and device.index is None else device
-    )
 
 
 def _is_ours(model: nn.Module) -> bool:

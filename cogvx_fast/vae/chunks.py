@@ -18,6 +18,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
 
+from .. import devices
 from ..plan import VaePlan
 
 
@@ -39,7 +40,8 @@ def run_chunks(
         state.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has modes of their own. And none of these reaches the layers: a
         # chunk may be asked for in another mode than the last.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+        plain = torch.autocast(frames.device.type, enabled=False)
+        with devices.current(frames.device), torch.inference_mode(False), torch.no_grad(), plain:
             chunk = run(frames[:, :, first:last], state)
         yield chunk
         del chunk

@@ -14,8 +14,6 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import convolution as direct
-from cogvx_kernels.cpu import winograd
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d, CogVideoXSafeConv3d
 
 from ..plan import Implementation
@@ -77,13 +75,13 @@ class DirectConvolution:
     """Our own convolution for fp32 on a CPU, which rounds less than either order of torch's and writes in place."""
 
     def __init__(self, conv: CogVideoXSafeConv3d):
-        self._conv, self._packed = conv, direct.pack(conv.weight)
+        self._conv, self._packed = conv, ops.pack_conv3d(conv.weight, "direct")
         self.border = conv.padding[2]
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         conv = self._conv
         out = _valid(buffer, conv) if out is None else out
-        direct.convolution(buffer, self._packed, conv.bias, conv.kernel_size, out, adds)
+        ops.packed_conv3d(buffer, self._packed, conv.bias, conv.kernel_size, out, adds)
         return out
 
 
@@ -93,13 +91,13 @@ class WinogradConvolution:
     border = 1
 
     def __init__(self, conv: CogVideoXSafeConv3d):
-        self._conv, self._packed = conv, winograd.pack(conv.weight)
+        self._conv, self._packed = conv, ops.pack_conv3d(conv.weight, "winograd")
         self._bias = None if conv.bias is None else conv.bias.float()
 
     def __call__(self, buffer: torch.Tensor, out: torch.Tensor | None = None, adds: bool = False) -> torch.Tensor:
         conv = self._conv
         out = _valid(buffer, conv) if out is None else out
-        winograd.convolution(buffer, self._packed, self._bias, conv.kernel_size[0], out, adds)
+        ops.packed_conv3d(buffer, self._packed, self._bias, conv.kernel_size, out, adds, impl="winograd")
         return out
 
 
@@ -149,7 +147,7 @@ def convolution_class(
         return TritonConvolution
     if implementation == "torch":
         return TorchConvolution
-    if winograd.pays(conv.kernel_size, conv.in_channels, conv.out_channels, pixels, dtype):
+    if ops.winograd_pays(conv.kernel_size, conv.in_channels, conv.out_channels, pixels, dtype):
         return WinogradConvolution
     return DirectConvolution if dtype == torch.float32 else TorchConvolution
 

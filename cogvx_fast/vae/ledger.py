@@ -13,8 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
 import torch
-from cogvx_kernels.cpu import convolution as direct
-from cogvx_kernels.cpu import winograd
+from cogvx_kernels import ops
 from diffusers import AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import (
     CogVideoXCausalConv3d,
@@ -99,10 +98,11 @@ class Ledger(ABC):
 
     def packed(self, conv: CogVideoXSafeConv3d, kind: type) -> int:
         """Bytes of a weight in the order that `kind` of convolution reads, beside the layer's own."""
+        size = conv.out_channels, conv.in_channels, conv.kernel_size
         if kind is WinogradConvolution:
-            return 4 * winograd.packed_size(conv.out_channels, conv.in_channels, conv.kernel_size[0], self.dtype)
+            return 4 * ops.packed_conv3d_size(*size, "winograd", self.dtype)
         if kind is DirectConvolution:
-            return 4 * direct.packed_size(conv.out_channels, conv.in_channels, math.prod(conv.kernel_size))
+            return 4 * ops.packed_conv3d_size(*size, "direct")
         return self.size(conv.weight.shape) if self.fuses else 0
 
     def wait(self, layer: nn.Module, size: int) -> None:
@@ -295,7 +295,8 @@ class DecoderLedger(Ledger):
         out = (batch, sum(copies(time, layer.compress_time)), 2 * height, 2 * width, out_channels)
         # The four phases' weights; on the way to them sums in fp32, or both orders of them.
         each = channels * out_channels
-        weights = 16 * direct.packed_size(out_channels, channels, 4) if self.direct else 16 * each * self.itemsize
+        packed = ops.packed_conv3d_size(out_channels, channels, (1, 2, 2), "direct") if self.direct else 0
+        weights = 16 * packed if self.direct else 16 * each * self.itemsize
         self.reach(layer, weights + each * (20 * self.itemsize if self.direct else 40))
         waits = batch * time * self.size((height, width, channels))
         is_strided = self.carried != waits
@@ -360,7 +361,8 @@ class EncoderLedger(Ledger):
         out = (batch, pooled_frames(time, layer.compress_time), height // 2, width // 2, out_channels)
         self.live += self.size(out)
         # Beside the padded frame our own convolution has its weights, torch's makes a result of its own.
-        beside = 4 * direct.packed_size(out_channels, channels, 9) if self.direct else self.size(out[2:])
+        packed = ops.packed_conv3d_size(out_channels, channels, (1, 3, 3), "direct") if self.direct else 0
+        beside = 4 * packed if self.direct else self.size(out[2:])
         self.reach(layer, self.size((height + 1, width + 1, channels)) + beside)
         self.live -= self.carried
         self.carried = self.size(out)

@@ -30,9 +30,17 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
-from ..hooks import StandsFor, has_global_hooks, hooks_of_diffusers, is_hooked, moves_weights, unwrapped
+from ..hooks import (
+    StandsFor,
+    aligns_devices,
+    has_global_hooks,
+    hooks_of_diffusers,
+    is_hooked,
+    moves_weights,
+    unwrapped,
+)
 from ..plan import UNLIMITED, VaePlan
-from .choice import default_plan, only_aligns, why_not_adopted
+from .choice import default_plan, why_not_adopted
 from .chunks import ChunkState, SlicingPlan, chunk_spans, run_chunks
 from .network import decode_chunk, encode_chunk
 from .slicing import plan_decode, plan_encode
@@ -281,8 +289,7 @@ def _is_called(module: nn.Module, device: torch.device) -> bool:
     """Whether calling a module is, or may be, more than what our layers do with its weights on `device`."""
     if type(module) not in LAYERS:
         return True
-    hook = getattr(module, "_hf_hook", None)
-    if hook is None or not only_aligns(hook, device):
+    if not aligns_devices(module, device):
         return is_hooked(module) or moves_weights(module)
     own = getattr(module._old_forward, "__func__", None) is type(module).forward
     return not own or bool(module._forward_hooks) or bool(module._forward_pre_hooks)

@@ -7,8 +7,6 @@ from collections.abc import Container
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import convolution as direct
-from cogvx_kernels.reference import phase_weights
 from diffusers.models.downsampling import CogVideoXDownsample3D
 from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
@@ -38,7 +36,7 @@ def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
     weights = _phases(layer.conv.weight)
     convolve = _phases_in_torch
     if is_direct(convolution, like.dtype):
-        weights = {phase: direct.pack(weight) for phase, weight in weights.items()}
+        weights = {phase: ops.pack_conv3d(weight, "direct") for phase, weight in weights.items()}
         convolve = _phases_in_place
     at_once = min(state.slicing.frames_at_once.get(layer, time), time)
     waiting = None
@@ -131,7 +129,7 @@ def _phases_in_place(
         padded[0, 0, above : above + height, 1:-1] = frame
         for (p, q), weight in weights.items():
             corner = padded[:, :, p : p + number + 1, q : q + width + 1]
-            direct.convolution(corner, weight, bias, (1, 2, 2), place[None, target : target + 1, p::2, q::2])
+            ops.packed_conv3d(corner, weight, bias, (1, 2, 2), place[None, target : target + 1, p::2, q::2])
         place[target + 1 : target + copies] = place[target]
         target += copies
         del padded, corner
@@ -148,7 +146,7 @@ def _phases(weight: torch.Tensor) -> dict[tuple[int, int], torch.Tensor]:
     """Weights `(out, in, 2, 2)` of the four phases of a 3x3 convolution after nearest doubling."""
     return {
         (p, q): phase.contiguous(memory_format=torch.channels_last)
-        for p, phases in enumerate(phase_weights(weight))
+        for p, phases in enumerate(ops.phase_weights(weight))
         for q, phase in enumerate(phases)
     }
 
@@ -164,7 +162,8 @@ def downsample(layer: CogVideoXDownsample3D, state: ChunkState) -> None:
     single = time % 2 if layer.compress_time else time
     pooled = pooled_frames(time, layer.compress_time)
     conv = layer.conv
-    packed = direct.pack(conv.weight) if is_direct(state.plan.convolution, frames.dtype) else None
+    own = is_direct(state.plan.convolution, frames.dtype)
+    packed = ops.pack_conv3d(conv.weight, "direct") if own else None
     out = frames.new_empty(batch, pooled, height // 2, width // 2, conv.out_channels)
     padded = frames.new_empty(1, 1, height + 1, width + 1, channels)
     padded[:, :, -1].zero_()
@@ -180,7 +179,7 @@ def downsample(layer: CogVideoXDownsample3D, state: ChunkState) -> None:
                 inner.copy_(frames[sample, i]).mul_(0.5).add_(frames[sample, i + 1], alpha=0.5)
             place = out[sample, target]
             if packed is not None:
-                direct.convolution(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
+                ops.packed_conv3d(padded, packed, conv.bias, (1, 3, 3), place[None, None], stride=2)
             else:
                 place.copy_(F.conv2d(padded[0].permute(0, 3, 1, 2), conv.weight, conv.bias, 2)[0].permute(1, 2, 0))
     state.put(out)

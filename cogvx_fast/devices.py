@@ -1,0 +1,36 @@
+"""Which device a generation is on, told to torch: kernels launch on the current GPU, whichever their tensors lie on."""
+
+from __future__ import annotations
+
+import contextlib
+from contextlib import AbstractContextManager
+
+import torch
+
+
+def current(device: torch.device | str | None) -> AbstractContextManager[object]:
+    """Within the block, and in this thread, `device` is torch's current GPU; one of another kind changes nothing.
+
+    Operations of torch find the GPU of their tensors by themselves. Launches of Triton, events, streams and questions
+    about memory mean the current one.
+    """
+    if not is_gpu(device):
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
+def synchronize(device: torch.device | str | None) -> None:
+    """Wait until `device` has done what was queued; others are left alone, as a first question would start them."""
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
+def indexed(device: int | str | torch.device) -> torch.device:
+    """The device with its number, as tensors have it: "cuda" alone means the current GPU."""
+    named = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if str(named) == "cuda" else named
+
+
+def is_gpu(device: torch.device | str | None) -> bool:
+    """Whether `device` is a GPU that torch can use here."""
+    return device is not None and torch.device(device).type == "cuda" and torch.cuda.is_available()
