@@ -11,17 +11,20 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cogvx_kernels import ops, triton
+from cogvx_kernels import ops
 
-from benchmarks.kernels.roofline import roofline, tensor_bytes
+from benchmarks.kernels.roofline import roofline
+from benchmarks.kernels.timing import CHECKED, DEVICE, clock, generator, tensor_bytes, timed
 
 # batch (two with guidance), tokens of text and video, heads of 64
 SIZES = {"2b": (2, 17776, 30), "5b": (2, 17776, 48), "1.5-5b": (2, 45106, 48)}
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 LEAST_SIGNAL = 30  # dB
-CHECKED = 128  # queries
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA GPU")
+pytestmark = [
+    pytest.mark.skipif(DEVICE.type != "cuda", reason="torch finds no CUDA GPU"),
+    pytest.mark.benchmark(timer=clock),
+]
 
 
 def sdpa(query, key, value):
@@ -30,8 +33,9 @@ def sdpa(query, key, value):
 
 
 def ours():
-    if triton.why_unavailable() is not None:
-        pytest.skip(triton.why_unavailable())
+    reason = ops.why_unavailable("attention", "triton", DEVICE)
+    if reason is not None:
+        pytest.skip(reason)
     return functools.partial(ops.attention, impl="triton")
 
 
@@ -62,9 +66,10 @@ def error(output, expected):
 def test_attention(benchmark, contender, size, dtype):
     call = CONTENDERS[contender]()
     batch, tokens, heads = SIZES[size]
-    generator = torch.Generator("cuda").manual_seed(0)
-    packed = torch.randn(batch, tokens, 3, heads, 64, generator=generator, device="cuda", dtype=DTYPES[dtype])
+    shape = (batch, tokens, 3, heads, 64)
+    packed = torch.randn(shape, generator=generator(0), device=DEVICE, dtype=DTYPES[dtype])
     query, key, value = (tensor.contiguous() for tensor in packed.unbind(2))
+    del packed
     exact = ops.attention(query[:, :CHECKED].double(), key.double(), value.double())
     found, own = (error(attend(query, key, value), exact) for attend in (call, sdpa))
     del exact
@@ -74,13 +79,9 @@ def test_attention(benchmark, contender, size, dtype):
     else:
         assert found <= 1.1 * own, f"error {found:.3g} is above 1.1 x SDPA's own, {own:.3g}: no speed is stated"
 
-    def synchronized():
-        call(query, key, value)
-        torch.cuda.synchronize()
-
     benchmark.group = f"attention {size} {dtype}"
-    benchmark.pedantic(synchronized, rounds=10, iterations=3, warmup_rounds=3)
-    seconds = benchmark.stats.stats.median
+    given = {"query": query, "key": key, "value": value}
+    timed(benchmark, lambda query, key, value: call(query, key, value), given, shape=list(query.shape), error=found)
     moved, flop = tensor_bytes((query, key, value, query)), 4 * batch * tokens**2 * heads * 64
-    benchmark.extra_info.update(device=torch.cuda.get_device_name(), shape=[batch, tokens, heads, 64], error=found)
-    benchmark.extra_info.update(roofline(seconds, moved, flop))
+    benchmark.extra_info.update(gpu=torch.cuda.get_device_name(DEVICE))
+    benchmark.extra_info.update(roofline(benchmark.stats.stats.median, moved, flop, DEVICE))

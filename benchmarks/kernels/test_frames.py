@@ -3,34 +3,35 @@
 Run and checked as those of `test_ops.py`. On a GPU a frame is as large as the largest of those channels in the decoder.
 """
 
+import functools
+
 import pytest
 import torch
-from cogvx_kernels import ops, triton
-from cogvx_kernels.cpu import frames as cpu_frames
+from cogvx_kernels import ops
 
-from benchmarks.kernels.test_ops import DEVICE, FRAMES, error
+from benchmarks.kernels.timing import DEVICE, clock, error, generator, timed
+from benchmarks.kernels.timing import randn as normal
 
+pytestmark = pytest.mark.benchmark(timer=clock)
+
+FRAMES = ("group_norm_statistics", "group_norm_modulate_silu", "causal_conv3d", "upsample_conv2d")
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 TIME = 8
 # channels: height and width of the largest frames of the decoder that have them
 LARGEST = {128: (480, 720), 256: (240, 360), 512: (120, 180)}
 
 
-def arguments(operation, channels):
-    """In float32, by name; `out` is made by the call."""
-    generator = torch.Generator().manual_seed(0)
-
-    def randn(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    height, width = LARGEST[channels] if DEVICE == "cuda" else (12, 18)
+def arguments(operation, channels, device=DEVICE):
+    """In float32, by name, at the size for `device` and made there; `out` is made by the call."""
+    randn = functools.partial(normal, generator=generator(0, device))
+    height, width = LARGEST[channels] if device.type == "cuda" else (12, 18)
     x = randn(1, TIME, height, width, channels)
     if operation == "group_norm_statistics":
         return {"x": x, "groups": 32}
     if operation == "group_norm_modulate_silu":
         low = (2, height // 6, width // 6)
         sizes = zip(("frames", "rows", "columns"), x.shape[1:4], low, strict=True)
-        indices = {name: torch.arange(size) * small // size for name, size, small in sizes}
+        indices = {name: torch.arange(size, device=device) * small // size for name, size, small in sizes}
         return {"x": x, "scale": randn(1, *low, channels), "shift": randn(1, *low, channels)} | indices
     spread = 1 / (9 * channels) ** 0.5
     if operation == "upsample_conv2d":
@@ -43,14 +44,14 @@ def arguments(operation, channels):
 def converted(values, dtype):
     def convert(name, value):
         if not torch.is_tensor(value) or not value.is_floating_point():
-            return value.to(DEVICE) if torch.is_tensor(value) else value
+            return value
         wide = max(dtype, torch.float32, key=lambda d: d.itemsize)  # the tables stay in float32 at least
-        return value.to(DEVICE, wide if name in ("scale", "shift") else dtype)
+        return value.to(wide if name in ("scale", "shift") else dtype)
 
     return {name: convert(name, value) for name, value in values.items()}
 
 
-def call(operation, given, impl):
+def call(operation, impl, **given):
     function = getattr(ops, operation)
     if operation != "group_norm_modulate_silu":
         return function(**given, impl=impl)
@@ -65,26 +66,20 @@ CASES = [(operation, impl) for operation in FRAMES for impl in ops.IMPLEMENTATIO
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("channels", LARGEST)
 @pytest.mark.parametrize(("operation", "impl"), CASES)
+@torch.no_grad()
 def test_operation(benchmark, operation, channels, dtype, impl):
     if impl != "torch":
-        module, device = {"cpu": (cpu_frames, "cpu"), "triton": (triton, "cuda")}[impl]
-        reason = f"it runs on {device}" if device != DEVICE else module.why_unavailable()
-        if impl == "cpu" and DTYPES[dtype] not in cpu_frames.DTYPES:
+        device = {"cpu": "cpu", "triton": "cuda"}[impl]
+        reason = f"it runs on {device}" if device != DEVICE.type else ops.why_unavailable(operation, impl, DEVICE)
+        if impl == "cpu" and DTYPES[dtype] not in ops.CPU_DTYPES:
             reason = "it takes bf16 and fp32"
         if reason is not None:
             pytest.skip(reason)
     values = converted(arguments(operation, channels), DTYPES[dtype])
-    exact = call(operation, converted(values, torch.float64), "torch")
-    own, found = (error(call(operation, values, name), exact) for name in ("torch", impl))
+    exact = call(operation, "torch", **converted(values, torch.float64))
+    own, found = (error(call(operation, name, **values), exact) for name in ("torch", impl))
     del exact
     assert found <= 1.1 * own + 1e-7, f"error {found:.3g} is above 1.1 x the reference's own, {own:.3g}"
-
-    def synchronized():
-        call(operation, values, impl)
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-
     benchmark.group = f"{operation} {channels} {dtype}"
-    benchmark.extra_info.update(device=DEVICE, shape=list(values["x"].shape), error=found, own_error=own)
-    with torch.no_grad():
-        benchmark.pedantic(synchronized, rounds=10, iterations=3, warmup_rounds=3)
+    repeated = functools.partial(call, operation, impl)
+    timed(benchmark, repeated, values, shape=list(values["x"].shape), error=found, own_error=own)

@@ -6,13 +6,16 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from .. import devices
 from .rows import Row, RowError
 from .series import Plan, Series, Sink, Tell, factor, markdown_table, seconds, size
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
 
     from .contenders import Contender
+    from .workloads import Workload
 
 BASELINE, EXACT = "diffusers", "ours"  # contenders that others are compared with
 COLORS = {"green": "#2a78b5", "baseline": "#8c8c8c", "none": "#d9b44a", "lossy": "#9a6fb0"}
@@ -24,7 +27,10 @@ class TimedSeries(Series):
 
     Attributes:
         columns: of the table, names of `cells`, in order.
+        takes_the_workloads: whether its contenders are those that a workload names.
     """
+
+    takes_the_workloads: ClassVar[bool] = False
 
     columns: ClassVar[tuple[str, ...]] = (
         "stage",
@@ -39,16 +45,50 @@ class TimedSeries(Series):
     )
 
     @classmethod
-    def contenders(cls, workload: str, dtype: str) -> Mapping[str, Contender]:
-        """All contenders for a workload and a dtype, in the order in which they alternate."""
+    def contenders(cls, workload: Workload, dtype: str, device: torch.device) -> Mapping[str, Contender]:
+        """All contenders for a workload and a dtype, in the order in which they alternate.
+
+        Args:
+            device: where they are to run. Those that do not run there are among them: each says why, `why_not`.
+        """
         return cls.choices()
+
+    @classmethod
+    def chosen(
+        cls, workload: Workload, dtype: str, device: torch.device, names: Sequence[str] | None = None
+    ) -> tuple[dict[str, Contender], dict[str, str]]:
+        """The contenders that run on `device`, and why each of the others that could be expected does not.
+
+        Args:
+            names: of those that are wanted; None: as the workload has it, or all.
+
+        Raises:
+            ValueError: for a name that is not known, or is wanted and does not run there, with the reason.
+        """
+        known = cls.contenders(workload, dtype, device)
+        given = names
+        if names is None:
+            default = workload.contenders if cls.takes_the_workloads else None
+            names = list(known if default is None else default)
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise ValueError(f"contender {unknown[0]!r} is unknown; allowed: {', '.join(known)}")
+        names = [name for name in names if given is not None or set(known[name].stages) & set(workload.stages)]
+        reasons = {name: known[name].why_not(device, workload) for name in names}
+        left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+        if given is not None and left_out:
+            raise ValueError("; ".join(f"contender {name!r}: {reason}" for name, reason in left_out.items()))
+        return {name: known[name] for name in names if name not in left_out}, left_out
+
+    @classmethod
+    def left_out(cls, plan: Plan) -> dict[str, str]:
+        return cls.chosen(plan.workload, plan.dtype, devices.indexed(plan.device), plan.contenders)[1]
 
     @classmethod
     def run(cls, plan: Plan, sink: Sink = lambda row: None, tell: Tell = lambda text: None) -> list[Row]:
         from . import runner
 
-        known = cls.contenders(plan.workload.name, plan.dtype)
-        chosen = {name: known[name] for name in (known if plan.contenders is None else plan.contenders)}
+        chosen, _ = cls.chosen(plan.workload, plan.dtype, devices.indexed(plan.device), plan.contenders)
         return runner.run(plan, chosen, cls.name, sink, tell)
 
     @classmethod
@@ -64,7 +104,9 @@ class TimedSeries(Series):
         if row.gate == "red":
             return f"REFUSED, {row.gate_detail}"
         spread = f"{seconds(row.p20_seconds)} to {seconds(row.p80_seconds)}"
-        return f"{seconds(row.p50_seconds)} ({spread}), first call {seconds(row.first_call_seconds)}"
+        warning = (row.gpu_state or {}).get("warning")
+        said = f"{seconds(row.p50_seconds)} ({spread}), first call {seconds(row.first_call_seconds)}"
+        return f"{said}; WARNING: {warning}" if warning else said
 
     def remarks(self) -> list[str]:
         counts = [(row, self.break_even(row)) for row in self.rows]
@@ -185,6 +227,7 @@ class Comparison(TimedSeries):
     """
 
     name, label = "contenders", ""
+    takes_the_workloads = True
 
     @classmethod
     def choices(cls) -> Mapping[str, Contender]:

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..config import EngineConfig
 from ..pipelines import accelerate
 from ..plan import Implementation
 from . import engine
+from .engine import SDPA
 from .reference import STAGES, Pipeline, StageCall, like, shapes
 from .workloads import Workload
 
@@ -72,6 +72,7 @@ class Contender:
         is_bound: whether it is a lower bound, which has no result to be judged.
         lossy: what makes its result another one by design, or None; then its distance is stated and not judged.
         devices: types of device it runs on; None: all.
+        rehearses: whether it runs on a CPU all the same where the workload is a rehearsal.
         floor_db: of one that may lose precision: the signal-to-noise ratio that its gate asks for instead.
         expected_gain, expected_why: in an ablation, the factor over the contender before that is expected, from what.
     """
@@ -82,9 +83,16 @@ class Contender:
     is_bound: bool = False
     lossy: str | None = None
     devices: tuple[str, ...] | None = None
+    rehearses: bool = False
     floor_db: float | None = None
     expected_gain: float | None = None
     expected_why: str | None = None
+
+    def why_not(self, device: torch.device, workload: Workload) -> str | None:
+        """What keeps it from being run on `device`, in words; None: nothing."""
+        if self.devices is None or device.type in self.devices or (self.rehearses and workload.is_rehearsal):
+            return None
+        return f"it runs on {' and '.join(self.devices)}, not on {device}"
 
 
 def diffusers_eager(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
@@ -152,10 +160,20 @@ def ours(pipe: Pipeline, workload: Workload, stage: str, config: EngineConfig) -
 
 
 def our_layers(
-    pipe: Pipeline, workload: Workload, stage: str, operations: Implementation, convolution: Implementation
+    pipe: Pipeline,
+    workload: Workload,
+    stage: str,
+    operations: Implementation | None = None,
+    convolution: Implementation | None = None,
 ) -> Prepared:
-    """diffusers with our autoencoder's layers; implementations of what is between the convolutions, and of these."""
-    return Prepared(like(pipe, vae=engine.partly_fast_autoencoder(pipe.vae, operations, convolution)))
+    """diffusers with our autoencoder's layers.
+
+    Args:
+        operations, convolution: who computes what is between the convolutions, and these; None: who does in the engine.
+    """
+    vae = engine.partly_fast_autoencoder(pipe.vae, operations, convolution)
+    note = f"{vae.operations} between the convolutions, these by {vae.convolution}"
+    return Prepared(like(pipe, vae=vae), note=note)
 
 
 def weighed(build: Builder) -> Builder:
@@ -169,14 +187,30 @@ def weighed(build: Builder) -> Builder:
     return with_weights
 
 
-def arithmetic(pipe: Pipeline, workload: Workload, stage: str, linears: bool = True, packed: bool = False) -> Prepared:
-    """The roofline of a step: its matrix products and its attention on bare tensors, which no exact step is without."""
+def arithmetic(
+    pipe: Pipeline,
+    workload: Workload,
+    stage: str,
+    linears: bool = True,
+    attention: str | None = SDPA,
+    packed: bool = False,
+) -> Prepared:
+    """The roofline of a step: its matrix products and its attention on bare tensors, which no exact step is without.
+
+    Args:
+        linears: whether the products are in it.
+        attention: whose attention is in it, one of `engine.ATTENTIONS`; None: none is.
+        packed: whether the products' weights are in oneDNN's order.
+    """
     parts = ["the linears of all blocks and proj_out"] if linears else []
-    note = f"only {' and '.join([*parts, 'scaled_dot_product_attention'])} on tensors of the step's shapes"
-    call = _arithmetic_call(pipe, workload, linears, packed)
+    parts += [] if attention is None else [engine.ATTENTIONS[attention].what]
+    note = f"only {' and '.join(parts)} on tensors of the step's shapes"
+    call = _arithmetic_call(pipe, workload, linears, attention, packed)
     work = flop(workload, pipe)
     if not linears:
         del work["linear_flop"]
+    if attention is None:
+        del work["attention_flop"]
     return Prepared(pipe, call=call, note=note + (", weights prepacked for oneDNN" if packed else ""), extras=work)
 
 
@@ -201,7 +235,9 @@ def flop(workload: Workload, pipe: Pipeline) -> dict[str, int]:
     return {"linear_flop": linears, "attention_flop": attention}
 
 
-def _arithmetic_call(pipe: Pipeline, workload: Workload, linears: bool, packed: bool) -> Callable[[int], Any]:
+def _arithmetic_call(
+    pipe: Pipeline, workload: Workload, linears: bool, attention: str | None, packed: bool
+) -> Callable[[int], Any]:
     """A call that runs the linears and the attention of all blocks, then `proj_out`, on random tensors.
 
     Each block multiplies with its own weights, so that they come from memory as they do in a step. The patch
@@ -217,19 +253,18 @@ def _arithmetic_call(pipe: Pipeline, workload: Workload, linears: bool, packed: 
     products = [[make(linear, rows) for linear in block] for block in blocks] or [[]] * size["layers"]
     project_out = make(transformer.proj_out, size["batch"] * size["video_tokens"]) if linears else None
     heads = (size["batch"], size["tokens"], size["heads"], size["head_dim"])
-    query, key, value = (
-        torch.randn(heads, dtype=torch.float32, device=device).to(dtype).transpose(1, 2) for _ in range(3)
-    )
-    narrow = torch.randn(rows, dim, dtype=torch.float32, device=device).to(dtype)
+    query, key, value = (torch.randn(heads, dtype=dtype, device=device) for _ in range(3))
+    attend = (lambda *heads: None) if attention is None else engine.ATTENTIONS[attention].call
+    narrow = torch.randn(rows, dim, dtype=dtype, device=device)
     hidden = blocks[0][-1].in_features if blocks else dim
-    wide = torch.randn(rows, hidden, dtype=torch.float32, device=device).to(dtype)
+    wide = torch.randn(rows, hidden, dtype=dtype, device=device)
     video = narrow[: size["batch"] * size["video_tokens"]]
 
     def call(number: int) -> None:
         for block in products:
             for product in block[:3]:
                 product(narrow)
-            F.scaled_dot_product_attention(query, key, value)
+            attend(query, key, value)
             for product, x in zip(block[3:], (narrow, narrow, wide), strict=bool(block)):
                 product(x)
         if project_out is not None:
@@ -254,6 +289,7 @@ CONTENDERS: dict[str, Contender] = {
         functools.partial(diffusers_compiled, freezes=True),
         "the same with inductor's freezing (weights become constants)",
         stages=DENOISING,
+        devices=("cpu",),  # on a GPU the constants would be a second copy of the weights beside them
     ),
     "diffusers-tiled": Contender(
         diffusers_tiled,
@@ -265,6 +301,26 @@ CONTENDERS: dict[str, Contender] = {
         diffusers_vae_compiled, "diffusers, torch.compile of the autoencoder's encoder and decoder", stages=VAE
     ),
     "ours": Contender(functools.partial(ours, config=EngineConfig()), 'cogvx_fast, engine="exact"'),
+    "ours-eager": Contender(
+        functools.partial(ours, config=EngineConfig(compile="off")),
+        'cogvx_fast, engine="exact" with compile="off"',
+        stages=DENOISING,
+        devices=("cuda",),  # on a CPU that is what "ours" is
+        rehearses=True,
+    ),
+    "ours-triton": Contender(
+        functools.partial(ours, config=EngineConfig(attention="triton")),
+        'cogvx_fast, engine="exact" with attention="triton"',
+        stages=DENOISING,
+        devices=("cuda",),
+    ),
+    "ours-cudnn-conv": Contender(
+        functools.partial(our_layers, convolution="torch"),
+        "our autoencoder's layers with our norms, the convolutions by torch, which on a GPU takes cuDNN's",
+        stages=VAE,
+        devices=("cuda",),
+        rehearses=True,
+    ),
     "ours-compile": Contender(
         functools.partial(ours, config=EngineConfig(compile="blocks")),
         'cogvx_fast, engine="exact" with compile="blocks"',
@@ -290,10 +346,29 @@ CONTENDERS: dict[str, Contender] = {
         is_bound=True,
         devices=("cpu",),
     ),
+    "products": Contender(
+        functools.partial(arithmetic, attention=None),
+        "part of the bound: the step's linears alone",
+        stages=("dit-step",),
+        is_bound=True,
+        devices=("cuda",),
+        rehearses=True,
+    ),
     "attention": Contender(
         functools.partial(arithmetic, linears=False),
         "part of the bound: the step's attention alone",
         stages=("dit-step",),
         is_bound=True,
     ),
+    **{
+        f"attention-{name}": Contender(
+            functools.partial(arithmetic, linears=False, attention=name),
+            f"the same by {one.what}",
+            stages=("dit-step",),
+            is_bound=True,
+            devices=("cuda",),
+        )
+        for name, one in engine.ATTENTIONS.items()
+        if name != SDPA
+    },
 }

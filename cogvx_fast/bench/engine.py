@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from cogvx_kernels import ops
 from diffusers import CogVideoXTransformer3DModel
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..attention import sdpa
 from ..config import EngineConfig
+from ..family import HEAD_DIM
 from ..memory.step import Tokens, step_memory
 from ..memory.weights import Models, transformer_bytes
 from ..plan import Implementation
@@ -27,6 +34,37 @@ from ..resolve import decide
 from ..session import EngineSession
 from ..vae import FastAutoencoderKLCogVideoX
 from ..vae.choice import default_plan
+
+# The type of device on which an implementation runs; torch's run on all.
+IMPLEMENTED_ON: dict[str, str] = {"cpu": "cpu", "triton": "cuda"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention over bare query, key and value `(batch, tokens, heads, head_dim)`, and whose it is, in words."""
+
+    what: str
+    call: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def _sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+def _efficient(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    with sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION):
+        return _sdpa(query, key, value)
+
+
+SDPA = "sdpa"
+ATTENTIONS = {
+    SDPA: Attention("scaled_dot_product_attention", _sdpa),
+    "cudnn": Attention("cuDNN's attention", sdpa.cudnn),
+    "flash": Attention("the flash attention that torch has", sdpa.flash),
+    "efficient": Attention("torch's memory-efficient attention", _efficient),
+    "triton": Attention("our attention in Triton", functools.partial(ops.attention, impl="triton")),
+}
 
 
 def as_plain(config: EngineConfig) -> dict[str, Any]:
@@ -58,18 +96,42 @@ class PartlyFastAutoencoder(FastAutoencoderKLCogVideoX):
     convolution: Implementation = "torch"
 
     def decode(self, *args: Any, **kwargs: Any) -> Any:
+        with self._session():
+            return super().decode(*args, **kwargs)
+
+    def encode(self, *args: Any, **kwargs: Any) -> Any:
+        with self._session():
+            return super().encode(*args, **kwargs)
+
+    def _session(self) -> AbstractContextManager[Any]:
         vae = dataclasses.replace(
             default_plan(self.device, self.dtype), operations=self.operations, convolution=self.convolution
         )
-        plan = decide(EngineConfig(), device=self.device, dtype=self.dtype, head_dim=64, vae=vae)
-        with EngineSession(plan, None, self).active():
-            return super().decode(*args, **kwargs)
+        plan = decide(EngineConfig(), device=self.device, dtype=self.dtype, head_dim=HEAD_DIM, vae=vae)
+        return EngineSession(plan, None, self).active()
 
 
-def partly_fast_autoencoder(vae: Any, operations: Implementation, convolution: Implementation) -> Any:
-    """Our autoencoder on the modules of `vae`, with these for what is between the convolutions, and for those."""
+def partly_fast_autoencoder(
+    vae: Any, operations: Implementation | None = None, convolution: Implementation | None = None
+) -> Any:
+    """Our autoencoder on the modules of `vae`, with these for what is between the convolutions, and for those.
+
+    Args:
+        operations, convolution: None: who computes them in the engine.
+
+    Raises:
+        ValueError: for what does not compute on the device of `vae`: C++ would read a GPU's addresses as its own.
+    """
+    default, device = default_plan(vae.device, vae.dtype), vae.device
+    chosen = {
+        "operations": default.operations if operations is None else operations,
+        "convolution": default.convolution if convolution is None else convolution,
+    }
+    for name, value in chosen.items():
+        if IMPLEMENTED_ON.get(value, device.type) != device.type:
+            raise ValueError(f"{name}={value!r} runs on {IMPLEMENTED_ON[value]}, the autoencoder is on {device}")
     fast: Any = PartlyFastAutoencoder.adopt(vae)
-    fast.operations, fast.convolution = operations, convolution
+    fast.operations, fast.convolution = chosen["operations"], chosen["convolution"]
     return fast
 
 

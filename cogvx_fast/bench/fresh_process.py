@@ -43,22 +43,28 @@ def cold_start(order: Mapping[str, Any]) -> torch.Tensor:
     """Start Python, import, load, generate, write the frames; returns them.
 
     Args:
-        order: `checkpoint`, `dtype`, `engine` (fields of an `EngineConfig`, or None for diffusers' own pipeline), and
-            `arguments` of the call; `noise` names the seed of its latents and their shape.
+        order: `checkpoint`, `dtype`, `device`, `engine` (fields of an `EngineConfig`, or None for diffusers' own
+            pipeline), and `arguments` of the call; `noise` names the seed of its latents and their shape.
 
     Raises:
-        RuntimeError: if that process fails, with the last line that it wrote.
+        RuntimeError: if that process fails, with the last line that it wrote, or if it ran elsewhere than it was told.
     """
     from safetensors.torch import load_file
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frames.safetensors"
-        call("cogvx_fast.bench.fresh_process:generate", {**order, "out": str(path)})
+        used = call("cogvx_fast.bench.fresh_process:generate", {**order, "out": str(path)})
+        if used != order["device"]:
+            raise RuntimeError(f"the fresh process was told to run on {order['device']} and ran on {used}")
         return load_file(path)[_FRAMES]
 
 
-def generate(order: Mapping[str, Any]) -> None:
-    """Make the generation of `cold_start`'s order and write its frames into the file `out`."""
+def generate(order: Mapping[str, Any]) -> str:
+    """Make the generation of `cold_start`'s order and write its frames into the file `out`.
+
+    Returns:
+        The device on which the transformer's weights were, as torch names it.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -74,11 +80,13 @@ def generate(order: Mapping[str, Any]) -> None:
         config = EngineConfig(**order["engine"])
         pipe = FastCogVideoXPipeline.from_pretrained(order["checkpoint"], dtype=dtype, engine=config)
     pipe.set_progress_bar_config(disable=True)
+    pipe.to(order["device"])
     generator = torch.Generator().manual_seed(order["noise"]["seed"])
     noise = torch.randn(order["noise"]["shape"], generator=generator, dtype=torch.float32, device="cpu")
     latents = noise.to(getattr(torch, order["noise"]["dtype"])).to(dtype)
     frames = pipe(**order["arguments"], latents=latents, output_type="pt").frames
-    save_file({_FRAMES: frames.contiguous()}, order["out"])
+    save_file({_FRAMES: frames.contiguous().cpu()}, order["out"])
+    return str(pipe.transformer.device)
 
 
 def _main() -> None:

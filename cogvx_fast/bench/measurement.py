@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import devices
 from ..machine import return_freed_memory
 
 Call = Callable[[int], Any]  # the number of the call comes in, so that no two calls need be the same
@@ -40,10 +43,10 @@ class Summary:
 def stopwatch(device: torch.device) -> Clock:
     """A function that runs a call and returns `(seconds, result)`.
 
-    On CUDA the time is between two events on the stream, after a synchronisation: what the GPU was at work or waited
-    for its next kernel. Elsewhere it is wall time.
+    On CUDA the time is between two events on the device's stream, after a synchronisation: what the GPU was at work or
+    waited for its next kernel. Elsewhere it is wall time.
     """
-    return _cuda_seconds if device.type == "cuda" else _wall_seconds
+    return functools.partial(_cuda_seconds, device) if device.type == "cuda" else _wall_seconds
 
 
 def _wall_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
@@ -52,13 +55,14 @@ def _wall_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def _cuda_seconds(call: Callable[[], Any]) -> tuple[float, Any]:
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda.synchronize()
-    begin.record()
-    result = call()
-    end.record()
-    torch.cuda.synchronize()
+def _cuda_seconds(device: torch.device, call: Callable[[], Any]) -> tuple[float, Any]:
+    with devices.current(device):  # events, and the stream that they are recorded on, are the current device's
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        result = call()
+        end.record()
+        torch.cuda.synchronize(device)
     return begin.elapsed_time(end) / 1000, result
 
 
@@ -67,17 +71,20 @@ def alternate(
     runs: int,
     clock: Clock,
     tell: Callable[[str, int], None] = lambda name, number: None,
+    around: Callable[[str], AbstractContextManager[Any]] = lambda name: contextlib.nullcontext(),
 ) -> dict[str, list[float]]:
     """Seconds of `runs` calls of each, taken in turns (A B C A B C …), so that a slow minute slows all of them.
 
     Args:
         tell: is told the name and the number (from 0) of each call before it is made.
+        around: what is entered around each call by its name, outside of what the clock sees.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(runs):
         for name, call in calls.items():
             tell(name, number)
-            seconds[name].append(clock(functools.partial(call, number))[0])
+            with around(name):
+                seconds[name].append(clock(functools.partial(call, number))[0])
     return seconds
 
 
@@ -91,11 +98,12 @@ def peak_memory(call: Callable[[], Any], device: torch.device) -> tuple[int | No
     Collect Python's garbage before: what it holds would count as held, or be freed by chance in between.
     """
     if device.type == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        result = call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated(), _CUDA, result
+        with devices.current(device):
+            torch.cuda.synchronize(device)
+            torch.cuda.reset_peak_memory_stats(device)
+            result = call()
+            torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device), _CUDA, result
     if device.type != "cpu":
         return None, f"not measured: no peak counter is known for {device.type}", call()
     # What freed tensors left in the heap would be taken for memory that is held.

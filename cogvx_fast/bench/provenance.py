@@ -7,9 +7,13 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .. import __version__, machine
+from . import gpu
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao", "accelerate", "numpy")
 # Rows are appended while the code stays as it is: they do not make the checkout dirty.
@@ -44,13 +48,13 @@ class Provenance:
     git_dirty: bool | None
 
 
-def collect(device: str) -> Provenance:
+def collect(device: torch.device | str) -> Provenance:
     """What there is to know now about `device` and this installation."""
-    cpu, cuda = machine.cpu(), _cuda(device, machine.cuda_devices())
+    cpu, cuda = machine.cpu(), _cuda(str(device), machine.cuda_devices())
     commit, dirty = git_state(Path(__file__).resolve().parents[1])
     versions: dict[str, str | None] = {"cogvx_fast": __version__, "python": platform.python_version()}
     return Provenance(
-        device=device,
+        device=str(device),
         device_name=cuda["name"] if cuda else cpu["name"],
         cpu_name=cpu["name"],
         cpu_features=cpu["features"],
@@ -93,20 +97,12 @@ def _cuda(device: str, devices: list[dict[str, Any]]) -> dict[str, Any] | None:
         return None
     import torch
 
-    index = torch.device(device).index or 0
+    index = torch.device(device).index
+    index = torch.cuda.current_device() if index is None else index
     own = next(dict(found) for found in devices if found["device"] == f"cuda:{index}")
-    query = "driver_version,power.limit,clocks.max.sm"
-    uuid = f"GPU-{torch.cuda.get_device_properties(index).uuid}"
-    answer = _output(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader,nounits", "-i", uuid])
-    driver, power, clock = (field.strip() for field in answer.split(",")) if answer else (None, None, None)
-    return own | {"driver": driver, "power_limit_watts": _number(power), "max_sm_clock_mhz": _number(clock)}
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:  # nvidia-smi writes "[N/A]" for what a GPU does not have
-        return None
+    answer = gpu.ask(gpu.identifier(index), ("driver_version", "power.limit", "clocks.max.sm"))
+    driver, power, clock = answer or (None, None, None)
+    return own | {"driver": driver, "power_limit_watts": gpu.number(power), "max_sm_clock_mhz": gpu.number(clock)}
 
 
 def _output(command: list[str], environment: dict[str, str] | None = None) -> str | None:

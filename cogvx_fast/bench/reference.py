@@ -46,6 +46,23 @@ def widened(pipe: Pipeline, dtype: torch.dtype) -> Pipeline:
     return like(pipe, **parts)
 
 
+def first_layers(pipe: Pipeline, layers: int | None) -> Pipeline:
+    """A pipeline whose transformer is the first `layers` of that of `pipe`, and its end, on the same weights.
+
+    Args:
+        layers: None: all, which is `pipe` itself.
+    """
+    if layers is None:
+        return pipe
+    whole = pipe.transformer
+    with init_empty_weights(include_buffers=True):
+        part = type(whole).from_config({**whole.config, "num_layers": layers})
+    for name, child in whole.named_children():
+        part.add_module(name, child)
+    part.transformer_blocks = nn.ModuleList(list(whole.transformer_blocks)[:layers])
+    return like(pipe, transformer=part.eval())
+
+
 def like(pipe: Pipeline, **parts: Any) -> Pipeline:
     """A pipeline of the class of `pipe` that shares all its components but `parts`."""
     other = type(pipe)(**{**pipe.components, **parts})
@@ -117,12 +134,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Clip:
-    """The size of a workload's video: frames and pixels, and the latents `(1, frames, channels, height, width)`."""
+    """The size of a workload's video: frames and pixels, and the latents `(1, frames, channels, height, width)`.
+
+    Attributes:
+        latents: that the transformer is given. Where a token spans latent frames, the pipeline fills the last one up.
+        video_latents: how many of their frames the autoencoder is given.
+    """
 
     num_frames: int
     height: int
     width: int
     latents: tuple[int, int, int, int, int]
+    video_latents: int
 
     @classmethod
     def of(cls, workload: Workload, pipe: Pipeline) -> Clip:
@@ -130,10 +153,10 @@ class Clip:
         num_frames = workload.num_frames or config.sample_frames
         height = workload.height or config.sample_height * spatial
         width = workload.width or config.sample_width * spatial
-        latent_frames = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1
-        return cls(
-            num_frames, height, width, (1, latent_frames, config.in_channels, height // spatial, width // spatial)
-        )
+        frames, span = (num_frames - 1) // pipe.vae_scale_factor_temporal + 1, config.patch_size_t or 1
+        padded = -(-frames // span) * span
+        latents = (1, padded, config.in_channels, height // spatial, width // spatial)
+        return cls(num_frames, height, width, latents, frames)
 
 
 def shapes(workload: Workload, pipe: Pipeline) -> dict[str, int]:
@@ -199,7 +222,7 @@ def _dit_step(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> StageCa
 
 def _vae_decode(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
     clip = Clip.of(workload, pipe)
-    shape = (*clip.latents[:2], pipe.vae.config.latent_channels, *clip.latents[3:])
+    shape = (1, clip.video_latents, pipe.vae.config.latent_channels, *clip.latents[3:])
     latents = _vae_inputs(pipe, workload, shape, dtype)
     return lambda number: pipe.decode_latents(latents[number % len(latents)])
 
@@ -250,6 +273,7 @@ def _cold_start(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> Stage
     order = {
         "checkpoint": workload.checkpoint_path(),
         "dtype": dtype_name(pipe.transformer.dtype),
+        "device": str(pipe.transformer.device),
         "engine": config_of(pipe),
     }
 

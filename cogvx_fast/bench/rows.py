@@ -13,7 +13,9 @@ from typing import Any
 
 from .provenance import Provenance
 
-SCHEMA = 1
+# 2: `gpu_state`. Older rows are read as of the newest schema, with what they do not have left empty.
+SCHEMA = 2
+_NEW_SINCE: dict[int, dict[str, Any]] = {1: {"gpu_state": None}}
 MIN_RUNS = 5
 # none: a bound, which computes no result that could be judged; lossy: another result by design, its distance stated.
 GATES = ("green", "red", "none", "lossy")
@@ -47,6 +49,8 @@ class Row:
         first_call_seconds: the first call in this stage; what compiles, compiles in it, from a cold cache. The process
             is warm: diffusers, eager, has run in it before.
         peak_memory_bytes: as `peak_memory_kind` says in words.
+        gpu_state: clocks, power and temperature of the GPU during the timed calls, see `gpu.Watch.state`; None where
+            there is none, and where it was not looked at.
         extras: more numbers, the unit in the name.
         expected_gain, expected_why: of an ablation: the factor over the row before that was expected, and from what.
         time: when the row was made, UTC, ISO 8601.
@@ -76,6 +80,7 @@ class Row:
     first_call_seconds: float | None = None
     peak_memory_bytes: int | None = None
     peak_memory_kind: str = ""
+    gpu_state: dict[str, Any] | None = None
     extras: dict[str, Any] = field(default_factory=dict)
     expected_gain: float | None = None
     expected_why: str | None = None
@@ -128,7 +133,7 @@ class Row:
             raise RowError(f"no JSON: {error}") from None
         if not isinstance(values, dict):
             raise RowError(f"a row is a JSON object, not {line[:40]!r}")
-        _check_schema(values.get("schema"))
+        values = _upgraded(values)
         _check_names(cls, values)
         if not isinstance(values["provenance"], dict):
             raise RowError("provenance must be an object")
@@ -140,7 +145,20 @@ class Row:
 
 def _check_schema(schema: object) -> None:
     if schema != SCHEMA:
-        raise RowError(f"schema={schema!r}: this version reads and writes schema {SCHEMA}")
+        known = ", ".join(map(str, (*_NEW_SINCE, SCHEMA)))
+        raise RowError(f"schema={schema!r}: this version reads schemas {known} and writes {SCHEMA}")
+
+
+def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
+    """A row of this schema or an older one as one of this."""
+    schema = values.get("schema")
+    if schema not in _NEW_SINCE:
+        _check_schema(schema)
+        return values
+    for older, fields in _NEW_SINCE.items():
+        if schema <= older:
+            values = {**fields, **values}
+    return {**values, "schema": SCHEMA}
 
 
 def _check_names(cls: type[Row] | type[Provenance], values: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .rows import MIN_RUNS, Row, RowError
 from .workloads import Workload
@@ -34,7 +34,7 @@ class Plan:
         command: that makes these rows, as a user would type it.
         contenders: names, in the order in which they alternate; None: all that the series has.
         runs: timed calls of each contender, at least `MIN_RUNS`.
-        warmup: calls of each before the first that is timed, those of the gate aside.
+        warmup: calls of each before the first that is timed, those of the gate aside; None: as the workload has it.
     """
 
     workload: Workload
@@ -43,7 +43,7 @@ class Plan:
     command: str
     contenders: Sequence[str] | None = None
     runs: int = MIN_RUNS
-    warmup: int = 2
+    warmup: int | None = None
 
     def __post_init__(self) -> None:
         if self.runs < MIN_RUNS:
@@ -80,6 +80,15 @@ class Series(ABC):
     @classmethod
     def choices(cls) -> Mapping[str, Contender]:
         """The contenders that a user may choose among, in order; none where the series has its own list."""
+        return {}
+
+    @classmethod
+    def left_out(cls, plan: Plan) -> dict[str, str]:
+        """Contenders that the plan's device does not run, and why, in words.
+
+        Raises:
+            ValueError: if one of them was asked for.
+        """
         return {}
 
     @classmethod
@@ -180,8 +189,9 @@ class Series(ABC):
         lines = []
         for row in self.rows:
             extras = ", ".join(f"{name} {value:.4g}" for name, value in row.extras.items())
+            gpu = gpu_in_words(row.gpu_state)
             expected = f"expected: {row.expected_why}" if row.expected_why else ""
-            said = [row.measures, *row.engine_report, extras, expected]
+            said = [row.measures, *row.engine_report, extras, gpu, expected]
             lines.append(f"- **{row.stage}, {row.contender}**: {'; '.join(part for part in said if part)}")
         return "<details><summary>What was measured</summary>\n\n" + "\n".join(lines) + "\n\n</details>"
 
@@ -191,6 +201,22 @@ class Series(ABC):
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
         return buffer.getvalue()
+
+
+def gpu_in_words(state: Mapping[str, Any] | None) -> str:
+    """What a row's `gpu_state` says, with its warning; "" for None."""
+    if state is None:
+        return ""
+    if not state["samples"]:
+        return f"clocks not known: {state['why_none']}"
+    units = {"sm_clock_mhz": "MHz", "memory_clock_mhz": "MHz", "power_watts": "W", "temperature_celsius": "°C"}
+    parts = [
+        f"{name.rsplit('_', 1)[0].replace('_', ' ')} {state[name]['min']:g} to {state[name]['max']:g} {unit},"
+        f" median {state[name]['median']:g}"
+        for name, unit in units.items()
+        if name in state
+    ]
+    return ", ".join(parts) + (f"; WARNING: {state['warning']}" if state["warning"] else "")
 
 
 def markdown_table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+from ..family import PIXELS_PER_LATENT, SIZE_OF_1_5
 
 DEMO = "demo"
 _PROMPTS = (
@@ -29,11 +32,17 @@ class Workload:
         num_frames, height, width: of the clip in frames and pixels; None: the checkpoint's own.
         steps: denoising steps of a whole generation, and of the schedule that a single step is taken from.
         gate_samples: inputs that the correctness gate averages over.
-        one_call: whether a call takes minutes: then the first is the only one, and rows say so.
-        too_large: for which dtypes there is no reference in a wider precision, and why; then distances from diffusers,
-            at the same precision, are stated and not judged. With `one_call` only.
+        gate_layers: the gate judges the first so many layers, with the same weights; None: all. For models of which a
+            copy in a wider precision has no place, or takes no time that there is.
+        one_call: whether a call takes minutes on a CPU: there the first is the only one, and rows say so.
+        too_large: for which dtypes a CPU has no room for a reference in a wider precision, and why; then distances from
+            diffusers, at the same precision, are stated and not judged. With `one_call` only. On a GPU it is tried.
+        contenders: that are run if none are asked for, of those that the series has; None: all.
+        warmup: calls of each contender before the first that is timed, the first and the gate's aside.
         dtypes: that are run if none is asked for.
         needs_cuda: why a CPU will not do, or None.
+        toy: what `rehearsal` puts in the place of fields; without effect on anything else.
+        is_rehearsal: whether the sizes are those of `toy`: a time then says nothing.
     """
 
     name: str
@@ -48,16 +57,44 @@ class Workload:
     width: int | None = None
     steps: int = 50
     gate_samples: int = 3
+    gate_layers: int | None = None
     one_call: bool = False
     too_large: Mapping[str, str] = field(default_factory=dict)
+    contenders: tuple[str, ...] | None = None
+    warmup: int = 2
     dtypes: tuple[str, ...] = ("bfloat16", "float32")
     needs_cuda: str | None = None
+    toy: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    is_rehearsal: bool = False
     prompts: tuple[str, ...] = field(default=_PROMPTS, repr=False)
 
     def check(self, device: str) -> None:
         """Raise a ValueError that gives the reason if this workload cannot be run on `device`."""
         if self.needs_cuda is not None and not device.startswith("cuda"):
             raise ValueError(f"needs a CUDA device, not {device}: {self.needs_cuda}")
+
+    def rehearsal(self) -> Workload:
+        """The same stages, contenders and kind of model at a size for any CPU, under a name of its own.
+
+        Raises:
+            ValueError: for a workload that has no toy size.
+        """
+        if not self.toy:
+            raise ValueError(f"{self.name} has no toy size; those that have: {', '.join(rehearsed())}")
+        changes = {name: value for name, value in self.toy.items() if name not in ("transformer", "vae")}
+        for name in ("transformer", "vae"):
+            if name in self.toy:
+                changes[name] = {**(getattr(self, name) or {}), **self.toy[name]}
+        return dataclasses.replace(
+            self,
+            **changes,
+            name=f"{self.name}-toy",
+            summary=f"a rehearsal of {self.name} at toy size",
+            layers_of=None,
+            needs_cuda=None,
+            toy={},
+            is_rehearsal=True,
+        )
 
     def checkpoint_path(self) -> str:
         """The folder or Hub id of the checkpoint.
@@ -80,6 +117,33 @@ _REDUCED_SAMPLE = {"sample_frames": 9, "sample_height": 240 // 8, "sample_width"
 _OWN_SIZE: dict[str, Any] = {"num_frames": 49, "height": 480, "width": 720}  # the family's
 _2B: dict[str, Any] = {"num_attention_heads": 30}
 _5B: dict[str, Any] = {"num_attention_heads": 48, "use_rotary_positional_embeddings": True}
+# Its table of positions is larger than what it makes. The text has the pipeline's default length.
+_1_5 = _5B | {"patch_size_t": 2, "patch_bias": False, "sample_frames": 81, "sample_height": 300, "sample_width": 300}
+_SIZE_OF_1_5: dict[str, Any] = {
+    "num_frames": 81,
+    "height": SIZE_OF_1_5[0] * PIXELS_PER_LATENT,
+    "width": SIZE_OF_1_5[1] * PIXELS_PER_LATENT,
+}
+_TOY_MODEL: dict[str, Any] = {
+    "num_attention_heads": 2,
+    "num_layers": 3,
+    "time_embed_dim": 16,
+    "text_embed_dim": 16,
+    "max_text_seq_length": 8,
+}
+_TOY_SAMPLE = {"sample_frames": 9, "sample_height": 4, "sample_width": 6}
+_TOY_CLIP: dict[str, Any] = {"num_frames": 9, "height": 32, "width": 48, "steps": 6}
+_TOY_STEP: dict[str, Any] = {"transformer": _TOY_MODEL | _TOY_SAMPLE, **_TOY_CLIP}
+_TOY_VAE: dict[str, Any] = {
+    "vae": {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 2},
+    "num_frames": 9,
+    "height": 16,
+    "width": 24,
+}
+# What a step on a GPU is compared with: by what it is made of, and by who computes its attention.
+_BOUNDS = ("arithmetic", "products", "attention")
+_ATTENTIONS = ("attention-cudnn", "attention-flash", "attention-efficient", "attention-triton")
+_OURS = ("ours-eager", "ours", "ours-compile", "ours-triton")
 # A pipeline has a transformer, also where only its VAE is measured.
 _SMALLEST = {"num_attention_heads": 1, "num_layers": 1, "text_embed_dim": 64}
 
@@ -126,6 +190,11 @@ WORKLOADS: dict[str, Workload] = {
             gate_samples=1,
             **_OWN_SIZE,
         ),
+        # Times of the workloads of whole models are estimates by arithmetic, for an H200 at 450 TFLOP/s in bfloat16 and
+        # 30 in float32; none was measured. A contender is called nine times, and one with a session three times more.
+        #
+        # 94 TFLOP in linears and 146 in attention: 0.5 s a step. Fourteen contenders: 75 s. The reference: 8 s.
+        # Compiling 30 layers of diffusers', one block of ours and the Triton kernels: 150 s. In all 4 minutes.
         Workload(
             name="dit-2b-full",
             summary="CogVideoX-2b's layer sizes, random weights, all 30 layers; 49 frames of 480x720, 17,776 tokens",
@@ -134,8 +203,44 @@ WORKLOADS: dict[str, Workload] = {
             layers_of=30,
             dtypes=("bfloat16", "float16"),
             gate_samples=1,
+            contenders=("diffusers", "diffusers-compile", *_OURS, *_BOUNDS, *_ATTENTIONS),
             needs_cuda="one step is 240 TFLOP, minutes on a CPU; the reduced clip is dit-2b",
+            toy=_TOY_STEP,
             **_OWN_SIZE,
+        ),
+        # 338 TFLOP in linears and 326 in attention: 1.5 s a step. Nine contenders: 140 s. The reference, of 4 layers,
+        # and every contender on those: 8 s. Weights, 11 GB, made where they stay: 2 s; each session of ours may hold
+        # 2.4 GB of merged projections beside them. Compiling diffusers' 42 layers and again 4: 200 s. In all 6 minutes.
+        Workload(
+            name="dit-5b-full",
+            summary="CogVideoX-5b's layer sizes, random weights, all 42 layers; 49 frames of 480x720, 17,776 tokens",
+            stages=("dit-step",),
+            transformer=_5B | {"num_layers": 42},
+            layers_of=42,
+            dtypes=("bfloat16",),
+            gate_samples=1,
+            gate_layers=4,
+            contenders=("diffusers", "diffusers-compile", *_OURS, *_BOUNDS),
+            needs_cuda="one step is 660 TFLOP, minutes on a CPU; the reduced clip is dit-5b",
+            toy=_TOY_STEP | {"gate_layers": 2},
+            **_OWN_SIZE,
+        ),
+        # 858 TFLOP in linears and 2,100 in attention: 6.6 s a step. Four contenders, warmed up once: 240 s. The
+        # reference, of 2 layers: 5 s. In all 5 minutes. Compiling diffusers' and calling that would be 3 more.
+        Workload(
+            name="dit-1.5-full",
+            summary="CogVideoX1.5-5B's layer sizes, random weights, 42 layers; 81 frames of 768x1360, 45,106 tokens",
+            stages=("dit-step",),
+            transformer=_1_5 | {"num_layers": 42},
+            layers_of=42,
+            dtypes=("bfloat16",),
+            gate_samples=1,
+            gate_layers=2,
+            contenders=("diffusers", "ours", "ours-triton", "arithmetic"),
+            warmup=1,
+            needs_cuda="one step is 3,000 TFLOP, an hour on a CPU; the reduced clip of a 5b is dit-5b",
+            toy=_TOY_STEP | {"gate_layers": 2},
+            **_SIZE_OF_1_5,
         ),
         Workload(
             name="vae",
@@ -173,5 +278,26 @@ WORKLOADS: dict[str, Workload] = {
             too_large={"bfloat16": "diffusers' decoder takes more than 24 GB for it in float32"},
             dtypes=("bfloat16",),
         ),
+        # 290 TFLOP to decode and about half of that to encode: 3 s and 1.5 s for diffusers, whose convolutions are not
+        # all that takes time. Four contenders, called nine times: 160 s. The references: 25 s. Compiling diffusers'
+        # two halves, and trying out configurations of our convolutions: 150 s. In all 6 minutes.
+        Workload(
+            name="vae-full",
+            summary="the family's VAE, all layers, random weights; 49 frames of 480x720, the family's own clip",
+            stages=("vae-decode", "vae-encode"),
+            transformer=_SMALLEST,
+            vae={},
+            dtypes=("bfloat16",),
+            gate_samples=1,
+            contenders=("diffusers", "diffusers-vae-compile", "ours", "ours-cudnn-conv"),
+            needs_cuda="one decode is 290 TFLOP, an hour on a CPU; one chunk of it is vae-chunk",
+            toy=_TOY_VAE,
+            **_OWN_SIZE,
+        ),
     )
 }
+
+
+def rehearsed() -> list[str]:
+    """The workloads that have a toy size."""
+    return [name for name, workload in WORKLOADS.items() if workload.toy]

@@ -3,12 +3,20 @@
 import dataclasses
 
 import pytest
+import torch
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.bench.ablation import ADDITIONS, VAE_ADDITIONS, Ablation
 from cogvx_fast.bench.series import Plan
+from cogvx_fast.bench.workloads import WORKLOADS
 
 from .conftest import row
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def of(name, dtype, device=CPU):
+    return Ablation.contenders(WORKLOADS[name], dtype, device)
 
 
 def test_the_whole_engine_is_what_all_additions_make():
@@ -22,18 +30,54 @@ def test_what_is_expected_has_a_reason(additions):
 
 
 def test_expectations_are_for_the_workload_they_were_made_for():
-    known, other = Ablation.contenders("dit-2b", "bfloat16"), Ablation.contenders("demo", "bfloat16")
+    known, other = of("dit-2b", "bfloat16"), of("demo", "bfloat16")
     assert list(known) == list(other) == ["diffusers", *(addition.name for addition in ADDITIONS)]
     assert known["joint stream"].expected_gain == ADDITIONS[0].expected["dit-2b bfloat16"]
     assert all(contender.expected_gain is contender.expected_why is None for contender in other.values())
-    assert Ablation.contenders("vae-clip", "bfloat16")["our layers"].expected_gain is None
-    assert list(Ablation.contenders("vae", "float16")) == ["diffusers"]
+    assert of("vae-clip", "bfloat16")["our layers"].expected_gain is None
+    assert list(of("vae", "float16")) == ["diffusers"]
+
+
+@pytest.mark.parametrize("name", ["dit-2b", "vae"])
+def test_what_was_predicted_for_a_cpu_is_not_expected_of_a_gpu(name):
+    assert any(contender.expected_gain for contender in of(name, "bfloat16").values())
+    assert not any(contender.expected_gain for contender in of(name, "bfloat16", GPU).values())
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_on_a_gpu_no_state_of_the_autoencoder_is_one_of_a_cpu(dtype):
+    chosen, left_out = Ablation.chosen(WORKLOADS["vae"], dtype, GPU)
+    assert list(chosen) == [
+        "diffusers",
+        "channels-last weights",
+        "our layers",
+        "+ norms in one pass, in Triton",
+        "+ our convolutions, in Triton",
+    ]
+    options = [contender.build.keywords for contender in list(chosen.values())[2:]]
+    assert options == [
+        {"operations": "torch", "convolution": "torch"},
+        {"operations": "triton", "convolution": "torch"},
+        {"operations": "triton", "convolution": "triton"},
+    ]
+    assert left_out == dict.fromkeys(("+ norms in one pass", "+ our convolutions"), "it runs on cpu, not on cuda:0")
+    with pytest.raises(ValueError, match=r"contender '\+ our convolutions': it runs on cpu, not on cuda:0"):
+        Ablation.chosen(WORKLOADS["vae"], dtype, GPU, ["diffusers", "+ our convolutions"])
+
+
+def test_on_a_cpu_no_state_is_one_of_a_gpu():
+    chosen, left_out = Ablation.chosen(WORKLOADS["vae"], "float32", CPU)
+    assert list(chosen)[-1] == "+ our convolutions" and set(left_out.values()) == {"it runs on cuda, not on cpu"}
+    chosen, left_out = Ablation.chosen(WORKLOADS["dit-2b"], "bfloat16", GPU)
+    assert set(left_out) == {"+ packed weights", "+ attention of our own"}
+    assert list(chosen.values())[-1].build.keywords["config"] == EngineConfig()
 
 
 def test_the_autoencoder_has_an_ablation_of_its_own(toy_workload):
     workload = dataclasses.replace(toy_workload, name="vae", stages=("vae-decode",))
     rows = Ablation.run(Plan(workload, "float32", "cpu", "x", warmup=0))
-    assert [row.contender for row in rows] == ["diffusers", *(addition.name for addition in VAE_ADDITIONS)]
+    on_a_cpu = [addition.name for addition in VAE_ADDITIONS if addition.devices != ("cuda",)]
+    assert [row.contender for row in rows] == ["diffusers", *on_a_cpu]
     assert [row.gate for row in rows] == ["green", "lossy", "lossy", "lossy", "green"]
     assert all(row.error < 1e-5 and row.expected_gain for row in rows[1:])
 

@@ -1,14 +1,15 @@
 """Calls in a process of their own give what they give here, and their failure is told."""
 
 import dataclasses
+import types
 
 import pytest
 import torch
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline, demo_checkpoint
+from cogvx_fast.bench import fresh_process, reference
 from cogvx_fast.bench.fresh_process import call, cold_start
-
-pytestmark = pytest.mark.slow
+from cogvx_fast.bench.workloads import WORKLOADS
 
 
 def order():
@@ -19,15 +20,49 @@ def order():
     noise = {"shape": shape, "seed": 3, "dtype": "float32"}
     engine = dataclasses.asdict(EngineConfig())
     whole = {"checkpoint": demo_checkpoint(), "dtype": "float32", "engine": engine, "arguments": arguments}
-    return pipe, whole | {"noise": noise}
+    return pipe, whole | {"noise": noise, "device": "cpu"}
 
 
+def test_a_cold_start_is_told_the_device_of_the_pipeline(monkeypatch):
+    ordered = []
+    monkeypatch.setattr(reference, "cold_start", ordered.append)
+    config = types.SimpleNamespace(
+        sample_frames=9, sample_height=4, sample_width=4, in_channels=16, patch_size_t=None, max_text_seq_length=8
+    )
+    second = torch.device("cuda", 1)
+    transformer = types.SimpleNamespace(config=config, dtype=torch.bfloat16, device=second)
+    pipe = types.SimpleNamespace(transformer=transformer, vae_scale_factor_spatial=8, vae_scale_factor_temporal=4)
+    reference.STAGES["cold-start"].make(pipe, WORKLOADS["demo-cold"], torch.bfloat16)(0)
+    assert ordered[0]["device"] == "cuda:1"
+
+
+def test_the_process_runs_on_the_device_that_it_was_told(tmp_path, monkeypatch):
+    asked = []
+    plain = FastCogVideoXPipeline.to
+
+    def to(self, device):
+        asked.append(device)
+        return plain(self, "cpu")  # what there is here
+
+    monkeypatch.setattr(FastCogVideoXPipeline, "to", to)
+    told = order()[1] | {"device": "cuda:1", "out": str(tmp_path / "frames.safetensors")}
+    assert fresh_process.generate(told) == "cpu" and asked == ["cuda:1"]
+
+
+def test_a_process_that_ran_elsewhere_makes_no_row(monkeypatch):
+    monkeypatch.setattr(fresh_process, "call", lambda function, order: "cpu")
+    with pytest.raises(RuntimeError, match="was told to run on cuda:1 and ran on cpu"):
+        cold_start({"device": "cuda:1"})
+
+
+@pytest.mark.slow
 def test_a_function_is_called_in_another_process_with_its_environment():
     assert call("os:getenv", "COGVX_TEST", {"COGVX_TEST": "set"}) == "set"
     assert call("os:getenv", "COGVX_TEST") is None
     assert call("math:prod", [2, 3]) == 6
 
 
+@pytest.mark.slow
 def test_frames_are_those_of_a_generation_here():
     pipe, given = order()
     noise = torch.randn(given["noise"]["shape"], generator=torch.Generator().manual_seed(3))
@@ -38,6 +73,7 @@ def test_frames_are_those_of_a_generation_here():
         assert frames.shape == expected.shape and (frames - expected).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_failure_is_told():
     with pytest.raises(RuntimeError, match=r"the fresh process failed: .*nowhere"):
         call("os:listdir", "/nowhere")

@@ -1,5 +1,6 @@
 """Times and memory of calls whose cost is known."""
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,55 @@ def test_contenders_alternate_and_each_call_has_its_number():
 def test_stopwatch_returns_the_result():
     seconds, result = stopwatch(CPU)(lambda: 42)
     assert seconds >= 0 and result == 42
+
+
+class Calls:
+    """Stands for `torch.cuda`, and writes down what is asked of which device."""
+
+    def __init__(self, monkeypatch):
+        self.made, self.current, self.elapsed = [], None, 250.0
+        calls = self
+
+        class Event:
+            def __init__(self, enable_timing):
+                assert enable_timing
+
+            def record(self):
+                calls.note("record", calls.current)
+
+            def elapsed_time(self, end):
+                return calls.elapsed
+
+        @contextlib.contextmanager
+        def current(device):
+            before, self.current = self.current, device
+            yield
+            self.current = before
+
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device", current)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        for name in ("synchronize", "reset_peak_memory_stats", "max_memory_allocated"):
+            monkeypatch.setattr(torch.cuda, name, lambda device=None, name=name: self.note(name, device))
+
+    def note(self, name, device):
+        self.made.append((name, device))
+        return 123
+
+
+def test_events_and_waits_are_those_of_the_device(monkeypatch):
+    calls, second = Calls(monkeypatch), torch.device("cuda", 1)
+    assert stopwatch(second)(lambda: calls.current) == (0.25, second)
+    names = ["synchronize", "record", "record", "synchronize"]
+    assert calls.made == [(name, second) for name in names] and calls.current is None
+
+
+def test_peak_memory_is_that_of_the_device(monkeypatch):
+    calls, second = Calls(monkeypatch), torch.device("cuda", 1)
+    peak, kind, result = peak_memory(lambda: calls.current, second)
+    assert (peak, result) == (123, second) and "max_memory_allocated" in kind
+    names = ["synchronize", "reset_peak_memory_stats", "synchronize", "max_memory_allocated"]
+    assert calls.made == [(name, second) for name in names]
 
 
 def test_sees_what_a_call_takes_and_gives_back():

@@ -66,13 +66,13 @@ def test_says_what_machine_and_which_versions():
 def test_a_gpu_has_its_driver_and_power_limit(monkeypatch):
     asked = []
 
-    def output(command, environment=None):
-        asked.append(command)
-        return "570.1, 700.00, [N/A]"
+    def ask(name, fields):
+        asked.append(name)
+        return ["570.1", "700.00", "[N/A]"]
 
     properties = type("Properties", (), {"uuid": "abc"})
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
-    monkeypatch.setattr(provenance, "_output", output)
+    monkeypatch.setattr(provenance.gpu, "ask", ask)
     found = provenance._cuda("cuda:1", [{"device": "cuda:0", "name": "A"}, {"device": "cuda:1", "name": "B"}])
     assert found == {
         "device": "cuda:1",
@@ -81,6 +81,8 @@ def test_a_gpu_has_its_driver_and_power_limit(monkeypatch):
         "power_limit_watts": 700.0,
         "max_sm_clock_mhz": None,
     }
-    assert asked[0][-1] == "GPU-abc"
-    monkeypatch.setattr(provenance, "_output", lambda *arguments: None)
-    assert provenance._cuda("cuda", [{"device": "cuda:0", "name": "A"}])["power_limit_watts"] is None
+    assert asked == ["GPU-abc"]
+    monkeypatch.setattr(provenance.gpu, "ask", lambda *arguments: None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    found = provenance._cuda("cuda", [{"device": "cuda:0", "name": "A"}, {"device": "cuda:1", "name": "B"}])
+    assert (found["name"], found["power_limit_watts"]) == ("B", None)

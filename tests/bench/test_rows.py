@@ -20,6 +20,14 @@ def test_a_row_comes_back_as_it_was():
     assert [Row.from_json(one.to_json()) for one in written] == written
 
 
+def test_a_row_of_the_first_schema_is_read_as_of_this():
+    old = changed(schema=1, gpu_state=...)
+    assert Row.from_json(old) == row() and json.loads(Row.from_json(old).to_json())["schema"] == 2
+    # It had all other fields.
+    with pytest.raises(RowError, match=r"missing fields \['gate'\]"):
+        Row.from_json(changed(schema=1, gpu_state=..., gate=...))
+
+
 def test_rows_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         row().p50_seconds = 0.1
@@ -30,7 +38,8 @@ def test_rows_are_frozen():
     [
         ("", "no JSON"),
         ("[]", "a row is a JSON object"),
-        (changed(schema=2), "schema=2: this version reads and writes schema 1"),
+        (changed(schema=3), "schema=3: this version reads schemas 1, 2 and writes 2"),
+        (changed(schema=2, gpu_state=...), r"missing fields \['gpu_state'\]"),
         (changed(schema=...), "schema=None"),
         (changed(speed=1.0), r"unknown fields \['speed'\]"),
         (changed(gate=...), r"missing fields \['gate'\]"),

@@ -1,5 +1,6 @@
 """Whole runs at toy size. What is checked is what is recorded, never how long it took."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -10,10 +11,16 @@ import torch
 from cogvx_fast import EngineConfig
 from cogvx_fast.bench import runner
 from cogvx_fast.bench.contenders import CONTENDERS, Contender, Prepared, ours
-from cogvx_fast.bench.reference import STAGES
+from cogvx_fast.bench.measurement import peak_memory, stopwatch
+from cogvx_fast.bench.reference import STAGES, build_pipeline
 from cogvx_fast.bench.rows import Row
 from cogvx_fast.bench.series import Plan
 from cogvx_fast.bench.workloads import WORKLOADS
+from cogvx_fast.session import current
+
+from .conftest import PROVENANCE
+
+CPU = torch.device("cpu")
 
 
 def run(workload, contenders, sink=lambda row: None, **options):
@@ -212,6 +219,89 @@ def test_one_call_of_each_where_a_call_takes_minutes(toy_workload):
         assert row.budget is None if row.gate == "lossy" else row.error <= row.budget
     with pytest.raises(ValueError, match="judges by the one call of diffusers"):
         run(workload, {"ours": CONTENDERS["ours"]})
+
+
+def test_a_gpu_gets_a_warm_up_and_several_calls_where_a_cpu_gets_one(toy_workload, monkeypatch):
+    workload = dataclasses.replace(
+        toy_workload, stages=("vae-decode",), one_call=True, too_large={"float32": "no room"}
+    )
+    calls = []
+
+    class Elsewhere(runner._Run):
+        """As on a GPU, where the device's type is looked at; the models stay where they can be."""
+
+        def outputs(self, call):
+            return [call(number).detach().clone() for number in range(self.plan.workload.gate_samples)]
+
+    def on_a_gpu(device):
+        calls.append(device)
+        return torch.device("cuda", 0)
+
+    monkeypatch.setattr(runner, "_Run", Elsewhere)
+    monkeypatch.setattr(runner.devices, "indexed", on_a_gpu)
+    monkeypatch.setattr(runner, "collect", lambda device: PROVENANCE)
+    monkeypatch.setattr(runner, "build_pipeline", lambda *arguments: build_pipeline(*arguments[:2], CPU))
+    monkeypatch.setattr(runner, "stopwatch", lambda device: stopwatch(CPU))
+    monkeypatch.setattr(runner, "peak_memory", lambda call, device: peak_memory(call, CPU))
+    monkeypatch.setattr(runner.gpu, "watched", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    rows = run(workload, ("diffusers", "ours"), device="cuda")
+    assert calls == ["cuda"]
+    assert [(row.n, row.gate) for row in rows] == [(5, "green")] * 2  # and there is a reference: it was tried
+    assert all("one warm call" in row.peak_memory_kind for row in rows if row.peak_memory_bytes is not None)
+
+
+def test_without_room_for_a_reference_the_distance_from_diffusers_is_stated(toy_step, monkeypatch):
+    def too_small(pipe, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40.00 GiB.\nand more")
+
+    monkeypatch.setattr(runner, "widened", too_small)
+    rows = run(toy_step, ("diffusers", "ours"))
+    assert [row.gate for row in rows] == ["lossy", "lossy"] and rows[0].error == 0 < rows[1].error < 1e-5
+    assert rows[1].reference == "diffusers, eager, float32" and rows[1].own_error is None
+    assert "no room for a reference in float64: CUDA out of memory. Tried to allocate 40" in rows[1].gate_detail
+
+
+def test_every_contender_is_called_within_its_own_session(toy_step):
+    seen = {}
+
+    def build(pipe, workload, stage, name):
+        prepared = ours(pipe, workload, stage, EngineConfig())
+        step = STAGES[stage].make(prepared.pipeline, workload, torch.float32)
+
+        def recorded(number):
+            session = current(prepared.pipeline.transformer)
+            seen.setdefault(name, []).append(session)
+            return step(number)
+
+        return dataclasses.replace(prepared, call=recorded)
+
+    rows = run(toy_step, {name: Contender(functools.partial(build, name=name), name) for name in "AB"})
+    assert [row.gate for row in rows] == ["green", "green"]
+    for name in "AB":
+        # One for the gate and the timed calls, then a new one for each first step.
+        assert None not in seen[name]
+        assert [len(list(same)) for _, same in itertools.groupby(seen[name], id)] == [10, 1, 1, 1, 1, 1]
+    assert current(None) is None
+
+
+def test_a_contender_that_fails_while_it_is_timed_is_red_and_the_others_are_timed(toy_step):
+    calls = []
+
+    def build(pipe, workload, stage):
+        step = STAGES[stage].make(pipe, workload, torch.float32)
+
+        def call(number):
+            calls.append(number)
+            if len(calls) > 5:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return step(number)
+
+        return Prepared(pipe, call=call)
+
+    rows = run(toy_step, {"failing": Contender(build, "failing"), "diffusers": CONTENDERS["diffusers"]})
+    assert [(row.contender, row.gate, row.n) for row in rows] == [("failing", "red", 0), ("diffusers", "green", 5)]
+    assert rows[0].gate_detail == "failed with OutOfMemoryError: CUDA out of memory." and rows[0].p50_seconds is None
 
 
 def test_where_no_reference_fits_the_distance_from_diffusers_is_stated(toy_workload):

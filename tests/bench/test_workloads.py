@@ -17,7 +17,13 @@ def empty_pipeline(workload):
 
 @pytest.mark.parametrize(
     ("name", "tokens", "layers", "dim"),
-    [("dit-2b", 1216, 3, 1920), ("dit-5b", 1216, 3, 3072), ("dit-2b-full", 17776, 30, 1920)],
+    [
+        ("dit-2b", 1216, 3, 1920),
+        ("dit-5b", 1216, 3, 3072),
+        ("dit-2b-full", 17776, 30, 1920),
+        ("dit-5b-full", 17776, 42, 3072),
+        ("dit-1.5-full", 45106, 42, 3072),
+    ],
 )
 def test_sizes(name, tokens, layers, dim):
     pipe = empty_pipeline(WORKLOADS[name])
@@ -31,9 +37,12 @@ def test_sizes(name, tokens, layers, dim):
     assert len(block_linears(pipe.transformer.transformer_blocks[0])) == 6
 
 
-def test_a_step_of_the_full_2b_is_what_its_refusal_says():
-    work = flop(WORKLOADS["dit-2b-full"], empty_pipeline(WORKLOADS["dit-2b-full"]))
-    assert round(sum(work.values()) / 1e12, -1) == 240
+@pytest.mark.parametrize("name", ["dit-2b-full", "dit-5b-full", "dit-1.5-full"])
+def test_a_step_of_a_whole_model_is_what_its_refusal_says(name):
+    workload = WORKLOADS[name]
+    tflop = sum(flop(workload, empty_pipeline(workload)).values()) / 1e12
+    digits = 2 if tflop < 1000 else 1
+    assert f"one step is {float(f'{tflop:.{digits}g}'):,.0f} TFLOP" in workload.needs_cuda
 
 
 def test_every_workload_names_stages_that_exist_and_dtypes_of_torch():
