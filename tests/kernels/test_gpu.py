@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 from cogvx_fast import EngineConfig, accelerate
 from tests import test_demo
@@ -12,13 +12,14 @@ from tests.kernels.operations import CASES, EVERY, Size
 
 REASON = why_unavailable() or (None if torch.cuda.is_available() else "torch finds no CUDA GPU")
 if why_unavailable() is None:
-    from cogvx_kernels import farm, models, prebuilt
-    from cogvx_kernels.triton.targets import TunedKernel, target_of, why_not_e4m3
+    from cogvx_kernels._triton.tuned import TunedKernel
+    from cogvx_kernels.aot import farm, models, prebuilt
+    from cogvx_kernels.targets import target_of, why_not_e4m3
     from triton import knobs
 
 pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
 
-SIZES = [Size(2, 1300, 30, 226), Size(1, 227, 48, 226), Size(3, 33, 2, 0)]  # of 2b, of 5b, of neither
+SIZES = [Size(2, 1300, 30, 226), Size(3, 33, 2, 0)]  # of 2b, and of no member: each is compiled anew
 OF_A_BLOCK = {
     "layer_norm_modulate_kernel",
     "qk_norm_rope_kernel",
@@ -64,6 +65,16 @@ def test_operation(name, dtype, size, launched, monkeypatch):
     launched.clear()
     case.call(*arguments, impl="triton")
     assert launched == list(case.kernels)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is no second GPU")
+@pytest.mark.parametrize("name", ["layer_norm_modulate", "attention"])
+def test_an_operation_on_a_second_gpu(name, launched):
+    """Triton launches on the current device, which is the first."""
+    case, second = CASES[name], torch.device("cuda", 1)
+    arguments = on(second, case.make(SIZES[1], torch.float16))
+    case.assert_right(arguments)
+    assert torch.cuda.current_device() == 0 and set(launched) == set(case.kernels)
 
 
 def on(device, values):
@@ -122,16 +133,18 @@ def test_nothing_is_compiled_that_was_built_ahead(noise, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     vae = models.Autoencoder((16, 32, 48, 64), groups=1)
     model = models.Model(4, 64, "float16", rotary=False, tokens=80, vae=vae)  # the demo
-    built = [entry for _, entry in farm.run(farm.jobs(model, [target_of(torch.device("cuda"))]), prebuilt.entry, 1)]
+    jobs = farm.jobs(model, [target_of(torch.device("cuda")).name])
+    built = [entry for _, entry in farm.run(jobs, prebuilt.entry, 1)]
     for kernel in TunedKernel.all():  # what this process compiled before would not be looked up
         kernel.fn.device_caches.clear()
-        monkeypatch.setattr(kernel, "configs", dict(kernel.configs))
+        monkeypatch.setattr(kernel, "_chosen", {})
     looked_up = {}
 
     def listen(src, metadata, metadata_group, times, cache_hit):
         looked_up[Path(next(iter(metadata_group.values()))).parent.name] = cache_hit
 
     monkeypatch.setattr(knobs.compilation, "listener", listen)
-    fast = accelerate(test_demo.load(torch.float16), engine=EngineConfig(attention="triton"))
+    # Through inductor kernels are looked up by keys of its own.
+    fast = accelerate(test_demo.load(torch.float16), engine=EngineConfig(attention="triton", compile="off"))
     generate(fast, noise, torch.float16)
     assert looked_up and all(looked_up.values()) and set(looked_up) <= {entry.folder for entry in built}
