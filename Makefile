@@ -9,7 +9,16 @@ WORKERS := -n auto --dist worksteal
 INTERPRETED := tests/kernels/interpreted
 PROMPT ?= a red circle moves right on a white background
 
-.PHONY: demo test test-fast test-kernels lint format clean
+# A build of torch with CUDA, for machines without a GPU, and the versions to test with.
+CUDA_VENV := .venv-cuda
+CUDA_TORCH ?= 2.11.0
+CUDA_TRITON ?= 3.6.0
+CUDA_PIP_FLAGS ?=
+CUDA_INSTALLED := $(CUDA_VENV)/.installed-$(CUDA_TORCH)-$(CUDA_TRITON)
+CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attention \
+	$(addprefix tests/kernels/,test_ops.py test_triton.py test_tuned.py test_targets.py test_aot.py)
+
+.PHONY: demo test test-fast test-kernels test-cuda-build lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -35,6 +44,24 @@ test-kernels: $(VENV)/.installed
 	$(PYTEST) -m kernels_all tests/kernels
 	TRITON_INTERPRET=1 $(PYTEST) -m kernels_all $(INTERPRETED)
 
+# The rest of the constraints holds; torch names its own setuptools.
+$(CUDA_INSTALLED): pyproject.toml setup.py constraints.txt
+	@echo "test-cuda-build: fetches torch $(CUDA_TORCH) with CUDA and its libraries, for inductor's code for GPUs:" \
+		"about 5.5 GB in $(CUDA_VENV); no GPU is needed"
+	$(PYTHON) -m venv $(CUDA_VENV)
+	@rm -f $(CUDA_VENV)/.installed-*
+	grep -vE '^(torch|triton|setuptools)==' constraints.txt > $(CUDA_VENV)/constraints.txt
+	printf 'torch==%s\ntriton==%s\n' $(CUDA_TORCH) $(CUDA_TRITON) >> $(CUDA_VENV)/constraints.txt
+	$(CUDA_VENV)/bin/pip install --disable-pip-version-check $(CUDA_PIP_FLAGS) -c $(CUDA_VENV)/constraints.txt -e '.[dev]'
+	@$(CUDA_VENV)/bin/python -c 'import sys, torch; sys.exit(None if torch.version.cuda else f"torch {torch.__version__} is built without CUDA: set CUDA_PIP_FLAGS to an index that has it")'
+	@touch $@
+
+# What `torch.compile` makes for GPUs, which the CPU build of torch cannot say. Versions other than those that are
+# usual on GPU machines: make test-cuda-build CUDA_TORCH=... CUDA_TRITON=..., the pair that torch asks for.
+# Without AMD's target: no CUDA build runs there, and Triton 3.6 does not compile the convolutions for it.
+test-cuda-build: $(CUDA_INSTALLED)
+	$(CUDA_VENV)/bin/pytest $(WORKERS) -k 'not gfx942' $(CUDA_TESTS)
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,5 +72,5 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
