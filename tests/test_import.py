@@ -31,6 +31,40 @@ def test_public_names_are_there_and_arrive_quietly():
     assert (done.stdout, done.stderr) == ("", "")
 
 
+# As where it is not installed: nothing finds it, and importing it raises.
+WITHOUT_AV = "import sys; sys.modules['av'] = None\n"
+
+
+@pytest.mark.slow
+def test_nothing_but_writing_mp4_needs_pyav():
+    done = run(
+        WITHOUT_AV + "import cogvx_fast, cogvx_fast.video\n"
+        "for name in cogvx_fast.__all__: assert getattr(cogvx_fast, name) is not None\n"
+        "from typer.testing import CliRunner\n"
+        "from cogvx_fast.cli import app\n"
+        "for order in (['doctor', '--json'], ['bench', 'list'], ['kernels', '--help'], ['bench', 'run', '--help'],\n"
+        "              ['generate', 'a cat', '--output', 'cat.mp4']):\n"
+        "    result = CliRunner().invoke(app, order)\n"
+        "    print(order[0], result.exit_code, 'PyAV cannot be imported' in result.stdout + result.stderr)\n"
+        "assert sys.modules['av'] is None"
+    )
+    assert done.stdout.split("\n")[:-1] == [
+        *("doctor 0 True", "bench 0 False", "kernels 0 False", "bench 0 False", "generate 2 True")
+    ]
+
+
+@pytest.mark.slow
+def test_what_bench_and_kernels_run_imports_no_pyav():
+    done = run(
+        WITHOUT_AV + "import importlib, pkgutil, cogvx_fast.bench, cogvx_fast.cli, cogvx_kernels\n"
+        "for package in (cogvx_fast.bench, cogvx_fast.cli, cogvx_kernels):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        try: importlib.import_module(module.name)\n"
+        "        except ImportError as error: print(module.name, error.name)"
+    )
+    assert " av" not in done.stdout
+
+
 def test_unknown_names_raise():
     done = run("import cogvx_fast\ntry: cogvx_fast.nothing\nexcept AttributeError as error: print(error)")
     assert "has no attribute 'nothing'" in done.stdout

@@ -3,12 +3,13 @@
 import diffusers
 import pytest
 import torch
-from cogvx_kernels.cpu import convolution
+from cogvx_kernels.conv3d import direct as convolution
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
+from tests.availability import set_missing
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_a_vae_put_in_later_is_made_fast_too():
 def test_by_default_the_fast_vae_runs_where_it_keeps_the_contract(monkeypatch):
     if convolution.why_unavailable() is None:
         assert isinstance(accelerate(toy.pipeline()).vae, FastAutoencoderKLCogVideoX)
-    monkeypatch.setattr(convolution, "why_unavailable", lambda: "no C++ compiler found")
+    set_missing(monkeypatch, {"direct": "no C++ compiler found"})
     fast = accelerate(toy.pipeline())  # fp32 on a CPU
     assert type(fast.vae) is diffusers.AutoencoderKLCogVideoX
     line = fast.engine_report().line("vae")

@@ -45,7 +45,7 @@ def test_sdist_can_be_built_from_and_carries_no_tests(built):
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "setup.py", "LICENSE", "README.md", "constraints.txt"} <= names
-    assert "kernels/cogvx_kernels/ops/__init__.py" in names and "cogvx_fast/assets/demo/model_index.json" in names
+    assert "kernels/cogvx_kernels/ops.py" in names and "cogvx_fast/assets/demo/model_index.json" in names
     assert not [name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "docs", ".ci")]
 
 

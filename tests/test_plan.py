@@ -55,6 +55,7 @@ def test_attention_in_words():
     words = str(AttentionPlan(AttentionBackend.TRITON_INT8, AttentionBackend.SDPA, value, "not flash-attn-3: no"))
     assert words == "triton-int8: Q and K in int8, V in e4m3 (not flash-attn-3: no)"
     assert str(AttentionPlan(value=value)) == "sdpa"
+    assert str(AttentionPlan(kernel="cuDNN's kernel", why="not amx: no")) == "sdpa: cuDNN's kernel (not amx: no)"
 
 
 def test_a_session_keeps_the_very_plan():

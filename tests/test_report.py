@@ -63,7 +63,7 @@ def test_before_a_generation_it_says_what_will_be_and_then_what_was():
     before = fast.engine_report()
     assert before == fast.engine_report()
     assert "at a generation's first step" in before.line("projections").detail
-    assert before.line("attention").detail.startswith("sdpa (not flash-attn-3: ")
+    assert before.line("attention").detail.startswith("sdpa: the flash kernel (not flash-attn-3: ")
     after = run(fast)
     assert "Q, K and V in one product in 3 of 3 blocks" in after.line("projections").detail
     assert after.line("attention") == before.line("attention")

@@ -7,10 +7,7 @@ import types
 
 import pytest
 import torch
-from cogvx_kernels.cpu import int8
-from cogvx_kernels.cpu import linear as onednn
-from cogvx_kernels.cpu import stream as cpu_stream
-from cogvx_kernels.triton import why_unavailable as why_no_triton
+from cogvx_kernels._triton import why_unavailable as why_no_triton
 from diffusers.models import attention_dispatch
 
 from cogvx_fast import EngineConfig, machine, resolve
@@ -22,9 +19,11 @@ from cogvx_fast.quantization import RECIPES, QuantizedAttention, Scheme
 from cogvx_fast.quantization.recipes import AS_THEY_ARE, Target
 from cogvx_fast.vae import choose_vae
 from tests import toy
+from tests.availability import set_missing
 
 FP16, BF16, FP32, FP64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 PACKAGES = ("_CAN_USE_FLASH_ATTN", "_CAN_USE_FLASH_ATTN_3", "_CAN_USE_XFORMERS_ATTN", "_CAN_USE_SAGE_ATTN")
+CPP = {(name, "cpu") for name in ("layer_norm_modulate", "qk_norm_rope", "bias_gelu")}
 needs_triton = pytest.mark.skipif(why_no_triton() is not None, reason=str(why_no_triton()))
 
 
@@ -36,8 +35,7 @@ def everywhere(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "a GPU")
     for name in PACKAGES:
         monkeypatch.setattr(attention_dispatch, name, False)
-    for kernels in (cpu_stream, onednn, int8):
-        monkeypatch.setattr(kernels, "why_unavailable", lambda: None)
+    set_missing(monkeypatch, {"cpu": None})
     monkeypatch.setattr(machine, "cpu_int8_units", lambda: "units")
     for backend in (AttentionBackend.AMX, AttentionBackend.AVX512):
         lacking = dataclasses.replace(backends.CAPABILITIES[backend], why_unavailable=lambda: "it is an old CPU")
@@ -77,20 +75,31 @@ TABLE = [
     ("cpu", FP64, "int8", {}, {"operations": "torch", "product": Product.MODULES}),
     ("cpu", BF16, "int8-weight", {}, {"operations": "cpu", "product": Product.MODULES}),
     ("cpu", FP32, "fp8-weight", {}, {"operations": "cpu", "product": Product.MODULES}),
-    # On a GPU: Triton between the products; blocks are compiled, unless that is said not to be.
+    # On a GPU: Triton between the products; compiled is what has tensor code in it, or what is said to be.
     *(
-        ("cuda", dtype, None, {}, {"operations": "triton", "product": Product.CUBLASLT, "compile": CompileMode.BLOCKS})
+        ("cuda", dtype, None, {}, {"operations": "triton", "product": Product.CUBLASLT, "compile": CompileMode.OFF})
         for dtype in (FP16, BF16, FP32)
     ),
-    ("cuda", FP64, None, {}, {"operations": "torch", "product": Product.CUBLASLT}),
-    ("cuda", FP16, None, {"fuse_operations": False}, {"operations": "torch", "product": Product.MODULES}),
-    ("cuda", FP16, None, {"compile": "off"}, {"operations": "triton", "compile": CompileMode.OFF}),
+    ("cuda", FP64, None, {}, {"operations": "torch", "product": Product.CUBLASLT, "compile": CompileMode.BLOCKS}),
+    (
+        *("cuda", FP16, None, {"fuse_operations": False}),
+        {"operations": "torch", "product": Product.MODULES, "compile": CompileMode.BLOCKS},
+    ),
+    ("cuda", FP64, None, {"compile": "off"}, {"operations": "torch", "compile": CompileMode.OFF}),
+    ("cuda", FP16, None, {"compile": "blocks"}, {"operations": "triton", "compile": CompileMode.BLOCKS}),
     ("cuda", FP16, None, {"compile": "full"}, {"operations": "triton", "compile": CompileMode.FULL}),
-    ("cuda", FP16, "int8", {}, {"operations": "triton", "product": Product.SCALED, "mixes": False}),
+    (
+        *("cuda", FP16, "int8", {}),
+        {"operations": "triton", "product": Product.SCALED, "mixes": False, "compile": CompileMode.OFF},
+    ),
     ("cuda", FP16, "int8", {"gemm": "native"}, {"product": Product.SCALED, "mixes": True}),
-    ("cuda", FP16, "int8", {"gemm": "torchao"}, {"operations": "triton", "product": Product.MODULES}),
-    ("cuda", FP16, "int8-weight", {}, {"operations": "triton", "product": Product.MODULES}),
-    ("cuda", BF16, "fp8-weight", {}, {"operations": "triton", "product": Product.MODULES}),
+    *(
+        (
+            *("cuda", BF16, recipe, config),
+            {"operations": "triton", "product": Product.MODULES, "compile": CompileMode.BLOCKS},
+        )
+        for recipe, config in (("int8", {"gemm": "torchao"}), ("int8-weight", {}), ("fp8-weight", {}))
+    ),
     # Elsewhere: torch.
     ("mps", FP16, None, {}, {"operations": "torch", "product": Product.MODULES, "compile": CompileMode.OFF}),
 ]
@@ -124,21 +133,21 @@ def test_operations_are_of_head_dims_that_are_powers_of_two():
 @pytest.mark.parametrize(
     ("lacks", "arguments", "expected"),
     [
-        (cpu_stream, {}, {"operations": "torch", "product": Product.MODULES}),
-        (cpu_stream, {"dtype": BF16}, {"operations": "torch", "product": Product.ONEDNN}),
-        (onednn, {"dtype": BF16}, {"operations": "cpu", "product": Product.MODULES}),
-        (int8, {"recipe": "int8"}, {"operations": "cpu", "product": Product.MODULES}),
+        ({"cpu"}, {}, {"operations": "torch", "product": Product.MODULES}),
+        (CPP, {"dtype": BF16}, {"operations": "torch", "product": Product.ONEDNN}),
+        ({("packed_linear", "cpu")}, {"dtype": BF16}, {"operations": "cpu", "product": Product.MODULES}),
+        ({("int8_products", "cpu")}, {"recipe": "int8"}, {"operations": "cpu", "product": Product.MODULES}),
     ],
     ids=["C++", "C++ in bf16", "oneDNN", "int8"],
 )
 def test_what_a_cpu_lacks_is_left_to_torch(lacks, arguments, expected, monkeypatch):
-    monkeypatch.setattr(lacks, "why_unavailable", lambda: "it is not there")
+    set_missing(monkeypatch, dict.fromkeys(lacks, "it is not there"))
     plan = decide(**arguments)
     assert {name: getattr(plan, name) for name in expected} == expected
 
 
 def test_without_triton_a_gpu_runs_torch(monkeypatch):
-    monkeypatch.setattr(resolve, "why_no_triton", lambda device=None: "triton is not installed")
+    set_missing(monkeypatch, {"triton": "triton is not installed"})
     plan = decide("cuda", FP16)
     assert (plan.operations, plan.product) == ("torch", Product.CUBLASLT)
     assert decide("cuda", FP16, "int8").product is Product.MODULES
@@ -167,7 +176,8 @@ def test_attention_in_8_bits_is_for_recipes_that_say_so_on_gpus_that_gain(everyw
 
 
 def test_an_exact_attention_is_its_own_fallback_and_says_what_was_tried():
-    assert decide().attention == AttentionPlan(why=decide().attention.why)
+    attention = decide().attention
+    assert attention == AttentionPlan(why=attention.why, kernel=attention.kernel)
     assert "not amx: it takes torch.bfloat16, not torch.float32" in decide().attention.why
     assert decide(dtype=BF16).attention.why.endswith("not amx: it is an old CPU; not avx512: it is an old CPU")
     assert decide(attention="sdpa").attention.why == ""
@@ -175,8 +185,18 @@ def test_an_exact_attention_is_its_own_fallback_and_says_what_was_tried():
 
 def test_what_is_said_is_what_was_decided():
     assert decide().compile_why.startswith("off on cpu: ")
-    assert decide("cuda", FP16).compile_why == "blocks: one graph for all, at the first step"
     assert decide(compile="full").compile_why == "full"
+    assert decide("cuda", FP64).compile_why.startswith("blocks: norms, gates and rotations are torch's, which inductor")
+
+
+@needs_triton
+def test_what_chains_on_a_gpu_is_not_compiled_and_says_why():
+    plan = decide("cuda", FP16)
+    assert plan.chains and plan.compile is CompileMode.OFF
+    assert plan.compile_why.startswith("off: all of a block is launches of our own and products of libraries")
+    assert "EngineConfig(compile='blocks') compiles" in plan.compile_why
+    assert decide("cuda", FP16, "int8-weight").compile_why.startswith("blocks: torchao's products are tensor code")
+    assert decide("cuda", FP16, compile="blocks").compile_why == "blocks"
 
 
 def test_switches_and_circumstances_are_in_the_plan():

@@ -23,7 +23,7 @@ def resolve(requested, *arguments, **keywords):
     return resolve_backend(AttentionBackend(requested), *arguments, **keywords)
 
 
-NO_PACKAGE = ("auto", "sdpa", "amx", "avx512", "triton", "triton-int8")
+NO_PACKAGE = ("auto", "sdpa", "sdpa-cudnn", "sdpa-flash", "amx", "avx512", "triton", "triton-int8")
 PACKAGES = ("_CAN_USE_FLASH_ATTN", "_CAN_USE_FLASH_ATTN_3", "_CAN_USE_XFORMERS_ATTN", "_CAN_USE_SAGE_ATTN")
 
 
@@ -164,7 +164,8 @@ def test_attention_in_8_bits_is_what_its_plan_calls(monkeypatch):
 
 def test_an_unknown_name_lists_those_there_are():
     with pytest.raises(
-        ValueError, match=r"EngineConfig.attention='fast' is unknown; allowed: 'auto', 'sdpa', 'flash-attn'"
+        ValueError,
+        match=r"EngineConfig.attention='fast' is unknown; allowed: 'auto', 'sdpa', 'sdpa-cudnn'",
     ):
         EngineConfig(attention="fast")
 
@@ -283,7 +284,7 @@ def test_the_backend_that_is_set_is_called_outside_of_a_generation_too(stand_ins
 def test_the_report_names_the_backend_before_and_after():
     fast = accelerate(toy.pipeline())
     for _ in range(2):
-        assert "attention         sdpa (not flash-attn-3" in str(fast.engine_report())
+        assert "attention         sdpa: the flash kernel (not flash-attn-3" in str(fast.engine_report())
         fast(**toy.inputs(num_steps=1, output_type="latent"))
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 import cogvx_fast
 from cogvx_fast.bench import runner
@@ -58,6 +59,27 @@ def test_all_dtypes_of_the_workload_and_the_ablation(run, made, tmp_path):
     assert len(written) == 4 and written[0].command.endswith("--steps 7 --device cpu --ablation")
 
 
+def test_a_second_gpu_is_where_it_runs_and_what_the_command_says(run, made, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Some GPU")
+    result = run("bench", "run", "dit-5b-full", "--device", "cuda:1", "--out", tmp_path / "rows.jsonl")
+    assert result.exit_code == 0, result.stderr
+    ((plan, contenders, _),) = made[0]
+    assert plan.device == "cuda:1" and tuple(contenders) == WORKLOADS["dit-5b-full"].contenders
+    assert read(tmp_path / "rows.jsonl")[0].command.endswith("--device cuda:1")
+    result = run("bench", "run", "dit-2b", "--device", "cuda:2")
+    assert result.exit_code == 2 and "is not there; available: cuda:0 (Some GPU), cuda:1 (Some" in result.stderr
+
+
+def test_a_rehearsal_runs_anywhere_and_says_what_is_left_out(run, made, tmp_path):
+    result = run("bench", "run", "dit-5b-full", "--toy", "--device", "cpu", "--out", tmp_path / "rows.jsonl")
+    assert result.exit_code == 0, result.stderr
+    assert "dit-5b-full-toy bfloat16 without ours-triton: it runs on cuda, not on cpu" in result.stdout
+    ((plan, contenders, _),) = made[0]
+    assert plan.workload.is_rehearsal and {"ours-eager", "products"} < set(contenders)
+    assert plan.command.endswith("--device cpu --toy")
+
+
 def test_a_red_gate_is_said_and_fails(run, made, tmp_path):
     made[1].append(refused())
     result = run("bench", "run", "dit-2b", "--dtype", "float32", "--out", tmp_path / "rows.jsonl", "--device", "cpu")
@@ -96,6 +118,11 @@ def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
         (["nothing"], "WORKLOAD 'nothing': is unknown; allowed: demo, demo-cold, dit-2b"),
         (["dit-2b-full", "--device", "cpu"], "WORKLOAD 'dit-2b-full': needs a CUDA device, not cpu: one step is 240"),
         (["dit-2b", "--contenders", "ours,theirs"], "--contenders 'theirs': is unknown; allowed: diffusers, "),
+        (
+            ["dit-2b", "--contenders", "diffusers,ours-triton", "--device", "cpu"],
+            "--contenders 'diffusers,ours-triton': contender 'ours-triton': it runs on cuda, not on cpu",
+        ),
+        (["dit-2b", "--toy"], "--toy: dit-2b has no toy size; those that have: dit-2b-full"),
         (["dit-2b", "--contenders", "ours", "--ablation"], "--contenders 'ours': cannot be combined with --ablation"),
         (["dit-2b", "--contenders", "ours", "--sizes"], "--contenders 'ours': cannot be combined with --sizes"),
         (["dit-2b", "--sizes", "--recipes"], "--recipes: cannot be combined with --sizes"),

@@ -2,12 +2,16 @@ import importlib.util
 import json
 import os
 import re
+import sys
 
+import av
 import pytest
 import torch
 
 import cogvx_fast
+from cogvx_fast import machine
 from cogvx_fast.cli import doctor
+from tests.availability import set_missing
 
 
 def test_json_says_what_is_installed(run):
@@ -34,13 +38,32 @@ def test_missing_backends_say_what_they_give_and_how_to_get_them(run, monkeypatc
 
 
 def test_cpu_kernels_say_what_keeps_them(run, monkeypatch):
-    from cogvx_kernels.cpu import stream
-
-    monkeypatch.setattr(stream, "why_unavailable", lambda: "no C++ compiler found")
+    set_missing(monkeypatch, {"cpu": "no C++ compiler found"})
     kernel = json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]
     assert kernel["found"] is False and kernel["install"] == "install a C++ compiler: no C++ compiler found"
-    monkeypatch.setattr(stream, "why_unavailable", lambda: None)
+    set_missing(monkeypatch, {"cpu": None})
     assert json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]["found"] is True
+
+
+def test_without_pyav_it_says_what_is_missing(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)  # as it is where nothing can be imported
+    monkeypatch.setattr(machine, "installed_version", lambda package: None if package == "av" else "1.2.3")
+    report = json.loads(run("doctor", "--json").stdout)["backends"]["libx264"]
+    assert report["found"] is False and report["version"] is None
+    assert report["install"].startswith("pip install av: PyAV cannot be imported (")
+    monkeypatch.setenv("COLUMNS", "250")
+    line = next(line for line in run("doctor").stdout.splitlines() if "libx264" in line)
+    assert " no " in line and "MP4 output (H.264)" in line and "PyAV cannot be imported" in line
+
+
+def test_a_pyav_without_h264_is_told_from_none(run, monkeypatch):
+    def without(name, mode):
+        raise av.codec.codec.UnknownCodecError(name)
+
+    monkeypatch.setattr(av.codec, "Codec", without)
+    report = json.loads(run("doctor", "--json").stdout)["backends"]["libx264"]
+    assert report["found"] is False and report["version"] == f"PyAV {av.__version__}"
+    assert report["install"] == "pip install --force-reinstall av: this build of PyAV has no libx264"
 
 
 def test_backends_are_found_without_being_imported(run, tmp_path, monkeypatch):

@@ -3,13 +3,14 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 if why_unavailable() is not None:
     pytest.skip(why_unavailable(), allow_module_level=True)
 
-from cogvx_kernels import farm, inspection_report, machine_code, models, prebuilt
-from cogvx_kernels.triton.targets import TunedKernel
+from cogvx_kernels._triton.tuned import TunedKernel
+from cogvx_kernels.aot import farm, models, prebuilt
+from cogvx_kernels.inspect import machine_code, report
 
 pytestmark = pytest.mark.slow
 
@@ -45,12 +46,12 @@ def test_inspect_json_of_a_loop_that_is_known(run):
 def test_inspect_a_page_its_check_and_a_plot(run, tmp_path):
     pytest.importorskip("matplotlib")
     page = tmp_path / "here" / "page.md"
-    page.write_text(f"# Kernels\n{inspection_report.BEGIN} none -->\n{inspection_report.END}\nrest\n")
+    page.write_text(f"# Kernels\n{report.BEGIN} none -->\n{report.END}\nrest\n")
     assert "page.md is out of date" in run("kernels", "inspect", "--arch", "sm_80", *ONE, "--check", page).stderr
     result = run("kernels", "inspect", "--arch", "sm_80", *ONE, "--write", page, "--plot", "p.png")
     assert result.exit_code == 0, result.stderr
     text = page.read_text()
-    assert text.startswith("# Kernels\n") and text.endswith(f"{inspection_report.END}\nrest\n")
+    assert text.startswith("# Kernels\n") and text.endswith(f"{report.END}\nrest\n")
     assert "| gated_residual | sm_80 | float16 | ROWS 2, 8 warps | 36 | 0 | 0.0 | 6: registers |" in text
     assert "\n\nA transformer block launches 8 kernels" in text
     assert (tmp_path / "here" / "p.png").read_bytes().startswith(b"\x89PNG")
@@ -60,7 +61,7 @@ def test_inspect_a_page_its_check_and_a_plot(run, tmp_path):
 
 def test_the_page_is_up_to_date(run):
     """Compiles nothing: the stamp is of the kernels' sources, their configurations and what reads their code."""
-    result = run("kernels", "inspect", "--check", Path(__file__).parents[2] / "docs" / "kernels.md")
+    result = run("kernels", "inspect", "--check", Path(__file__).parents[2] / "docs" / "kernel-tables.md")
     assert result.exit_code == 0, result.stderr
 
 

@@ -12,6 +12,14 @@ from tests import toy
 from .generations import assert_differs, assert_same, latents, line, outcome
 
 
+@pytest.fixture(autouse=True)
+def everybodys_default():
+    """diffusers' `set_attention_backend` makes it the default of every model, and never takes that back."""
+    before = _AttentionBackendRegistry._active_backend
+    yield
+    _AttentionBackendRegistry.set_active_backend(before)
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """How often each backend of diffusers' dispatcher was called."""

@@ -4,10 +4,11 @@ import accelerate as hf_accelerate
 import diffusers
 import pytest
 import torch
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 from diffusers import CogVideoXTransformer3DModel
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from cogvx_fast import FastCogVideoXPipeline, accelerate
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate
 from cogvx_fast.transformer import FastCogVideoXTransformer3DModel, why_not_adopted
 from tests import toy
 
@@ -98,6 +99,27 @@ def test_dispatching_part_by_part():
     hf_accelerate.dispatch_model(fast.transformer, blocks_apart(fast.transformer), main_device="cpu", force_hooks=True)
     assert hasattr(fast.transformer.transformer_blocks[1], "_hf_hook")
     assert_same(latents(fast), expected)
+
+
+def test_what_a_device_map_hooks_is_not_compiled(monkeypatch):
+    """accelerate keeps dynamo out of its hooks, so that no block of such modules is one graph."""
+    compile_as_written, compiled = torch.compile, []
+
+    def without_inductor(function, **options):
+        return compile_as_written(function, backend=lambda graph, _: compiled.append(graph) or graph.forward, **options)
+
+    monkeypatch.setattr(torch, "compile", without_inductor)
+    torch.compiler.reset()
+    expected, engine = latents(toy.pipeline()), EngineConfig(compile="blocks")
+    fast = accelerate(toy.pipeline(), engine)
+    assert_same(latents(fast), expected)
+    assert compiled
+    compiled.clear()
+    pipe = toy.pipeline()
+    for module in pipe.transformer.modules():
+        add_hook_to_module(module, AlignDevicesHook(execution_device="cpu", io_same_device=True))
+    assert_same(latents(accelerate(pipe, engine)), expected)
+    assert not compiled
 
 
 def test_dispatching_some_parts_to_disk(tmp_path):

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from cogvx_kernels import ops, reference
+from cogvx_kernels import ops
+from cogvx_kernels.int8_attention import reference
+from cogvx_kernels.precision import GROUP
 
 from tests.kernels.budget import assert_no_worse, randn, wide
 
@@ -132,7 +134,7 @@ def _restored(outputs):
     *others, numbers, scales = outputs
     scales = scales.double()[..., None]
     if scales.ndim > numbers.ndim:
-        scales = scales.expand(*scales.shape[:-1], reference.GROUP).flatten(-2)[..., : numbers.shape[-1]]
+        scales = scales.expand(*scales.shape[:-1], GROUP).flatten(-2)[..., : numbers.shape[-1]]
     return (*others, numbers.double() * scales)
 
 

@@ -4,24 +4,26 @@ import re
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 if why_unavailable() is not None:
     pytest.skip(why_unavailable(), allow_module_level=True)
 
-from cogvx_kernels import aot, machine_code, models
-from cogvx_kernels.triton.targets import TARGETS
+from cogvx_kernels import aot
+from cogvx_kernels.aot import models
+from cogvx_kernels.inspect import machine_code
+from cogvx_kernels.targets import TARGETS
 
 pytestmark = pytest.mark.slow
 
 FP8 = torch.float8_e4m3fn
-FP8_TARGETS = ["sm_89", "sm_90", "sm_100", "sm_120"]
-# What multiplies Q and K, and P and V in 16 bits and in 8, on each target. Triton has no tcgen05 for integers.
+FP8_TARGETS = [target for target in TARGETS.values() if target.e4m3]
+# What multiplies Q and K, and P and V in 16 bits and in 8, in each family. Triton has no tcgen05 for integers.
 MMA = (r"IMMA\.16832\.S8\.S8", r"HMMA\.16816\.F32", r"QMMA\.16832\.F32\.E4M3")
-PRODUCTS = dict.fromkeys(["sm_80", "sm_86", "sm_89", "sm_120"], MMA) | {
-    "sm_90": (r"IGMMA\.64x\d+x32\.S8\.S8", r"HGMMA\.64x\d+x16\.F32", r"QGMMA\.64x\d+x32\.F32\.E4M3"),
-    "sm_100": (MMA[0], "UTCHMMA", "UTCQMMA"),
-    "gfx942": (r"v_mfma_i32_\d+x\d+x\d+_i8", r"v_mfma_f32_\d+x\d+x\d+_(bf16|f16)", None),
+PRODUCTS = dict.fromkeys(["a100", "rtx", "rtx-blackwell"], MMA) | {
+    "hopper": (r"IGMMA\.64x\d+x32\.S8\.S8", r"HGMMA\.64x\d+x16\.F32", r"QGMMA\.64x\d+x32\.F32\.E4M3"),
+    "blackwell": (MMA[0], "UTCHMMA", "UTCQMMA"),
+    "cdna": (r"v_mfma_i32_\d+x\d+x\d+_i8", r"v_mfma_f32_\d+x\d+x\d+_(bf16|f16)", None),
 }
 CONVERSION = re.compile(r"\bU?I2FP?\.")
 
@@ -44,13 +46,13 @@ def check(launch, target, config, fp8):
         # Vectors and sums of a head and scales are narrow; rows are not.
         widths = compiled.resources.widths
         assert not {"store 8", "store 16"} & set(widths), f"{compiled}: {widths}"
-        assert target == "gfx942" or widths["load 128"] > sum(widths.get(f"load {w}", 0) for w in (8, 16, 32, 64))
+        assert target.family == "cdna" or widths["load 128"] > sum(widths.get(f"load {w}", 0) for w in (8, 16, 32, 64))
         return
-    kinds, (integers, halves, bytes_) = compiled.resources.matrix, PRODUCTS[target]
+    kinds, (integers, halves, bytes_) = compiled.resources.matrix, PRODUCTS[target.family]
     expected = (integers, bytes_ if fp8 else halves)
     assert all(any(re.match(one, kind) for one in expected) for kind in kinds), f"{compiled}: {kinds}"
     assert all(any(re.match(one, kind) for kind in kinds) for one in expected), f"{compiled}: {kinds}"
-    if target in ("sm_80", "sm_86", "sm_89", "sm_90", "sm_120"):
+    if target.family not in ("blackwell", "cdna"):
         code = machine_code.disassemble(compiled.kernel)
         assert not [line for line in main_loop(code) if CONVERSION.search(line)], str(compiled)
         assert CONVERSION.search(code)  # outside the loop heads are divided by: the pattern finds what it should
@@ -58,7 +60,9 @@ def check(launch, target, config, fp8):
 
 def check_all(launches, target, fp8=False, first_only=False):
     for launch in launches:
-        for config in launch.kernel.configs[target][: 1 if first_only else None]:
+        configs = launch.configs(target)[: 1 if first_only else None]
+        assert configs, f"{launch.name} has nothing for {target.name}"
+        for config in configs:
             check(launch, target, config, fp8)
 
 
@@ -69,25 +73,25 @@ def test_launches():
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90"])
 def test_first_configuration(target):
-    check_all(models.int8_attention_launches(1920, torch.float16), target, first_only=True)
+    check_all(models.int8_attention_launches(1920, torch.float16), TARGETS[target], first_only=True)
 
 
 def test_first_configuration_of_fp8():
     launches = models.int8_attention_launches(1920, torch.float16, value_dtype=FP8)
     assert [launch.name for launch in launches[-3:]] == ["value_parts", "quantize_value", "int8_attention"]
-    check_all(launches[-2:], "sm_89", fp8=True, first_only=True)
+    check_all(launches[-2:], TARGETS["sm_89"], fp8=True, first_only=True)
 
 
 @pytest.mark.kernels_all
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_all_configurations(target, head_dim, dtype):
     check_all(models.int8_attention_launches(1920, dtype, head_dim), target)
 
 
 @pytest.mark.kernels_all
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("target", FP8_TARGETS)
+@pytest.mark.parametrize("target", FP8_TARGETS, ids=lambda target: target.name)
 def test_all_configurations_of_fp8(target, head_dim):
     check_all(models.int8_attention_launches(1920, torch.bfloat16, head_dim, FP8), target, fp8=True)

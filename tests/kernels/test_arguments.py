@@ -3,8 +3,15 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import attention, convolution, frames, int8, stream, winograd
-from cogvx_kernels.cpu.arguments import operand, optional
+from cogvx_kernels._cpp.arguments import operand, optional
+from cogvx_kernels.adaln import cpu as stream
+from cogvx_kernels.attention import cpu as attention
+from cogvx_kernels.conv3d import direct as convolution
+from cogvx_kernels.conv3d import winograd
+from cogvx_kernels.group_norm import cpu as frames
+from cogvx_kernels.packed_linear import bias_gelu_
+from cogvx_kernels.qk_norm_rope.cpu import norm_rope
+from cogvx_kernels.w8a8_linear import cpu as int8
 
 F32, BF16 = torch.float32, torch.bfloat16
 needs_compiler = pytest.mark.skipif(stream.why_unavailable() is not None, reason=str(stream.why_unavailable()))
@@ -55,11 +62,11 @@ def test_the_stream():
     with pytest.raises(ValueError, match=r"weight must be torch.float32 \(8,\).*got torch.float32 \(7,\)"):
         ops.layer_norm_modulate(x, x[0, 0, :7], None, vectors, vectors, 1, impl="cpu")
     with pytest.raises(ValueError, match=r"cosines must be torch.float32 \(3, 8\)"):
-        stream.norm_rope(x[:, :, None], None, None, x[0], x[0], 1, 1e-6)
+        norm_rope(x[:, :, None], None, None, x[0], x[0], 1, 1e-6)
     with pytest.raises(ValueError, match=r"even head dim"):
-        stream.norm_rope(x[:, :, None, :7], None, None, x[0, :, :7], x[0, :, :7], 0, 1e-6)
+        norm_rope(x[:, :, None, :7], None, None, x[0, :, :7], x[0, :, :7], 0, 1e-6)
     with pytest.raises(ValueError, match=r"bias must be torch.float32 \(8,\)"):
-        stream.bias_gelu_(x[0], torch.zeros(7))
+        bias_gelu_(x[0], torch.zeros(7))
 
 
 @needs_compiler

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from cogvx_kernels.cpu import convolution
+from cogvx_kernels.conv3d import direct as convolution
 
 pytestmark = pytest.mark.skipif(convolution.why_unavailable() is not None, reason=str(convolution.why_unavailable()))
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import attention, build, linear, stream
+from cogvx_kernels._cpp import build
+from cogvx_kernels.adaln import cpu as stream
+from cogvx_kernels.attention import cpu as attention
+from cogvx_kernels.packed_linear import cpu as linear
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -72,7 +75,7 @@ def test_bias_gelu(rows, dim):
     truth = torch.nn.functional.gelu(x.double() + bias.double(), approximate="tanh")
     own = torch.nn.functional.gelu(x + bias, approximate="tanh")
     output = x.clone()
-    stream.bias_gelu_(output, bias)
+    linear.bias_gelu_(output, bias)
     error, reference = ((o.double() - truth).norm() / truth.norm() for o in (output, own))
     assert error <= 1.1 * reference + 1e-7
 
@@ -80,7 +83,7 @@ def test_bias_gelu(rows, dim):
 @needs_compiler
 def test_bias_gelu_at_the_ends():
     x = torch.tensor([[-1e30, -60.0, -0.0, 60.0, 1e30, float("inf"), float("nan")]])
-    stream.bias_gelu_(x, torch.zeros(7))
+    linear.bias_gelu_(x, torch.zeros(7))
     assert x[0, :3].abs().max() == 0 and x[0, 3:6].tolist() == [60.0, float(torch.tensor(1e30)), float("inf")]
     assert x[0, 6].isnan()
 
@@ -160,7 +163,7 @@ def test_packed_linear(dtype, gelu, bias):
         return torch.nn.functional.gelu(y, approximate="tanh") if gelu else y
 
     truth = formula(*(None if t is None else t.double() for t in (x, weight, shift)))
-    output = linear.linear(x, linear.pack(weight, 74), shift, gelu)
+    output = linear.packed_linear(x, linear.pack_linear(weight, 74), shift, gelu)
     error, own = ((o.double() - truth).norm() / truth.norm() for o in (output, formula(x, weight, shift)))
     assert output.shape == (2, 37, 80) and error <= 1.1 * own + 1e-7
 

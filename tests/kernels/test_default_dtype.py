@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import attention, convolution, frames, int8, linear, stream, winograd
+from cogvx_kernels.adaln import cpu as stream
+from cogvx_kernels.conv3d import direct as convolution
+from cogvx_kernels.conv3d import winograd
+from cogvx_kernels.packed_linear import cpu as linear
+from cogvx_kernels.w8a8_linear import cpu as int8
 
 from tests.kernels.budget import randn
 from tests.kernels.operations import CASES, Size
@@ -19,13 +23,9 @@ SIZE = Size(batch=2, sequence=37, heads=2, text=5)
 def implementations(operation, dtype):
     """What can compute it on this CPU."""
     for impl in ops.IMPLEMENTATIONS.get(operation, ("torch",)):
-        if impl == "cpu":
-            library = frames if operation.startswith("group_norm") else stream
-            works = library.why_unavailable() is None and dtype in library.DTYPES
-        elif impl in attention.IMPLEMENTATIONS:
-            works = attention.why_unavailable(impl) is None and dtype == torch.bfloat16
-        else:
-            works = impl == "torch"
+        takes = {"cpu": ops.CPU_DTYPES, "amx": (torch.bfloat16,), "avx512": (torch.bfloat16,)}.get(impl, (dtype,))
+        works = impl == "torch" or (impl != "triton" and ops.why_unavailable(operation, impl) is None)
+        works = works and dtype in takes
         if works:
             yield impl
 
@@ -49,23 +49,23 @@ def fewer_products(dtype):
 def int8_products(dtype):
     x, weight = randn(7, 33, dtype=dtype, seed=0), (randn(20, 33, dtype=torch.float32, seed=1) * 40).to(torch.int8)
     scales, bias = randn(20, dtype=torch.float32, seed=2), randn(20, dtype=torch.float32, seed=3)
-    rows = int8.quantize_rows(x)
-    sums = int8.multiply(rows, weight)
+    numbers, row_scales = int8.quantize_rows(x)
+    sums = int8.int8_products(numbers, weight)
     output = torch.full((7, 20), float("nan"), dtype=dtype)
-    int8.dequantize(sums, rows.scales, scales, bias, output)
-    hidden = int8.gelu_quantize_rows(sums, rows.scales, scales, bias)
-    return rows.values, rows.scales, sums, output, hidden.values, hidden.scales
+    int8.dequantize(sums, row_scales, scales, bias, output)
+    hidden = int8.gelu_quantize_rows(sums, row_scales, scales, bias)
+    return numbers, row_scales, sums, output, *hidden
 
 
 def bias_gelu():
     x = randn(7, 33, dtype=torch.float32, seed=0)
-    stream.bias_gelu_(x, randn(33, dtype=torch.float32, seed=1))
+    linear.bias_gelu_(x, randn(33, dtype=torch.float32, seed=1))
     return x
 
 
 def packed_linear():
     x, weight = randn(7, 32, dtype=torch.bfloat16, seed=0), randn(20, 32, dtype=torch.bfloat16, seed=1)
-    return linear.linear(x, linear.pack(weight, 7), None, True)
+    return linear.packed_linear(x, linear.pack_linear(weight, 7), None, True)
 
 
 def calls():
@@ -79,7 +79,7 @@ def calls():
     alone = {
         direct_convolution: (convolution, [()]),
         fewer_products: (winograd, [(dtype,) for dtype in winograd.TILES]),
-        int8_products: (int8, [(dtype,) for dtype in int8.DTYPES]),
+        int8_products: (int8, [(dtype,) for dtype in ops.CPU_DTYPES]),
         bias_gelu: (stream, [()]),
         packed_linear: (linear, [()]),
     }

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cogvx_kernels import ops
-from cogvx_kernels.cpu import frames
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
+from cogvx_kernels.group_norm import cpu as frames
 
 needs_compiler = pytest.mark.skipif(frames.why_unavailable() is not None, reason=str(frames.why_unavailable()))
 IMPLS = ["torch", pytest.param("cpu", marks=needs_compiler)]

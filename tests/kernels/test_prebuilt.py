@@ -8,21 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 if why_unavailable() is not None:
     pytest.skip(why_unavailable(), allow_module_level=True)
 
 import triton
-from cogvx_kernels import aot, farm, models, prebuilt
-from cogvx_kernels.triton import (
-    causal_conv3d,
-    group_norm_modulate_silu,
-    group_norm_statistics,
-    operations,
-    upsample_conv2d,
-)
-from cogvx_kernels.triton.targets import TunedKernel
+from cogvx_kernels import aot, checks
+from cogvx_kernels._triton import tuned
+from cogvx_kernels._triton.tuned import TunedKernel, gpu_target
+from cogvx_kernels.aot import farm, models, prebuilt
+from cogvx_kernels.targets import TARGETS
 from diffusers import AutoencoderKLCogVideoX
 from triton import knobs
 from triton.runtime import driver
@@ -70,7 +66,7 @@ class DryDriver(aot._NoDevice):
 @pytest.fixture
 def dry_run(monkeypatch):
     """Launches end here; gives what was launched, and what was looked up in triton's cache: folder to "was found"."""
-    device, looked_up = DryDriver(aot.TARGETS[TARGET]), {}
+    device, looked_up = DryDriver(gpu_target(TARGETS[TARGET])), {}
     folders = {}
 
     def listen(src, metadata, metadata_group, times, cache_hit):
@@ -79,17 +75,21 @@ def dry_run(monkeypatch):
         folders[metadata["hash"]] = folder
 
     def tuner(kernel, _):  # as on a GPU, where all configurations are timed
-        return triton.autotune(list(kernel.configs[TARGET]), key=list(kernel.key))(kernel.fn)
+        return triton.autotune(list(kernel.for_target(TARGETS[TARGET])), key=list(kernel.key))(kernel.fn)
 
     monkeypatch.setattr(knobs.compilation, "listener", listen)
-    monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
-    monkeypatch.setattr(TunedKernel, "__call__", tuner)
+    monkeypatch.setattr(checks, "INTERPRETED", True)  # tensors may be on a CPU
+    monkeypatch.setattr(TunedKernel, "tuner", tuner)
     before = driver._active
     driver.set_active(device)
     yield SimpleNamespace(launched=lambda: {folders[key] for key in device.launched}, looked_up=looked_up)
     driver.set_active(before)
     for kernel in TunedKernel.all():
         kernel.fn.device_caches.pop("dry", None)
+
+
+def first(kernel, _):
+    return triton.autotune(list(kernel.for_target(TARGETS[TARGET]))[:1], key=[])(kernel.fn)
 
 
 @torch.no_grad()
@@ -146,7 +146,7 @@ def built_in_8_bits():
 
 @pytest.mark.kernels_all
 def test_a_step_in_8_bits_looks_up_what_was_built(built_in_8_bits, dry_run, monkeypatch):
-    monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
+    monkeypatch.setattr(TunedKernel, "tuner", first)
     for batch in (2, 1):
         generate("5b", torch.float16, batch, AttentionBackend.TRITON_INT8, "int8")
     assert len(dry_run.looked_up) == 9 - 1 + 1  # the last block's addition, and no kernel twice
@@ -156,7 +156,7 @@ def test_a_step_in_8_bits_looks_up_what_was_built(built_in_8_bits, dry_run, monk
 def test_the_dry_run_sees_what_was_not_built(built, dry_run, monkeypatch, tmp_path):
     variant, dtype, _ = built
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(TunedKernel, "__call__", lambda k, _: triton.autotune(k.configs[TARGET][:1], key=[])(k.fn))
+    monkeypatch.setattr(TunedKernel, "tuner", first)
     generate(variant, dtype, 2)
     assert dry_run.looked_up and not any(dry_run.looked_up.values())
 
@@ -200,9 +200,8 @@ def test_an_autoencoder_launches_what_is_listed_for_its_channels(monkeypatch):
 
         return Grids(run)
 
-    for module in (causal_conv3d, upsample_conv2d, group_norm_statistics, group_norm_modulate_silu):
-        monkeypatch.setattr(module, "wrap_triton", wrap)
-    monkeypatch.setattr(operations, "INTERPRETED", True)  # tensors may be on a CPU
+    monkeypatch.setattr(tuned, "wrap_triton", wrap)
+    monkeypatch.setattr(checks, "INTERPRETED", True)  # tensors may be on a CPU
     on_gpu = VaePlan(torch.device("cpu"), torch.float16, operations="triton", convolution="triton")
     changed = dataclasses.replace(plan(toy.transformer()), vae=on_gpu)
     with EngineSession(changed, None, vae).active():

@@ -1,7 +1,7 @@
 """The reading of machine code, on snippets whose counts and cycles are known."""
 
 import pytest
-from cogvx_kernels import pipes, sass
+from cogvx_kernels.inspect import pipes, sass
 
 HEAD = '\t.section\t.text.kernel,"ax",@progbits\nkernel:\n.text.kernel:\n'
 

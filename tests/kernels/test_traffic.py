@@ -1,7 +1,7 @@
 """Bytes moved, read from Triton IR whose numbers are known."""
 
 import pytest
-from cogvx_kernels.traffic import traffic
+from cogvx_kernels.inspect.traffic import traffic
 
 ROWS, DIM = 1000, 60
 TENSORS = {"x_ptr": ((ROWS, DIM), 2), "weight_ptr": ((DIM,), 2), "output_ptr": ((ROWS, DIM), 2)}

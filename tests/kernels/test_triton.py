@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 
 @pytest.mark.skipif(why_unavailable() is not None, reason=str(why_unavailable()))

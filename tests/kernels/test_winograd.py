@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cogvx_kernels.cpu import winograd
+from cogvx_kernels.conv3d import winograd
 
 pytestmark = pytest.mark.skipif(winograd.why_unavailable() is not None, reason=str(winograd.why_unavailable()))
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cogvx_kernels.cpu import int8, stream
-from cogvx_kernels.cpu import linear as onednn
+from cogvx_kernels.adaln import cpu as stream
+from cogvx_kernels.packed_linear import cpu as onednn
+from cogvx_kernels.w8a8_linear import cpu as int8
 from torch.profiler import ProfilerActivity, profile
 from transformers import T5Config, T5EncoderModel
 
@@ -153,4 +154,7 @@ def test_a_prompt_takes_what_is_predicted(recipe):
         encoder(tokens)
         _, most = allocated(lambda: encoder(tokens))
     predicted = text_encoding_bytes(Models(None, encoder, None), TEXT_TOKENS, torch.bfloat16, scheme)
-    assert most == pytest.approx(predicted, rel=0.1)
+    # Where oneDNN has no bf16 products, one activation fewer is alive beside an int8 weight that is widened.
+    fewer = recipe == "int8-weight" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    expected = predicted - (TEXT_TOKENS * sizes["d_ff"] * 2 if fewer else 0)
+    assert most == pytest.approx(expected, rel=0.1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cogvx_kernels.cpu import int8
+from cogvx_kernels.w8a8_linear import cpu as int8
 from peft import LoraConfig, get_peft_model_state_dict
 
 from cogvx_fast import EngineConfig, accelerate

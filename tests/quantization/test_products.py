@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from cogvx_kernels.cpu import int8
-from cogvx_kernels.triton import why_unavailable as why_not_triton
+from cogvx_kernels._triton import why_unavailable as why_not_triton
+from cogvx_kernels.w8a8_linear import cpu as int8
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.bench.accuracy import snr_db

@@ -5,9 +5,9 @@ import io
 
 import pytest
 import torch
-from cogvx_kernels.cpu import linear as onednn
-from cogvx_kernels.cpu import stream
-from cogvx_kernels.triton import why_unavailable as why_not_triton
+from cogvx_kernels._triton import why_unavailable as why_not_triton
+from cogvx_kernels.adaln import cpu as stream
+from cogvx_kernels.packed_linear import cpu as onednn
 from diffusers import CogVideoXTransformer3DModel
 from peft import LoraConfig
 from torch._dynamo.utils import counters

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cogvx_kernels.triton import why_unavailable
+from cogvx_kernels._triton import why_unavailable
 
 from cogvx_fast.attention import AttentionBackend
 from cogvx_fast.transformer.launches import MOST_KERNELS, block_kernels

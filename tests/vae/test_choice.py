@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from cogvx_kernels.cpu import convolution, frames, winograd
 from torch import nn
 
 from cogvx_fast.plan import UNLIMITED, VaePlan
-from cogvx_fast.vae import FastAutoencoderKLCogVideoX, choice, choose_vae
+from cogvx_fast.vae import FastAutoencoderKLCogVideoX, choose_vae
+from tests.availability import set_missing
 
 from .conftest import family
 
@@ -18,10 +18,9 @@ def machine(monkeypatch):
     """A machine of the test's making: does it have a compiler, AMX and Triton?"""
 
     def make(compiler=True, amx=False, triton=True):
-        for module in (convolution, frames, winograd):
-            monkeypatch.setattr(module, "why_unavailable", lambda: None if compiler else "no compiler")
+        ours = dict.fromkeys(("cpu", "direct", "winograd"), None if compiler else "no compiler")
+        set_missing(monkeypatch, ours | {"triton": None if triton else "no Triton"})
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-        monkeypatch.setattr(choice, "why_not_triton", lambda device: None if triton else "no Triton")
 
     return make
 

@@ -5,7 +5,8 @@ import json
 
 import pytest
 import torch
-from cogvx_kernels.cpu import winograd
+from cogvx_kernels import ops
+from cogvx_kernels.conv3d import winograd
 from diffusers import AutoencoderKLCogVideoX
 
 from cogvx_fast.plan import VaePlan
@@ -82,7 +83,7 @@ def test_the_toy_of_the_pipelines_and_the_whole_model():
 @pytest.mark.parametrize("impl", ["torch", "cpu"])
 def test_half_precision_is_no_further_from_fp32_than_diffusers(pair, monkeypatch, impl):
     run_with(impl, monkeypatch)
-    monkeypatch.setattr(winograd, "pays", lambda kernel, *_: winograd.takes(kernel))
+    monkeypatch.setattr(ops, "winograd_pays", lambda kernel, *_: winograd.takes(kernel))
     truth, half = pair[0], copy.deepcopy(pair[0]).to(torch.bfloat16)
     fast = FastAutoencoderKLCogVideoX.adopt(half)
     errors = {"decode": [], "encode": []}

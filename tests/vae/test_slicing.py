@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 from accelerate import init_empty_weights
-from cogvx_kernels.cpu import winograd
+from cogvx_kernels import ops
+from cogvx_kernels.conv3d import winograd
 from diffusers import AutoencoderKLCogVideoX
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -96,7 +97,7 @@ def test_the_peak_is_the_bytes_allocated(fast, monkeypatch, impl, time):
 
 def test_the_peak_in_bf16_with_our_own_convolutions(monkeypatch):
     run_with("cpu", monkeypatch)
-    monkeypatch.setattr(winograd, "pays", lambda kernel, *_: winograd.takes(kernel))
+    monkeypatch.setattr(ops, "winograd_pays", lambda kernel, *_: winograd.takes(kernel))
     fast = FastAutoencoderKLCogVideoX.adopt(family().to(torch.bfloat16))
     latents, pixels = randn(2, 16, 5, 6, 8).bfloat16(), randn(2, 3, 9, 48, 64).bfloat16()
     for make, call, given in (

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import attention as kernels
+from cogvx_kernels.attention import triton as kernels
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -37,7 +37,7 @@ def test_every_configuration_gives_the_same(head_dim, length, monkeypatch):
     expected = ops.attention(query.double(), key.double(), value.double())
     tiles = {tuple(c.kwargs.values()): c for cs in kernels.CONFIGS[head_dim].values() for c in cs}
     assert len(tiles) > 1
-    kernel = getattr(kernels, f"attention_{head_dim}")
+    kernel = kernels.KERNELS[head_dim]
     for config in tiles.values():
         monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
         output = ops.attention(query, key, value, impl="triton")

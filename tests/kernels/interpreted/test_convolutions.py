@@ -3,7 +3,9 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import causal_conv3d, taps, upsample_conv2d
+from cogvx_kernels.conv3d import triton as kernels
+from cogvx_kernels.conv3d import triton_taps as taps
+from cogvx_kernels.conv3d import triton_upsample as upsample
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -100,10 +102,10 @@ def test_every_configuration_gives_the_same(kind, monkeypatch):
     upsampled = ops.upsample_conv2d(x.double(), weight[:, :, 0].double(), bias.double(), True)
     tolerance = 1e-5 if dtype == torch.float32 else 4e-3
     tiles = {tuple(config.kwargs.values()): config for configs in taps.CONFIGS[kind].values() for config in configs}
-    monkeypatch.setattr(causal_conv3d, "kind_of", lambda *_: kind)
-    monkeypatch.setattr(upsample_conv2d, "kind_of", lambda *_: kind)
+    monkeypatch.setattr(kernels, "kind_of", lambda *_: kind)
+    monkeypatch.setattr(upsample, "kind_of", lambda *_: kind)
     for config in tiles.values():
-        for kernel in (causal_conv3d.causal_conv3d_kernels[kind], upsample_conv2d.upsample_conv2d_kernels[kind]):
+        for kernel in (kernels.KERNELS[kind], upsample.KERNELS[kind]):
             monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
         output = ops.causal_conv3d(x, weight, bias, impl="triton")
         torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)

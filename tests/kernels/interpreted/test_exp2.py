@@ -3,7 +3,7 @@
 import torch
 import triton
 import triton.language as tl
-from cogvx_kernels.triton.exp2 import MAX_ERROR, exp2, polynomial_exp2
+from cogvx_kernels.int8_attention.triton_exp2 import MAX_ERROR, exp2, polynomial_exp2
 
 from .conftest import guarded
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import group_norm_modulate_silu, group_norm_statistics
+from cogvx_kernels.group_norm import triton as kernels
+from cogvx_kernels.group_norm import triton_statistics as statistics
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -37,14 +38,14 @@ def test_statistics_of_a_mean_of_many_deviations():
         torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("config", range(len(group_norm_statistics.SPAN_CONFIGS["sm_80"])))
+@pytest.mark.parametrize("config", range(len(statistics.SPAN_CONFIGS["rtx"])))
 @pytest.mark.parametrize("most", [1, 4, 64])
 def test_every_division_into_spans_gives_the_same(config, most, monkeypatch):
     x = guarded(randn(2, 2, 5, 7, 24, dtype=torch.float32, seed=0) + 2)
-    kernel = group_norm_statistics.group_norm_spans_kernel
+    kernel = statistics.group_norm_spans_kernel
     monkeypatch.setattr(kernel, "configs", {t: [configs[config]] for t, configs in kernel.configs.items()})
-    monkeypatch.setattr(group_norm_statistics, "SMALLEST_SPAN", 1)
-    monkeypatch.setattr(group_norm_statistics, "MOST_SPANS", most)
+    monkeypatch.setattr(statistics, "SMALLEST_SPAN", 1)
+    monkeypatch.setattr(statistics, "MOST_SPANS", most)
     got = ops.group_norm_statistics(x, 3, 1e-6, "triton")
     for value, truth in zip(got, ops.group_norm_statistics(x.double(), 3, 1e-6), strict=True):
         torch.testing.assert_close(value.double(), truth, rtol=1e-6, atol=1e-6)
@@ -85,7 +86,7 @@ def test_modulated_silu_into_padded_frames(shape, dtype):
 
 
 def test_a_slice_of_rows_and_another_configuration(monkeypatch):
-    kernel = group_norm_modulate_silu.group_norm_modulate_silu_kernel
+    kernel = kernels.group_norm_modulate_silu_kernel
     last = {target: configs[-1:] for target, configs in kernel.configs.items()}
     monkeypatch.setattr(kernel, "configs", last)
     whole = guarded(randn(2, 3, 9, 20, 128, dtype=torch.float16, seed=0))

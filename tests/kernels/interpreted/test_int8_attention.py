@@ -5,10 +5,12 @@ The signal is what differs from V's mean: a large offset that all outputs share 
 
 import pytest
 import torch
-from cogvx_kernels import ops, reference
-from cogvx_kernels.triton import operations
+from cogvx_kernels import ops
+from cogvx_kernels.int8_attention import reference
+from cogvx_kernels.int8_attention import triton as kernels
 
 from tests.kernels.budget import randn
+from tests.kernels.triton_operations import operation
 
 from .conftest import guarded
 
@@ -67,7 +69,7 @@ def test_quantize_value_is_the_formula(shape, smooth, dtype):
     *_, value = inputs(*shape, dtype=dtype, value_offset=3)
     for target in (FP8, *((dtype,) if smooth else ())):
         expected = reference.quantize_value(value, target, smooth)
-        output = operations.quantize_value(value, target, smooth)
+        output = operation("quantize_value")(value, target, smooth)
         # One step of the target where the mean's last bit decides.
         assert output[0].dtype == target and output[0].shape == value.shape
         difference = (output[0].float() - expected[0].float()).abs()
@@ -108,7 +110,7 @@ def test_offsets_break_what_is_not_smoothed():
     query, key, value = inputs(1, 40, 200, 1, 64, torch.float16, *OFFSETS)
     naive = [reference.quantize_blocks(query, 64**-0.5 * reference.LOG2_E), reference.quantize_blocks(key, 1.0)]
     quantized = [tensor for pair in naive for tensor in pair]
-    output = operations.int8_attention(*quantized, value, None, None, None, torch.float16)
+    output = kernels.int8_attention(*quantized, value, None, None, None, torch.float16)
     assert signal_to_noise(output, query, key, value) < FLOOR - 5
     smooth, rough = (
         ops.int8_attention(query, key, value, value_dtype=FP8, smooth_value=smooth, impl="triton")
@@ -121,7 +123,7 @@ def test_offsets_break_what_is_not_smoothed():
 @pytest.mark.parametrize("value_dtype", [None, FP8], ids=str)
 def test_every_configuration_meets_the_floor(head_dim, value_dtype, monkeypatch):
     arguments = inputs(1, 131, 300, 1, head_dim, torch.float16)
-    kernel = operations.int8_attention_kernels[head_dim, value_dtype is FP8]
+    kernel = kernels.KERNELS[head_dim, value_dtype is FP8]
     choices = {str(c): c for configs in kernel.configs.values() for c in configs}.values()
     # As the formula has it, tile by tile: warps and stages are nothing to the interpreter.
     for config in {tuple(c.kwargs.items()): c for c in choices}.values():
@@ -138,7 +140,7 @@ def test_the_largest_sums_are_exact():
     unit = torch.full((1, 1, 1), 2.0**-9)
     scale = torch.full((1, 1, 1), 2.0**-9)
     value = guarded(randn(1, 40, 1, 128, dtype=torch.float16, seed=0))
-    output = operations.int8_attention(query, unit, key, scale, value, None, None, None, torch.float16)
+    output = kernels.int8_attention(query, unit, key, scale, value, None, None, None, torch.float16)
     exponents = (query[0, 0, 0].long() * key[0, :, 0].long()).sum(-1) * 2.0**-18
     weights = torch.exp2((exponents - exponents.max()).double())
     expected = (weights @ value[0, :, 0].double()) / weights.sum()
@@ -197,13 +199,13 @@ def test_guard(options, impl):
 
 
 def test_guard_sees_an_overflow_of_the_output():
-    *quantized, _ = *operations.quantize_qk(*inputs(1, 5, 40, 1, 64, torch.float16)[:2], 0.18), None
+    *quantized, _ = *operation("quantize_qk")(*inputs(1, 5, 40, 1, 64, torch.float16)[:2], 0.18), None
     value = torch.full((1, 40, 1, 64), 60000.0, dtype=torch.float16)
     mean, flag = torch.zeros(1, 1, 64), guard()
-    operations.int8_attention(*quantized, value, None, mean, flag, torch.float16)
+    kernels.int8_attention(*quantized, value, None, mean, flag, torch.float16)
     assert flag.tolist() == [0]
     mean[0, 0, 7] = 10000.0  # the sum is finite in fp32, and not in fp16
-    output = operations.int8_attention(*quantized, value, None, mean, flag, torch.float16)
+    output = kernels.int8_attention(*quantized, value, None, mean, flag, torch.float16)
     assert flag.tolist() == [1] and output[..., 7].isinf().all()
 
 

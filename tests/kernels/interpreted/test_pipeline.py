@@ -5,13 +5,13 @@ import warnings
 
 import pytest
 import torch
-from cogvx_kernels.triton import operations
 
 from cogvx_fast import EngineConfig, accelerate, generation
 from cogvx_fast.config import AttentionBackend
 from cogvx_fast.plan import AttentionPlan, Product
 from cogvx_fast.quantization import QuantizedAttention
 from tests import toy
+from tests.kernels.triton_operations import MODULES, operation
 
 STEPS, LAYERS = 2, 1
 
@@ -49,7 +49,7 @@ def run(pipe, steps=STEPS):
 @pytest.fixture
 def attention(monkeypatch):
     """The calls of the kernel, and the numbers of those whose V is to have an infinity."""
-    calls, broken, kernel = [], set(), operations.int8_attention
+    calls, broken, kernel = [], set(), operation("int8_attention")
 
     def attend(query, query_scale, key, key_scale, value, *others):
         calls.append((value, *others))
@@ -58,7 +58,7 @@ def attention(monkeypatch):
             value[0, 0, 0, 0] = torch.inf
         return kernel(query, query_scale, key, key_scale, value, *others)
 
-    monkeypatch.setattr(operations, "int8_attention", attend)
+    monkeypatch.setattr(MODULES["int8_attention"], "int8_attention", attend)
     return calls, broken
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cogvx_kernels import ops, reference
-from cogvx_kernels.triton import operations, scaled_linear
+from cogvx_kernels import checks, ops, precision
+from cogvx_kernels.w8a8_linear import triton as kernels
 
 from tests.kernels.budget import randn
 
@@ -29,7 +29,7 @@ def restored(numbers, scales):
     """What 8-bit numbers stand for, in fp64, with scales by row or by group."""
     scales = scales.double()[..., None]
     if scales.ndim > numbers.ndim:
-        scales = scales.expand(*scales.shape[:-1], reference.GROUP).flatten(-2)[..., : numbers.shape[-1]]
+        scales = scales.expand(*scales.shape[:-1], precision.GROUP).flatten(-2)[..., : numbers.shape[-1]]
     return numbers.double() * scales
 
 
@@ -39,7 +39,7 @@ def assert_quantized_alike(output, expected, steps):
     assert numbers.dtype == expected[0].dtype and numbers.shape == expected[0].shape
     torch.testing.assert_close(scales, expected[1], rtol=1e-5, atol=0, equal_nan=True)
     difference = (numbers.float() - expected[0].float()).abs()
-    largest = reference.QUANTIZED_MAXIMUM[numbers.dtype]
+    largest = precision.QUANTIZED_MAXIMUM[numbers.dtype]
     assert difference.max() <= (1 if numbers.dtype == torch.int8 else largest / 14)
     assert (difference > 0).float().mean() <= steps
 
@@ -53,7 +53,7 @@ def test_quantize_rows(shape, grouped, dtype, quantized):
     output = ops.quantize_rows(x, quantized, grouped, impl="triton")
     expected = ops.quantize_rows(x, quantized, grouped)
     assert torch.equal(output[0].float(), expected[0].float()) and torch.equal(output[1], expected[1])
-    groups = (-(-shape[-1] // reference.GROUP),) if grouped else ()
+    groups = (-(-shape[-1] // precision.GROUP),) if grouped else ()
     assert output[1].shape == (*shape[:-1], *groups) and output[1].dtype == torch.float32
     error = (restored(*output) - x.double()).abs()
     largest = x.double().abs().amax(-1, keepdim=True)
@@ -121,10 +121,10 @@ def test_sums_of_int8_are_exact(grouped):
 def test_quantized_output(rows, out_features, in_features, grouped, quantized):
     operands, bias = layer(rows, out_features, in_features, quantized, grouped)
     # A group of one column may be GELU of one large negative number, where even fp64's 1 + tanh is all rounding.
-    activation = None if out_features % reference.GROUP == 1 else "gelu_tanh"
+    activation = None if out_features % precision.GROUP == 1 else "gelu_tanh"
     output = ops.scaled_linear(*operands, bias, activation, quantized, impl="triton")
     expected = ops.scaled_linear(*operands, bias, activation, quantized)
-    assert output[1].shape == (rows, -(-out_features // reference.GROUP))
+    assert output[1].shape == (rows, -(-out_features // precision.GROUP))
     assert_quantized_alike(output, expected, steps=1e-3)
 
 
@@ -151,17 +151,17 @@ def test_signal_to_noise(grouped, quantized):
     assert snr(output, x.double() @ weight.double().T) >= FLOOR[quantized]
 
 
-@pytest.mark.parametrize("kind", scaled_linear.CONFIGS, ids=str)
+@pytest.mark.parametrize("kind", kernels.CONFIGS, ids=str)
 def test_every_configuration_gives_the_same(kind, monkeypatch):
     quantized, grouped = kind
     operands, bias = layer(140, 270, 300, quantized, grouped)
     expected = ops.scaled_linear(*operands, bias, None, torch.float32)
     numbers = ops.scaled_linear(*operands, bias, None, quantized)
-    kernel = scaled_linear.KERNELS[kind]
+    kernel = kernels.KERNELS[kind]
     tiles = {tuple(c.kwargs.values()): c for cs in kernel.configs.values() for c in cs}
     for config in tiles.values():
-        assert config.kwargs["BLOCK_N"] % reference.GROUP == 0
-        assert reference.GROUP % config.kwargs["BLOCK_K"] == 0 or not grouped
+        assert config.kwargs["BLOCK_N"] % precision.GROUP == 0
+        assert precision.GROUP % config.kwargs["BLOCK_K"] == 0 or not grouped
         monkeypatch.setattr(kernel, "configs", {target: [config] for target in kernel.configs})
         output = ops.scaled_linear(*operands, bias, None, torch.float32, impl="triton")
         torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-4)
@@ -224,7 +224,7 @@ def test_refusals():
 
 def test_e4m3_is_refused_where_it_cannot_be_multiplied(monkeypatch):
     reason = "NVIDIA A100 has compute capability 8.0, it needs 8.9"
-    monkeypatch.setattr(operations, "why_not_e4m3", lambda device: reason)
+    monkeypatch.setattr(checks, "why_not_e4m3", lambda device: reason)
     x = torch.ones(2, 128)
     with pytest.raises(ValueError, match=f"dtype=torch.float8_e4m3fn: {reason}; torch.int8 works there"):
         ops.quantize_rows(x, torch.float8_e4m3fn, impl="triton")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import operations, rows
+from cogvx_kernels._triton import rows
+from cogvx_kernels.adaln import triton as kernels
 
 from tests.kernels.budget import assert_within_budget, randn
 
@@ -42,7 +43,7 @@ def test_every_number_of_rows_gives_the_same(config, text, monkeypatch):
     x, y = (stream(2, 11, 24, dtype=torch.float32, seed=seed) for seed in (0, 1))
     shift, scale, gate = stream(2, 3, 2, 24, dtype=torch.float32, seed=2).unbind(1)
     expected = ops.gated_residual_layer_norm_modulate(x, y, gate, None, None, shift, scale, text)
-    kernel = operations.gated_residual_layer_norm_modulate_kernel
+    kernel = kernels.gated_residual_layer_norm_modulate_kernel
     monkeypatch.setattr(kernel, "configs", {target: [rows.ROWS_CONFIGS[config]] for target in kernel.configs})
     output = ops.gated_residual_layer_norm_modulate(x, y, gate, None, None, shift, scale, text, impl="triton")
     for got, truth in zip(output, expected, strict=True):

@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels.triton import operations
 from torchao.quantization import PerRow
 from torchao.quantization.quantize_.workflows.float8.float8_tensor import QuantizeTensorToFloat8Kwargs
 
@@ -17,6 +16,7 @@ from cogvx_fast.transformer import FastCogVideoXTransformer3DModel
 from cogvx_fast.transformer.binding import _linears, _scaled
 from tests import toy
 from tests.generation import bound, plain, plan, relative, run, session
+from tests.kernels.triton_operations import watch
 
 LAYERS = 2
 # Attention, and the operations between the products of a block: what runs where.
@@ -54,8 +54,7 @@ def test_a_forward_pass(variant, dtype, backend, monkeypatch):
     current, calls = on_gpu(model, backend), []
     others = [name for names in BACKENDS.values() for name in names]
     for name in ("layer_norm_modulate", "gated_residual_layer_norm_modulate", *others):
-        kernel = getattr(operations, name)
-        monkeypatch.setattr(operations, name, lambda *a, kernel=kernel, name=name: calls.append(name) or kernel(*a))
+        watch(monkeypatch, name, lambda *_, name=name: calls.append(name))
     expected = plain(truth, current)
     own = plain(reference, current, dtype=dtype)
     assert not calls
@@ -90,14 +89,13 @@ def test_products_in_8_bits_give_torchaos_numbers_within_rounding(dtype, monkeyp
     theirs = plain(model, current, dtype=dtype)
 
     calls = []
-    for name in ("quantize_rows", "scaled_linear", "scaled_linear_quantized", "layer_norm_modulate_quantized"):
-        kernel = getattr(operations, name)
-        monkeypatch.setattr(operations, name, lambda *a, kernel=kernel, name=name: calls.append(name) or kernel(*a))
+    for name in ("quantize_rows", "scaled_linear", "layer_norm_modulate"):
+        watch(monkeypatch, name, lambda *_, name=name: calls.append(name))
     with current.active():
         ours = run(model, current, dtype=dtype)
         how = bound(model, current)[0]
-    block = ["scaled_linear", "quantize_rows", "scaled_linear", "scaled_linear_quantized", "scaled_linear"]
-    assert calls == ["layer_norm_modulate_quantized", *block * LAYERS]
+    block = ["scaled_linear", "quantize_rows", "scaled_linear", "scaled_linear", "scaled_linear"]
+    assert calls == ["layer_norm_modulate", *block * LAYERS]
     error, own = (relative(output, expected) for output in (ours, theirs))
     assert error <= 1.1 * own
     # Two roundings of the same numbers, each as far from the truth: no further from each other than they could be.
