@@ -255,7 +255,11 @@ class _Run:
                 context.run(_enter, loop)
                 loops.callback(lambda: context.run(_leave, loop))
             call = _within(context, made)
-            with fresh_cache(), prepared.compiling():
+            # Inductor's settings are of a context, too: they are made in that of the calls and in that of the gate.
+            with fresh_cache(), prepared.compiling(), contextlib.ExitStack() as compiling:
+                settings = prepared.compiling()
+                context.run(_enter, settings)
+                compiling.callback(lambda: context.run(_leave, settings))
                 seconds, _ = self.clock(stage)(lambda: call(0))
                 verdict = (
                     Verdict("none", "computes no result")

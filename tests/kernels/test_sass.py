@@ -2,6 +2,7 @@
 
 import pytest
 from cogvx_kernels.inspect import pipes, sass
+from cogvx_kernels.targets import TARGETS
 
 HEAD = '\t.section\t.text.kernel,"ax",@progbits\nkernel:\n.text.kernel:\n'
 
@@ -49,7 +50,7 @@ NESTED = code(
 
 def priced(text, target="sm_80", num_warps=4):
     program = sass.parse(text)
-    return pipes.cost(program.instructions, program, target, num_warps)
+    return pipes.cost(program.instructions, program, TARGETS[target].rates, num_warps)
 
 
 def test_instructions():
