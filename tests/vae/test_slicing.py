@@ -95,6 +95,10 @@ def test_the_peak_is_the_bytes_allocated(fast, monkeypatch, impl, time):
     fast.memory_budget = None
 
 
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(),
+    reason="without oneDNN's bf16 torch's own convolutions, of 1x1, have buffers of 0.4% of the peak",
+)
 def test_the_peak_in_bf16_with_our_own_convolutions(monkeypatch):
     run_with("cpu", monkeypatch)
     monkeypatch.setattr(ops, "winograd_pays", lambda kernel, *_: winograd.takes(kernel))
