@@ -152,16 +152,17 @@ def test_a_whole_generation_without_a_part_raises_as_upstream(part):
         assert_same(frames(pipe), expected)
 
 
-@pytest.mark.parametrize("tier", ["exact", "balanced"])
-def test_a_part_that_comes_later(tier, whole):
+@pytest.mark.parametrize("recipe", [None, "int8"])
+def test_a_part_that_comes_later(recipe, whole):
     """A transformer that is put in after all is made fast, as the engine says."""
-    pipe = FastCogVideoXPipeline(**{**toy.pipeline().components, "transformer": None}, engine=tier)
+    engine = EngineConfig(recipe=recipe)
+    pipe = FastCogVideoXPipeline(**{**toy.pipeline().components, "transformer": None}, engine=engine)
     pipe.set_progress_bar_config(disable=True)
     pipe.transformer = toy.transformer()
     output = latents(pipe)
-    expected = latents(accelerate(toy.pipeline(), tier))
+    expected = latents(accelerate(toy.pipeline(), engine))
     assert_same(output, expected)
-    if tier == "balanced":
+    if recipe is not None:
         assert_differs(output, whole["latents"])
 
 
