@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ class Verdict:
     budget: float | None = None
 
 
+NOT_FINITE = Verdict("red", "the output is not finite")
+
+
 def judge(errors: Sequence[float], own_errors: Sequence[float], floor_db: float | None = None) -> Verdict:
     """The verdict on a contender, green or red.
 
@@ -42,7 +46,7 @@ def judge(errors: Sequence[float], own_errors: Sequence[float], floor_db: float 
     error, own = sum(errors) / len(errors), sum(own_errors) / len(own_errors)
     budget = BUDGET_FACTOR * own if floor_db is None else relative_error_at(floor_db)
     if not math.isfinite(error):
-        return Verdict("red", "the output is not finite", own_error=own, budget=budget)
+        return dataclasses.replace(NOT_FINITE, own_error=own, budget=budget)
     if error > budget:
         asked = (
             f"{BUDGET_FACTOR} x diffusers' own" if floor_db is None else f"a signal-to-noise ratio of {floor_db:g} dB"

@@ -44,7 +44,8 @@ def cold_start(order: Mapping[str, Any]) -> torch.Tensor:
 
     Args:
         order: `checkpoint`, `dtype`, `device`, `engine` (fields of an `EngineConfig`, or None for diffusers' own
-            pipeline), and `arguments` of the call; `noise` names the seed of its latents and their shape.
+            pipeline), `tf32_convolutions` (whether cuDNN may round the factors of float32's), and `arguments` of the
+            call; `noise` names the seed of its latents and their shape.
 
     Raises:
         RuntimeError: if that process fails, with the last line that it wrote, or if it ran elsewhere than it was told.
@@ -54,20 +55,24 @@ def cold_start(order: Mapping[str, Any]) -> torch.Tensor:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "frames.safetensors"
         used = call("cogvx_fast.bench.fresh_process:generate", {**order, "out": str(path)})
-        if used != order["device"]:
-            raise RuntimeError(f"the fresh process was told to run on {order['device']} and ran on {used}")
+        elsewhere = {part: device for part, device in used.items() if device != order["device"]}
+        if elsewhere:
+            parts = ", ".join(f"{part} on {device}" for part, device in elsewhere.items())
+            raise RuntimeError(f"the fresh process was told to run on {order['device']} and ran {parts}")
         return load_file(path)[_FRAMES]
 
 
-def generate(order: Mapping[str, Any]) -> str:
+def generate(order: Mapping[str, Any]) -> dict[str, str]:
     """Make the generation of `cold_start`'s order and write its frames into the file `out`.
 
     Returns:
-        The device on which the transformer's weights were, as torch names it.
+        The device of each model's weights, as torch names it.
     """
     import torch
     from safetensors.torch import save_file
 
+    # Of the process, so that a reference here is no better and no worse than one where the order came from.
+    torch.backends.cudnn.allow_tf32 = order["tf32_convolutions"]
     dtype = getattr(torch, order["dtype"])
     pipe: Any
     if order["engine"] is None:
@@ -86,7 +91,7 @@ def generate(order: Mapping[str, Any]) -> str:
     latents = noise.to(getattr(torch, order["noise"]["dtype"])).to(dtype)
     frames = pipe(**order["arguments"], latents=latents, output_type="pt").frames
     save_file({_FRAMES: frames.contiguous().cpu()}, order["out"])
-    return str(pipe.transformer.device)
+    return {name: str(part.device) for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
 
 
 def _main() -> None:

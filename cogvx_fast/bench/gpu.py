@@ -27,9 +27,11 @@ QUANTITIES = {
 }
 # Drivers before 535 know the second name only.
 _REASONS_FIELDS = ("clocks_event_reasons.active", "clocks_throttle_reasons.active")
+# At full load the power limit is what sets the clocks of most GPUs: that alone puts no time in doubt.
+_POWER_LIMIT = 0x4
 # Bits of that field, as nvml.h has them. What is left out holds no clock back: idleness, and clocks that were set.
 _REASONS = {
-    0x4: "the power limit",
+    _POWER_LIMIT: "the power limit",
     0x8: "the hardware, slowed down",
     0x10: "a slower GPU that it is in step with",
     0x20: "its temperature, by the driver",
@@ -214,6 +216,7 @@ def _warning(found: Mapping[str, Any]) -> str:
         clock = found.get(quantity)
         if clock is not None and clock["min"] < STEADY * clock["max"]:
             parts.append(f"the {what} clock fell to {clock['min']:g} of {clock['max']:g} MHz")
-    if found["held_back_by"]:
-        parts.append(f"clocks were held back by {', '.join(found['held_back_by'])}")
+    held_back_by = found["held_back_by"]
+    if held_back_by and (parts or held_back_by != [_REASONS[_POWER_LIMIT]]):
+        parts.append(f"clocks were held back by {', '.join(held_back_by)}")
     return "; ".join(parts)

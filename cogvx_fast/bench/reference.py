@@ -280,7 +280,8 @@ def _cold_start(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> Stage
     def call(number: int) -> torch.Tensor:
         prompt = workload.prompts[number % len(workload.prompts)]
         noise = {"shape": clip.latents, "seed": number, "dtype": dtype_name(dtype)}
-        return cold_start(order | {"arguments": arguments | {"prompt": prompt}, "noise": noise})
+        of_this_process = {"tf32_convolutions": torch.backends.cudnn.allow_tf32}
+        return cold_start(order | of_this_process | {"arguments": arguments | {"prompt": prompt}, "noise": noise})
 
     return call
 

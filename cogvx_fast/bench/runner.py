@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 import functools
 import gc
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ import torch
 
 from .. import devices
 from . import gpu
-from .accuracy import Verdict, judge, reference_dtype, relative_error
+from .accuracy import NOT_FINITE, Verdict, judge, reference_dtype, relative_error
 from .contenders import Contender, Prepared
 from .measurement import Clock, Summary, alternate, peak_memory, stopwatch
 from .provenance import Provenance, collect
@@ -260,12 +261,16 @@ class _Run:
                 settings = prepared.compiling()
                 context.run(_enter, settings)
                 compiling.callback(lambda: context.run(_leave, settings))
-                seconds, _ = self.clock(stage)(lambda: call(0))
-                verdict = (
-                    Verdict("none", "computes no result")
-                    if contender.is_bound
-                    else self.verdict(contender, self.gate_errors(stage, contender, call, expected), own, expected)
-                )
+                seconds, output = self.clock(stage)(lambda: call(0))
+                if contender.is_bound:
+                    verdict = Verdict("none", "computes no result")
+                # Of a whole model whose first layers are judged, this is all that is looked at.
+                elif self.gate_pipe is not self.pipe and not bool(output.isfinite().all()):
+                    verdict = NOT_FINITE
+                else:
+                    del output
+                    errors = self.gate_errors(stage, contender, call, expected)
+                    verdict = self.verdict(contender, errors, own, expected)
         except Exception as error:  # whatever a contender dies of is its own, and goes into its row
             return _failed(contender, error, prepared)
         if verdict.gate == "red":
@@ -285,7 +290,8 @@ class _Run:
     def verdict(self, contender: Contender, errors: list[float], own: list[float], expected: _Expected) -> Verdict:
         if expected.why_none:
             detail = f"distance from diffusers at the same precision: {expected.why_none}"
-            return Verdict("lossy", detail, sum(errors) / len(errors))
+            distance = sum(errors) / len(errors)
+            return Verdict("lossy", detail, distance) if math.isfinite(distance) else NOT_FINITE
         found = judge(errors, own, contender.floor_db)
         layers, of = self.plan.workload.gate_layers, self.pipe.transformer.config.num_layers
         if layers is not None and found.error is not None:

@@ -20,7 +20,7 @@ def order():
     noise = {"shape": shape, "seed": 3, "dtype": "float32"}
     engine = dataclasses.asdict(EngineConfig())
     whole = {"checkpoint": demo_checkpoint(), "dtype": "float32", "engine": engine, "arguments": arguments}
-    return pipe, whole | {"noise": noise, "device": "cpu"}
+    return pipe, whole | {"noise": noise, "device": "cpu", "tf32_convolutions": False}
 
 
 def test_a_cold_start_is_told_the_device_of_the_pipeline(monkeypatch):
@@ -36,6 +36,31 @@ def test_a_cold_start_is_told_the_device_of_the_pipeline(monkeypatch):
     assert ordered[0]["device"] == "cuda:1"
 
 
+@pytest.mark.parametrize("rounds", [True, False])
+def test_a_cold_start_rounds_convolutions_as_this_process_does(monkeypatch, rounds):
+    """Else a reference in float32 would keep cuDNN's default, TF32."""
+    pipe, ordered = order()[0], []
+    monkeypatch.setattr(fresh_process, "call", lambda function, given: ordered.append(given) or {"vae": "cpu"})
+    monkeypatch.setattr("safetensors.torch.load_file", lambda path: {"frames": torch.ones(1)})
+    call_it = reference.STAGES["cold-start"].make(pipe, WORKLOADS["demo-cold"], torch.float32)
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=rounds):
+        call_it(0)
+    assert ordered[0]["tf32_convolutions"] is rounds
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not rounds)
+    monkeypatch.setattr(FastCogVideoXPipeline, "from_pretrained", stop)
+    with pytest.raises(StoppedError):
+        fresh_process.generate(ordered[0])
+    assert torch.backends.cudnn.allow_tf32 is rounds
+
+
+class StoppedError(Exception):
+    pass
+
+
+def stop(*arguments, **options):
+    raise StoppedError
+
+
 def test_the_process_runs_on_the_device_that_it_was_told(tmp_path, monkeypatch):
     asked = []
     plain = FastCogVideoXPipeline.to
@@ -46,12 +71,14 @@ def test_the_process_runs_on_the_device_that_it_was_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(FastCogVideoXPipeline, "to", to)
     told = order()[1] | {"device": "cuda:1", "out": str(tmp_path / "frames.safetensors")}
-    assert fresh_process.generate(told) == "cpu" and asked == ["cuda:1"]
+    used = fresh_process.generate(told)
+    assert used == dict.fromkeys(("transformer", "vae", "text_encoder"), "cpu") and asked == ["cuda:1"]
 
 
 def test_a_process_that_ran_elsewhere_makes_no_row(monkeypatch):
-    monkeypatch.setattr(fresh_process, "call", lambda function, order: "cpu")
-    with pytest.raises(RuntimeError, match="was told to run on cuda:1 and ran on cpu"):
+    used = {"transformer": "cuda:1", "vae": "cpu", "text_encoder": "cuda:1"}
+    monkeypatch.setattr(fresh_process, "call", lambda function, order: used)
+    with pytest.raises(RuntimeError, match=r"was told to run on cuda:1 and ran vae on cpu$"):
         cold_start({"device": "cuda:1"})
 
 

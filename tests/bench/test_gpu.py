@@ -94,6 +94,14 @@ def test_a_clock_that_falls_and_what_held_it_back_are_a_warning(smi):
     assert type(warned).from_json(warned.to_json()) == warned
 
 
+def test_the_power_limit_alone_is_no_warning(smi):
+    """It is what sets the clocks of most GPUs at full load."""
+    limited = (*STEADY[:-1], LIMITED[-1])
+    smi(limited)
+    state = measured().state("ours")
+    assert state["held_back_by"] == ["the power limit"] and state["warning"] == ""
+
+
 def test_a_driver_of_before_the_reasons_were_renamed(smi):
     smi(LIMITED, unknown="clocks_event_reasons.active")
     assert measured().state("ours")["held_back_by"] == ["the power limit"]

@@ -319,3 +319,31 @@ def test_a_lossy_contender_is_timed_and_its_distance_stated(toy_step):
     (row,) = run(toy_step, {"wrong": contender})
     assert (row.gate, row.gate_detail, row.budget, row.n) == ("lossy", "1% more", None, 5)
     assert row.error == pytest.approx(0.01, rel=0.01)
+
+
+def test_a_whole_model_whose_first_layers_are_judged_must_be_finite(toy_step):
+    """Its first layers are right, and what comes after them gives NaN."""
+    workload, layers = dataclasses.replace(toy_step, gate_layers=1), 3
+
+    def build(pipe, workload, stage):
+        step = STAGES[stage].make(pipe, workload, torch.float32)
+        whole = pipe.transformer.config.num_layers == layers
+        return Prepared(pipe, call=lambda number: step(number) * (float("nan") if whole else 1))
+
+    rows = run(workload, {"diffusers": CONTENDERS["diffusers"], "broken": Contender(build, "broken")})
+    assert [(row.contender, row.gate, row.n) for row in rows] == [("diffusers", "green", 5), ("broken", "red", 0)]
+    assert rows[1].gate_detail == "the output is not finite"
+
+
+@pytest.mark.parametrize("one_call", [True, False])
+def test_what_is_not_finite_is_red_without_a_reference_too(toy_workload, monkeypatch, one_call):
+    def too_small(pipe, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(runner, "widened", too_small)
+    workload = dataclasses.replace(
+        toy_workload, stages=("vae-decode",), one_call=one_call, too_large={"float32": "no room"} if one_call else {}
+    )
+    broken = Contender(functools.partial(wrong, scale=float("nan")), "broken")
+    rows = run(workload, {"diffusers": CONTENDERS["diffusers"], "broken": broken})
+    assert [row.gate for row in rows] == ["lossy", "red"] and rows[1].gate_detail == "the output is not finite"
