@@ -65,6 +65,8 @@ def test_a_made_up_gpu_is_one_line(monkeypatch):
     ],
 )
 def test_a_gpu_takes_the_nearest_target_below(monkeypatch, capability, name):
+    for newer in TARGETS.keys() - {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}:
+        monkeypatch.delitem(TARGETS, newer)
     assert targets.target_of(devices(monkeypatch, capability)) is TARGETS[name]
     reason = targets.why_not_e4m3(devices(monkeypatch, capability))
     assert (reason is None) == TARGETS[name].e4m3
