@@ -24,15 +24,24 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from . import lowering, report
+from . import adapters, lowering, report
 from .attention import check_available
+from .checkpoint.check import check_tokenizer
+from .checkpoint.opening import default_dtype, opened
 from .config import AttentionBackend, EngineConfig
 from .generation import GenerationMixin
+from .hooks import unwrapped
 from .memory import LimitError, Models, Request
 from .plan import UNLIMITED, Offload
 from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
 from .quantization.hub import hub_arguments, quantized_folder
-from .quantization.manifest import check_files, is_quantized_checkpoint, read_manifest, text_encoder_scheme
+from .quantization.manifest import (
+    check_files,
+    check_small_files,
+    is_quantized_checkpoint,
+    read_manifest,
+    text_encoder_scheme,
+)
 from .quantization.pipeline import check_engine, destination, precision, quantize_pipeline
 from .quantization.recipes import AS_THEY_ARE, NATIVE, RECIPES, Recipe, Target, TextScheme, targets
 from .report import EngineReport
@@ -40,6 +49,8 @@ from .resolve import resolve_new
 from .vae import choose_vae
 
 _MODELS = ("transformer", "text_encoder", "vae")
+# Arguments of `from_pretrained` with which it is not a folder of files that is loaded, or not into our class.
+_AS_UPSTREAM = {"custom_pipeline", "dduf_file", "from_flax", "use_onnx"}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -53,6 +64,7 @@ class FastPipelineMixin(GenerationMixin):
     """What fast pipelines have in common. It stands before a pipeline class of diffusers, or of somebody else."""
 
     _quantized: str = ""  # in words
+    _why_dtype: str = ""  # why it is of the dtype that it is, where none was asked for
     _precision: tuple[Recipe, TextScheme] = (AS_THEY_ARE, NATIVE)  # of transformer and text encoder
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -120,25 +132,51 @@ class FastPipelineMixin(GenerationMixin):
         A folder that `cogvx-fast quantize` wrote, or the Hub id of one, gives a quantized pipeline, without its
         full-precision weights ever being in memory. Its files are checked first.
 
+        Without `dtype=` all parts get one: that of parts that are given, else the checkpoint's own on a GPU, and on a
+        CPU bfloat16 if it has units for it, or float32. The report says which.
+
         Raises:
-            ValueError: for an engine that cannot work, or a quantized checkpoint that is of another torchao, broken,
-                or changed since it was written.
+            CheckpointError: a ValueError, before a weight is read: for a checkpoint whose files do not hold what its
+                configurations say, one for another pipeline, weights in pickles, or a quantized one that is of
+                another torchao, broken, or changed since it was written.
+            ValueError: for an engine that cannot work.
         """
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
         config = EngineConfig.from_name(kwargs.get("engine", "exact"))
-        hub = hub_arguments(kwargs)
-        if not is_quantized_checkpoint(pretrained_model_name_or_path):
+        source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
+        if not is_quantized_checkpoint(source):
             config.check_machine()
-        folder = quantized_folder(pretrained_model_name_or_path, hub)
+        if kwargs.pop("use_safetensors", None) is False:
+            raise ValueError("use_safetensors=False: loading a pickle can run any code; allowed: True")
+        if not _AS_UPSTREAM.isdisjoint(name for name, value in kwargs.items() if value is not None):
+            return super().from_pretrained(source, **kwargs)
+        folder = quantized_folder(source, hub)
         if folder is not None:
-            pretrained_model_name_or_path = folder
-            kwargs |= _quantized_parts(folder, cls._reference, kwargs)
-        elif config.memory_limit is not None and kwargs.keys().isdisjoint(_MODELS):
-            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else torch.float32
-            _check_limit(config, Models.from_checkpoint(pretrained_model_name_or_path, **hub), dtype, cls._reference)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            kwargs |= _as_quantized(folder, cls._reference, kwargs)
+        found = opened(folder or source, cls._reference.__name__, kwargs, **hub)
+        if found is None:  # diffusers says why nothing can be had
+            return super().from_pretrained(source, **kwargs)
+        if folder is not None:
+            kwargs |= _quantized_parts(folder, kwargs)
+        elif config.memory_limit is not None and "transformer" in found.configs and kwargs.keys().isdisjoint(_MODELS):
+            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
+            dtype = dtype or default_dtype(found.checkpoint, kwargs)[0] or torch.float32
+            _check_limit(config, _models(found.configs), dtype, cls._reference)
+        if found.folder is None:
+            files = {name: kwargs[name] for name in ("variant", "proxies", *found.given) if name in kwargs}
+            found = found.in_folder(Path(cls.download(source, **hub, **files, use_safetensors=True)))
+        found.check_files(apart=() if folder is None else ("transformer", "text_encoder"))
+        dtype, why = default_dtype(found.checkpoint, kwargs)
+        if dtype is not None:
+            kwargs["dtype"] = dtype
+        pipe: Any = super().from_pretrained(found.folder, **kwargs, use_safetensors=True)
+        pipe.register_to_config(_name_or_path=str(source))
+        pipe._why_dtype = why
+        if "tokenizer" not in kwargs and pipe.tokenizer is not None:
+            check_tokenizer(pipe.tokenizer, source, getattr(pipe.text_encoder, "config", None))
+        return pipe
 
     @classmethod
     @_documented(DiffusionPipeline.from_pipe.__func__)
@@ -170,6 +208,35 @@ class FastPipelineMixin(GenerationMixin):
                 " checkpoint from the full-precision one"
             )
         super().save_pretrained(*args, **kwargs)
+
+    @_documented(CogVideoXPipeline.load_lora_weights)
+    def load_lora_weights(
+        self, pretrained_model_name_or_path_or_dict: Any, adapter_name: str | None = None, **kwargs: Any
+    ) -> None:
+        """As in diffusers, and files of other trainers: see `adapters`.
+
+        Raises:
+            ValueError: for a file of which nothing, or not all, would be loaded.
+        """
+        source, low_memory = pretrained_model_name_or_path_or_dict, kwargs.pop("low_cpu_mem_usage", None)
+        hotswap, transformer = kwargs.pop("hotswap", False), unwrapped(self.transformer)
+        tensors, metadata = self.lora_state_dict(source, **{**kwargs, "return_lora_metadata": True})
+        options: dict[str, Any] = {} if low_memory is None else {"low_cpu_mem_usage": low_memory}
+        if transformer is None or adapters.is_of_diffusers(tensors):
+            if transformer is not None:
+                adapters.check_reaches(tensors, transformer)
+            super().load_lora_weights(source, adapter_name, hotswap=hotswap, **options, **kwargs)
+            return
+        tensors, found = adapters.to_diffusers(tensors, transformer)
+        self.load_lora_into_transformer(
+            tensors,
+            transformer=self.transformer,
+            adapter_name=adapter_name,
+            metadata=found or metadata,
+            _pipeline=self,
+            hotswap=hotswap,
+            **({"low_cpu_mem_usage": True} | options),
+        )
 
     @_documented(CogVideoXPipeline.fuse_lora)
     def fuse_lora(self, *args: Any, **kwargs: Any) -> None:
@@ -315,24 +382,35 @@ def _fast_class(cls: type[DiffusionPipeline]) -> type[FastPipelineMixin]:
     return _FAST[cls]
 
 
-def _quantized_parts(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
+def _as_quantized(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
+    """Engine and dtype for the quantized checkpoint in `folder`, once what was asked for is found to fit it."""
     manifest = read_manifest(folder)
     own: dict[str, Any] = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or NATIVE}
     config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
     check_engine(config, manifest.recipe)
     check_dtype(manifest, folder, asked.get("dtype"))
+    check_small_files(folder, manifest)
     dtype = getattr(torch, manifest.dtype)
     if config.memory_limit is not None:
         models = Models.from_checkpoint(folder, RECIPES[manifest.recipe], text_encoder_scheme(manifest) or NATIVE)
         _check_limit(config, models, dtype, pipeline_class)
+    return {"engine": config, "dtype": dtype}
+
+
+def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
+    manifest, parts = read_manifest(folder), {}
     check_files(folder, manifest)
-    parts: dict[str, Any] = {"engine": config, "dtype": dtype}
     if "transformer" not in asked:
         parts["transformer"] = load_transformer(folder, manifest)
     if "text_encoder" not in asked:
         parts["text_encoder"] = load_text_encoder(folder, manifest)
     return parts
+
+
+def _models(configs: dict[str, dict[str, Any]]) -> Models:
+    """The models of a checkpoint's configurations, without weights."""
+    return Models.from_configs(configs["transformer"], configs.get("text_encoder"), configs.get("vae"))
 
 
 def _check_limit(config: EngineConfig, models: Models, dtype: torch.dtype, pipeline_class: type) -> None:

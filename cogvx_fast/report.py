@@ -69,7 +69,7 @@ def describe(
     """
     lines = [ReportLine(MEMORY, True, plan.memory)] if plan.memory_limit != UNLIMITED else []
     lines.extend(_transformer(pipeline.transformer, plan, quantized, ran))
-    lines.append(_precision(plan))
+    lines.append(_precision(plan, getattr(pipeline, "_why_dtype", "")))
     lines.append(_vae(pipeline, plan, ran))
     return EngineReport(config, plan.tier, tuple(lines))
 
@@ -224,9 +224,15 @@ def _projections(plan: EnginePlan, ran: Ran | None) -> ReportLine:
     return ReportLine(PROJECTIONS, bool(merged or packed or len(parts) > 2), "; ".join(parts))
 
 
-def _precision(plan: EnginePlan) -> ReportLine:
-    """Which dtype, and on a CPU whether another is what it is good at. The engine casts nothing by itself."""
+def _precision(plan: EnginePlan, why: str) -> ReportLine:
+    """Which dtype, and on a CPU whether another is what it is good at. The engine casts nothing by itself.
+
+    Args:
+        why: it is that one, where loading was not told; "" where it was.
+    """
     name, units = str(plan.dtype).removeprefix("torch."), machine.cpu_bf16_units()
+    if why:
+        return ReportLine(PRECISION, True, f"{name}, {why}: no dtype was given")
     if plan.device.type != "cpu":
         return ReportLine(PRECISION, True, name)
     if plan.dtype == torch.bfloat16:

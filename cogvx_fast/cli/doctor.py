@@ -117,7 +117,7 @@ def _plan_memory(
     pixels = validate.video_size(height, width, planned.variant)
     num_frames = validate.num_frames(frames, planned.variant)
     chosen = loading.choose_device(device)
-    chosen_dtype = loading.choose_dtype(dtype, chosen, planned.native_dtype)
+    chosen_dtype = loading.choose_dtype(dtype, chosen, planned)
     memory = vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
     if found is not None:
         request = request_of(found, *pixels, num_frames)

@@ -125,7 +125,10 @@ def generate(
     ] = 1,
     engine: Annotated[
         str | None,
-        typer.Option(help="What speed may cost; exact: nothing but the order of rounding.", show_default="exact"),
+        typer.Option(
+            help="What speed may cost; exact: nothing but the order of rounding.",
+            show_default="exact, of a quantized model balanced",
+        ),
     ] = None,
     memory_limit: Annotated[
         str | None,
@@ -167,9 +170,9 @@ def generate(
         validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
         pixels = validate.video_size(height, width, checkpoint.variant)
         num_frames = validate.num_frames(frames, checkpoint.variant)
-        config = loading.choose_engine(engine, memory_limit)
+        config = loading.choose_engine(engine, memory_limit, checkpoint)
         chosen_device = loading.choose_device(device)
-        chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint.native_dtype)
+        chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
         if config.memory_limit is not None:
             size = request_of(checkpoint, *pixels, num_frames)
             request = dataclasses.replace(size, steps=steps, guided=guidance > 1, streams=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from cogvx_fast import machine
 
 from .checkpoint import ARGUMENT as MODEL
-from .checkpoint import Checkpoint
+from .checkpoint import Checkpoint, refused
 from .console import UsageError
 
 if TYPE_CHECKING:
@@ -38,15 +38,19 @@ def choose_device(device: str | None) -> str:
     raise UsageError("--device", repr(device), f"is not there; available: {there}")
 
 
-def choose_dtype(dtype: str | None, device: str, native_dtype: str) -> str:
-    """`dtype`, else the checkpoint's `native_dtype`; on a CPU bfloat16 if it has units for it, or float32."""
-    if dtype is None and device == "cpu":
+def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
+    """`dtype`, else what the checkpoint was quantized in, else its own; on a CPU bfloat16 if it has units for it, or
+    float32."""
+    if dtype is not None or checkpoint.dtype is not None:
+        return dtype or str(checkpoint.dtype)
+    if device == "cpu":
         return "float32" if machine.cpu_bf16_units() is None else "bfloat16"
-    return dtype or native_dtype
+    return checkpoint.native_dtype
 
 
-def choose_engine(engine: str | None, memory_limit: str | None) -> EngineConfig:
-    """The engine called `engine`, with a memory limit the one that it leaves open.
+def choose_engine(engine: str | None, memory_limit: str | None, checkpoint: Checkpoint) -> EngineConfig:
+    """The engine called `engine`, with a memory limit the one that it leaves open; without either that of `checkpoint`,
+    balanced if it is quantized.
 
     Raises:
         UsageError: for an engine that does not exist or cannot work, and for what is no size.
@@ -54,7 +58,7 @@ def choose_engine(engine: str | None, memory_limit: str | None) -> EngineConfig:
     from cogvx_fast import EngineConfig
 
     try:
-        named = EngineConfig.from_name(engine or "exact")
+        named = EngineConfig.from_name(engine or ("exact" if checkpoint.recipe is None else "balanced"))
     except ValueError as error:
         raise UsageError("--engine", repr(engine), str(error)) from None
     if memory_limit is None:
@@ -69,13 +73,17 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """The tokenizer alone, which is small: so that a prompt that is too long is seen before the weights are read."""
     import transformers
 
+    from cogvx_fast.checkpoint.check import check_tokenizer
+
     tokenizer_class = getattr(transformers, checkpoint.tokenizer_class, None)
     if tokenizer_class is None:
         raise UsageError(
             MODEL, repr(checkpoint.source), f"its tokenizer is a {checkpoint.tokenizer_class}, unknown here"
         )
     with _loading_errors(checkpoint):
-        return tokenizer_class.from_pretrained(checkpoint.source, subfolder="tokenizer")
+        tokenizer = tokenizer_class.from_pretrained(checkpoint.source, subfolder="tokenizer")
+        check_tokenizer(tokenizer, checkpoint.source)
+        return tokenizer
 
 
 def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> str:
@@ -126,10 +134,14 @@ def quiet_libraries() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    from safetensors import SafetensorError
+    """Whatever a library dies of while it reads files is wrong with the files, or with what may be had."""
+    import torch
 
     try:
-        yield
-    except (OSError, ValueError, SafetensorError) as error:  # a file that is missing, broken, or not to be had
-        reason = " ".join(str(error).split())
+        with refused(checkpoint.source):
+            yield
+    except (UsageError, torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise UsageError(MODEL, repr(checkpoint.source), f"cannot be loaded ({reason})") from error

@@ -16,7 +16,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
+from transformers import T5Config
 
+from ..checkpoint.check import check_stored_tokenizer
+from ..checkpoint.opening import opened
 from ..files import write_whole
 from ..quiet import quiet_imports
 from .apply import quantize_modules
@@ -142,13 +145,16 @@ class _Progress:
 def _check_source(source: Path) -> None:
     if is_quantized_checkpoint(source):
         raise CheckpointError(f"{source} is quantized already; start from the full-precision checkpoint")
-    for name in ("model_index.json", "transformer/config.json", "text_encoder/config.json"):
-        if not (source / name).is_file():
-            raise CheckpointError(f"{source} has no {name}; must be a CogVideoX checkpoint in diffusers format")
+    found = opened(source) if source.is_dir() else None
+    if found is None:
+        raise CheckpointError("is no folder; must be a CogVideoX checkpoint in diffusers format", source)
     for part in ("transformer", "text_encoder"):
-        config = json.loads((source / part / "config.json").read_text(encoding="utf-8"))
-        if config.get("quantization_config"):
+        if part not in found.configs:
+            raise CheckpointError(f"has no {part}, which is what is quantized", source)
+        if found.configs[part].get("quantization_config"):
             raise CheckpointError(f"{source / part} is quantized already; start from the full-precision checkpoint")
+    found.check_files()
+    check_stored_tokenizer(source, T5Config(**found.configs["text_encoder"]))
 
 
 def _tensors(folder: Path, scheme_of: Callable[[str], Scheme | None]) -> list[_Tensor]:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .. import machine
+from ..checkpoint import CheckpointError
 from ..files import write_whole
 from .recipes import RECIPES, TEXT_ENCODER_SCHEMES, Scheme
 
 NAME = "quantization.json"
 FORMAT = 1
-
-
-class CheckpointError(ValueError):
-    """A quantized checkpoint that cannot be used; the message names it, or the file in it, and says what would help."""
 
 
 @dataclass(frozen=True)
@@ -96,15 +94,26 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Raise a `CheckpointError` that names the first file that is missing, has another size or other content."""
+def check_small_files(folder: Path, manifest: Manifest) -> None:
+    """Raise a `CheckpointError` that names the first file that is missing or has another size, or a configuration of
+    other content: what can be seen at once."""
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; quantize the checkpoint again")
         if path.stat().st_size != expected.size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected.size}: truncated?")
-    for name, expected in manifest.files.items():
+    _check_contents(folder, {name: file for name, file in manifest.files.items() if name.endswith(".json")})
+
+
+def check_files(folder: Path, manifest: Manifest) -> None:
+    """The same of all files, which are read for it."""
+    check_small_files(folder, manifest)
+    _check_contents(folder, manifest.files)
+
+
+def _check_contents(folder: Path, files: Mapping[str, File]) -> None:
+    for name, expected in files.items():
         if File.of(folder / name) != expected:
             raise CheckpointError(f"{folder / name} was changed since it was written: its SHA-256 differs")
 

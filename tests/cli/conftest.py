@@ -23,7 +23,14 @@ def configuration(tmp_path):
 
     def write(name="model", pipeline_class="CogVideoXPipeline", scheduler=None, vae=None, **transformer):
         folder = tmp_path / name
-        index = {"_class_name": pipeline_class, "tokenizer": ["transformers", "T5Tokenizer"]}
+        index = {
+            "_class_name": pipeline_class,
+            "tokenizer": ["transformers", "T5Tokenizer"],
+            "text_encoder": ["transformers", "T5EncoderModel"],
+            "transformer": ["diffusers", "CogVideoXTransformer3DModel"],
+            "vae": ["diffusers", "AutoencoderKLCogVideoX"],
+            "scheduler": ["diffusers", "CogVideoXDDIMScheduler"],
+        }
         transformer = {"_class_name": "CogVideoXTransformer3DModel", **transformer}
         scheduler = scheduler or {"num_train_timesteps": 1000}
         for path, content in {
@@ -31,6 +38,7 @@ def configuration(tmp_path):
             "transformer/config.json": transformer,
             "scheduler/scheduler_config.json": scheduler,
             "tokenizer/tokenizer.json": {},
+            "text_encoder/config.json": {},
             "vae/config.json": vae or {},
         }.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,8 @@
-import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from cogvx_fast.cli import validate
 from cogvx_fast.cli.checkpoint import Checkpoint, read_checkpoint
@@ -183,9 +184,9 @@ def test_the_stored_dtype_is_read_from_the_header(checkpoint, configuration):
     assert read_checkpoint(str(checkpoint)).stored_dtype == "float32"
     folder = configuration()
     assert read_checkpoint(str(folder)).stored_dtype is None
-    header = json.dumps({"__metadata__": {}, "a": {"dtype": "F32"}, "b": {"dtype": "F16"}, "c": {"dtype": "F16"}})
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
-    weights.write_bytes(len(header).to_bytes(8, "little") + header.encode())
+    one, two, three = np.zeros(2, np.float32), np.zeros(2, np.float16), np.zeros(1, np.float16)
+    save_file({"a": one, "b": two, "c": three}, weights, {"format": "pt"})
     assert read_checkpoint(str(folder)).stored_dtype == "float16"
     weights.write_bytes(b"\xff" * 64)
     assert read_checkpoint(str(folder)).stored_dtype is None

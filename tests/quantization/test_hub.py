@@ -74,7 +74,8 @@ def test_other_ids_are_left_to_diffusers(hub, monkeypatch):
     monkeypatch.setattr("diffusers.DiffusionPipeline.download", lambda name, **options: asked.append(name) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         FastCogVideoXPipeline.from_pretrained("someone/plain")
-    assert asked == ["someone/plain"] and hub == [("file", "someone/plain", "quantization.json", {})]
+    files = ("quantization.json", "model_index.json")
+    assert asked == ["someone/plain"] and hub == [("file", "someone/plain", name, {}) for name in files]
 
 
 def test_an_engine_that_cannot_work_asks_no_hub(hub):

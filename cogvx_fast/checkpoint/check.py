@@ -1,0 +1,91 @@
+"""Compares what a checkpoint's files hold with what its configurations make, before a weight is read.
+
+Libraries fill what is missing with random numbers and pass over what they do not know: a video comes out, and it is not
+the model's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from torch import nn
+from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
+
+from .description import CONFIGS
+from .errors import CheckpointError
+from .tensors import stored_tensors
+
+
+def made_of(part: str, config: Mapping[str, Any], source: object) -> nn.Module:
+    """The model of a configuration that was checked, without weights."""
+    try:
+        with init_empty_weights(include_buffers=False), torch.no_grad():
+            if part == "text_encoder":
+                return T5EncoderModel(T5Config(**config))
+            makers: dict[str, Any] = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
+            return makers[part].from_config(dict(config))
+    except Exception as error:  # whatever a library makes of a value of the wrong type
+        reason = f"makes no model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise CheckpointError(f"its {CONFIGS[part]} {reason}", source) from None
+
+
+def check_tensors(folder: Path, part: str, model: nn.Module, variant: str | None = None) -> None:
+    """Raise a `CheckpointError` unless the files of `part` hold the tensors of `model`, all of them and no other."""
+    stored = stored_tensors(folder, part, variant)
+    known = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    # Two names of one tensor: either is enough.
+    ties = dict(getattr(model, "_tied_weights_keys", None) or {})
+    tied = {name: other for name, other in ties.items() if name in known and other in known}
+    spared = {other if name in stored else name for name, other in tied.items()}
+    where = folder / part
+    missing = [name for name in known if name not in stored and name not in spared]
+    if missing:
+        raise CheckpointError(f"lacks {_listed(missing)} of its {part}", where)
+    for name, shape in known.items():
+        if name in stored and stored[name].shape != shape:
+            raise CheckpointError(
+                f"{name} has shape {_shape(stored[name].shape)}; must be {_shape(shape)}, as the configuration says",
+                stored[name].path,
+            )
+    passed_over = [re.compile(pattern) for pattern in getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()]
+    known_or_computed = known.keys() | {name for name, _ in model.named_buffers()}
+    surplus = [
+        name for name in stored.keys() - known_or_computed if not any(pattern.search(name) for pattern in passed_over)
+    ]
+    if surplus:
+        raise CheckpointError(f"has {_listed(surplus)}, of which its configuration makes nothing", where)
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: object, text_encoder: Any = None) -> None:
+    """Raise a `CheckpointError` for a tokenizer that knows no words, or more than `text_encoder`'s configuration."""
+    vocabulary = getattr(text_encoder, "vocab_size", None)
+    pieces = len(tokenizer) - len(set(tokenizer.all_special_tokens))
+    if pieces < 1:
+        raise CheckpointError("its tokenizer is empty: every prompt would mean the same", source)
+    if vocabulary is not None and len(tokenizer) > vocabulary:
+        raise CheckpointError(f"its tokenizer has {len(tokenizer)} words, its text encoder {vocabulary}", source)
+
+
+def check_stored_tokenizer(folder: Path, text_encoder: Any) -> None:
+    """The same of the tokenizer in the checkpoint in `folder`, which is loaded for it."""
+    try:
+        tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
+    except Exception as error:  # whatever a library dies of while it reads files
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(f"its tokenizer cannot be loaded ({reason})", folder) from None
+    check_tokenizer(tokenizer, folder, text_encoder)
+
+
+def _listed(names: Collection[str]) -> str:
+    first, *rest = sorted(names)
+    return f"the tensor {first}" if not rest else f"the tensor {first} and {len(rest)} more"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "a number"

@@ -1,0 +1,142 @@
+"""What a checkpoint's JSON files may say, and what is refused before anything is built of it."""
+
+import json
+import re
+
+import pytest
+import torch
+
+from cogvx_fast import FastCogVideoXPipeline
+from cogvx_fast.checkpoint import CheckpointError, describe, folder_reader, read_json
+from cogvx_fast.family import Variant
+
+TRANSFORMER = "transformer/config.json"
+FILES = ["model_index.json", TRANSFORMER, "text_encoder/config.json", "vae/config.json"]
+FILES += ["scheduler/scheduler_config.json"]
+
+
+def described(folder):
+    return describe(str(folder), folder_reader(folder))
+
+
+def refused(folder, message):
+    """Whoever asks is told the same: the description, and the pipeline before it loads."""
+    for ask in (described, FastCogVideoXPipeline.from_pretrained):
+        with pytest.raises(CheckpointError, match=message):
+            ask(folder)
+
+
+def test_a_good_one(folder):
+    checkpoint, configs = described(folder)
+    assert checkpoint.variant == Variant.of(configs["transformer"]) and checkpoint.pipeline_class == "CogVideoXPipeline"
+    assert set(configs) == {"transformer", "text_encoder", "vae", "scheduler"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_missing(folder, name):
+    (folder / name).unlink()
+    refused(folder, rf"toy: has no {re.escape(name)}; must be a CogVideoX checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"[]", "it is not a JSON object"),
+        (b"\xff\xfe{}", "it is not text in UTF-8"),
+        (b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "its JSON is nested too deep"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "Exceeds the limit"),
+    ],
+    ids=["empty", "cut", "list", "no utf-8", "deep", "digits"],
+)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_broken(folder, name, content, message):
+    (folder / name).write_bytes(content)
+    refused(folder, f"toy: its {re.escape(name)} cannot be read .*{message}")
+
+
+def test_a_file_that_may_not_be_read(folder, monkeypatch):
+    def denied(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_text", denied)
+    with pytest.raises(CheckpointError, match=r"its model_index\.json cannot be read \(Permission denied\)"):
+        described(folder)
+
+
+def test_a_file_that_is_too_large(folder, monkeypatch):
+    monkeypatch.setattr("cogvx_fast.checkpoint.description._LARGEST_JSON", 100)
+    with pytest.raises(CheckpointError, match="bytes, more than any such file"):
+        read_json(folder / TRANSFORMER)
+
+
+def test_a_byte_order_mark_is_no_content(folder):
+    path = folder / TRANSFORMER
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert described(folder)[0].variant.num_layers == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (TRANSFORMER, {"num_layers": 10**30}, "num_layers: 10000.*must be a whole number of 1 to 1000"),
+        (TRANSFORMER, {"num_layers": 0}, "num_layers: 0; must be"),
+        (TRANSFORMER, {"num_layers": True}, "num_layers: True; must be"),
+        (TRANSFORMER, {"num_attention_heads": "30"}, "num_attention_heads: 30; must be a whole number"),
+        (TRANSFORMER, {"patch_size": None}, "patch_size: None; must be"),
+        (
+            TRANSFORMER,
+            {"sample_frames": 16000, "sample_height": 4096, "sample_width": 4096},
+            "sample_frames.*the table of positions",
+        ),
+        (TRANSFORMER, {"norm_eps": float("nan")}, "norm_eps: nan; must be finite"),
+        (TRANSFORMER, {"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel; must be a CogVideoXTransf"),
+        ("text_encoder/config.json", {"num_layers": 10**30}, "num_layers: 1000.*must be a whole number"),
+        ("text_encoder/config.json", {"d_model": -1}, "d_model: -1; must be"),
+        ("vae/config.json", {"block_out_channels": 8}, "block_out_channels: 8; must be"),
+        ("vae/config.json", {"block_out_channels": [10**30]}, "block_out_channels: .*; must be"),
+        ("vae/config.json", {"layers_per_block": 10**6}, "layers_per_block: 1000000; must be"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps: .*must be"),
+        ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "beta_end: inf; must be finite"),
+    ],
+)
+def test_a_value_that_cannot_be(changed, name, values, message):
+    says = "is of a" if "_class_name" in values else "says"
+    refused(changed(name, **values), f"toy: its {re.escape(name)} {says} {message}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"_class_name": "StableDiffusionPipeline"}, "is a StableDiffusionPipeline; must be a CogVideoX"),
+        ({"_class_name": ["pipeline", "CogVideoXMine"]}, "must be a CogVideoX checkpoint"),
+        ({"tokenizer": ["transformers", "AutoTokenizer"]}, "its tokenizer is a AutoTokenizer; must be a T5Tokenizer"),
+        ({"text_encoder": ["transformers", "AutoModel"]}, "its text_encoder is a AutoModel; must be a T5EncoderModel"),
+        ({"transformer": ["mine", "CogVideoXTransformer3DModel"]}, "must be a CogVideoXTransformer3DModel"),
+        ({"scheduler": ["os", "system"]}, "its scheduler is a system of os; must be diffusers'"),
+        ({"vae": "AutoencoderKLCogVideoX"}, r"vae: AutoencoderKLCogVideoX; must be \[library, class\]"),
+        ({"vae": ["diffusers", 3]}, r"must be \[library, class\]"),
+    ],
+)
+def test_a_class_that_is_not_the_familys(changed, entry, message):
+    refused(changed("model_index.json", **entry), message)
+
+
+def test_a_part_that_the_index_lacks(folder):
+    index = json.loads((folder / "model_index.json").read_text())
+    del index["vae"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    refused(folder, r"its model_index\.json has no vae")
+
+
+def test_parts_that_are_none_or_given_need_no_files(changed):
+    folder = changed("model_index.json", text_encoder=[None, None], tokenizer=[None, None])
+    (folder / "text_encoder" / "config.json").unlink()
+    (folder / "tokenizer" / "tokenizer.json").unlink()
+    assert described(folder)[1].keys() == {"transformer", "vae", "scheduler"}
+    absent = {"text_encoder": None, "tokenizer": None}
+    pipe = FastCogVideoXPipeline.from_pretrained(folder, dtype=torch.float32, **absent)
+    assert pipe.text_encoder is None and pipe.tokenizer is None
+    (folder / "vae" / "config.json").write_text("{")
+    assert FastCogVideoXPipeline.from_pretrained(folder, dtype=torch.float32, vae=None, **absent).vae is None
