@@ -18,6 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from . import devices, lowering
+from .checkpoint.kinds import why_not
 from .config import EngineConfig
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
 from .hooks import moves_weights, unwrapped
@@ -27,6 +28,7 @@ from .resolve import resolve
 from .session import EngineSession, Ran, current
 from .transformer.attention import default_of_diffusers
 from .vae import FastAutoencoderKLCogVideoX, choose_vae
+from .vae.model import check_frames
 
 # Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
@@ -82,9 +84,25 @@ class GenerationMixin(_Behind):
 
     def _fast_call(self, *args: Any, **kwargs: Any) -> Any:
         arguments = _bound_arguments(self._reference.__call__, self, args, kwargs)
+        self._check_call(arguments)
         watched = arguments.get("callback_on_step_end") is not None
         with self.engine_session(self._request(arguments), watched=watched):
             return super().__call__(*args, **kwargs)
+
+    def _check_call(self, arguments: Mapping[str, Any]) -> None:
+        """Raise a ValueError for a call that upstream would end with shapes that do not fit, or without a step."""
+        transformer: Any = unwrapped(self.transformer)
+        reason = None if transformer is None else why_not(self._reference.__name__, transformer.config)
+        if reason is not None:
+            raise ValueError(f"this pipeline cannot run its transformer: {reason}")
+        if "strength" not in inspect.signature(self._reference.__call__).parameters:
+            return
+        strength, steps = arguments.get("strength", 0.8), arguments.get("num_inference_steps", 50)
+        if not isinstance(strength, int | float) or not isinstance(steps, int) or steps < 1:
+            return  # upstream says so
+        if 0 <= strength <= 1 and int(steps * strength) < 1:
+            least = f"{1 / steps:.2g}"
+            raise ValueError(f"strength={strength} of num_inference_steps={steps} leaves no step; must be {least} to 1")
 
     def _fast_encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         # Tokenizers keep how they pad on themselves, and pipelines share them.
@@ -95,7 +113,9 @@ class GenerationMixin(_Behind):
     def _fast_decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         _check_latents(latents)
         with self._decoding(latents), self._stage("decode"):
-            return super().decode_latents(latents)
+            frames = super().decode_latents(latents)
+        check_frames(frames)
+        return frames
 
     def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:
         """What `decode_latents` gives, a few frames at a time as they are ready.
@@ -112,7 +132,8 @@ class GenerationMixin(_Behind):
             `EngineConfig(fast_vae=False)`.
 
         Raises:
-            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones.
+            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones; from the iterator, for
+                pixels that became so.
         """
         _check_latents(latents)
         if num_frames is not None:
@@ -125,7 +146,8 @@ class GenerationMixin(_Behind):
         if not isinstance(vae, FastAutoencoderKLCogVideoX):
             return self._decoded_at_once(latents)
         with self._decoding(latents, streams=True):
-            return vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+            pieces = vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
+        return _checked(pieces)
 
     def _decoded_at_once(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         with torch.no_grad():
@@ -250,6 +272,12 @@ def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kw
     except TypeError:
         return dict(kwargs)
     return {**arguments, **arguments.get("kwargs", {})}
+
+
+def _checked(pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    for frames in pieces:
+        check_frames(frames)
+        yield frames
 
 
 def _check_latents(latents: torch.Tensor) -> None:

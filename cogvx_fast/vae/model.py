@@ -362,6 +362,19 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {_count_bad(tensor)}; {_likely_cause(tensor)}")
 
 
+def check_frames(frames: torch.Tensor) -> None:
+    """Raise a ValueError for decoded frames that are NaN or infinite: a video of them would be gray or black.
+
+    One pass that writes nothing: the least and the largest number are NaN where one is.
+    """
+    if frames.numel() and not torch.stack(torch.aminmax(frames)).isfinite().all():
+        half = frames.dtype == torch.float16
+        raise ValueError(
+            f"the decoded frames must be finite, got {_count_bad(frames)}; the likely cause is"
+            + (" overflow: float16 ends at 65504; decode in bfloat16 or float32" if half else " a damaged autoencoder")
+        )
+
+
 def _count_bad(tensor: torch.Tensor) -> str:
     nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
     return f"{nan} NaN and {infinite} infinite of {tensor.numel()} values"
