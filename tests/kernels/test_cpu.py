@@ -1,14 +1,8 @@
 """The C++ operations for CPUs against the formulas in fp64; the budget is the torch implementation's own error."""
 
-import subprocess
-import threading
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-
 import pytest
 import torch
 from cogvx_kernels import ops
-from cogvx_kernels._cpp import build
 from cogvx_kernels.adaln import cpu as stream
 from cogvx_kernels.attention import cpu as attention
 from cogvx_kernels.packed_linear import cpu as linear
@@ -166,48 +160,3 @@ def test_packed_linear(dtype, gelu, bias):
     output = linear.packed_linear(x, linear.pack_linear(weight, 74), shift, gelu)
     error, own = ((o.double() - truth).norm() / truth.norm() for o in (output, formula(x, weight, shift)))
     assert output.shape == (2, 37, 80) and error <= 1.1 * own + 1e-7
-
-
-def test_what_cannot_be_compiled_says_why(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = tmp_path / "broken.cpp"
-    source.write_text("int f() { return nothing; }")
-    with pytest.raises(build.BuildError, match=r"cannot compile broken.cpp: .*"):
-        build.load(source, ())
-    assert not list((tmp_path / "cache").rglob("*.so"))
-    monkeypatch.setattr(build.shutil, "which", lambda name: None)
-    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler found"):
-        build.load(source, ("-O1",))
-
-
-@needs_compiler
-def test_a_library_is_compiled_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "one.cpp"
-    source.write_text('extern "C" int one() { return 1; }')
-    assert build.load(source, ()).one() == 1
-    build.load.cache_clear()
-
-    def never(*_, **__):
-        raise AssertionError("compiled again")
-
-    monkeypatch.setattr(build.subprocess, "run", never)
-    assert build.load(source, ()).one() == 1
-    assert [path.suffix for path in Path(tmp_path, "cogvx_kernels").iterdir()] == [".so"]
-
-
-@needs_compiler
-def test_a_library_may_be_compiled_by_several_at_once(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source = tmp_path / "two.cpp"
-    source.write_text('extern "C" int two() { return 2; }')
-    together, run = threading.Barrier(3), subprocess.run
-
-    def compile_together(*arguments, **keywords):
-        together.wait(60)  # none has found the library of another
-        return run(*arguments, **keywords)
-
-    monkeypatch.setattr(build.subprocess, "run", compile_together)
-    with ThreadPoolExecutor(3) as pool:
-        assert [library.two() for library in pool.map(lambda _: build.load(source, ()), range(3))] == [2, 2, 2]
-    assert [path.suffix for path in Path(tmp_path, "cogvx_kernels").iterdir()] == [".so"]

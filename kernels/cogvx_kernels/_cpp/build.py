@@ -1,27 +1,32 @@
-"""Compiles a C++ file of this package once per machine and loads it.
+"""Compiles a C++ file of this package once for each kind of CPU and loads it.
 
-Libraries are kept in `$XDG_CACHE_HOME/cogvx_kernels` (`~/.cache/cogvx_kernels`) under a name that is a
-hash of the source, the headers beside it and here, the flags and the compiler, and appear there whole or not at all.
+Libraries are kept, see `cache`, under a hash of the source, the headers beside it and here, the flags and the CPU, and
+one of the compiler. Where that is gone or fails, what another compiler made of the same is taken.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import errno
 import functools
 import hashlib
 import os
 import platform
 import shutil
+import signal
 import subprocess
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from . import cache, native
+
 _HEADERS = Path(__file__).parent  # that several sources include
 COMPILERS = ("g++", "clang++", "c++")
+LIMIT = 120.0  # seconds for one source; the largest takes two
 BASE_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-fopenmp")
 # For this CPU. Sums keep the order in which they are written.
 ORDERED = (
@@ -51,51 +56,119 @@ def compiler() -> str:
     raise BuildError(f"no C++ compiler found (looked for $CXX, {', '.join(COMPILERS)})")
 
 
-def cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cogvx_kernels"
-
-
 @functools.cache
 def load(source: Path, flags: tuple[str, ...]) -> ctypes.CDLL:
     """The library of `source`, compiled with `BASE_FLAGS` and `flags` unless it is in the cache already.
 
     Raises:
-        BuildError: without a compiler, for one that rejects the source or the flags, or a folder that cannot be
-            written.
+        BuildError: without a compiler, for one that hangs or rejects the source or the flags, where no folder can be
+            written, or for a library that does not load, nor when it is compiled again.
     """
-    command = compiler()
+    try:
+        command, missing = compiler(), None
+    except BuildError as error:
+        command, missing = None, error
+    key = f"{source.stem}-{_key(source, flags, command)}"
+    if command is None:
+        return _open(_other(key, missing))
+    own = f"{key}-{_version(command)}"
+    library = cache.find(own)
+    if library is not None:
+        with contextlib.suppress(BuildError):
+            return _open(library)
+    try:
+        library = cache.keep(own, functools.partial(_compile, command, source, flags))
+    except BuildError as error:
+        library = _other(key, error)
+    except OSError as error:
+        raise BuildError(f"cannot compile {source.name}: no folder can be written: {error}") from None
+    return _open(library)
+
+
+def _key(source: Path, flags: tuple[str, ...], command: str | None) -> str:
     headers = sorted({*source.parent.glob("*.h"), *_HEADERS.glob("*.h")}, key=lambda path: path.name)
-    text = b"\0".join(path.read_bytes() for path in (source, *headers))
-    # A compiler that was replaced has another size or time; to ask it for its version would take longer than to load.
-    binary = os.stat(os.path.realpath(command))
-    identity = (command, str(binary.st_size), str(binary.st_mtime_ns), *BASE_FLAGS, *flags)
-    digest = hashlib.sha256(b"\0".join([text, *map(str.encode, identity)]))
-    library = cache_folder() / f"{source.stem}-{digest.hexdigest()[:16]}.so"
-    if not library.exists():
-        _compile(command, source, flags, library)
+    cpu = native.cpu() or (None if command is None else native.resolved(command))
+    if cpu is None:
+        raise BuildError("it cannot be told which CPU this is: neither /proc/cpuinfo nor a C++ compiler says")
+    text = (path.read_bytes() for path in (source, *headers))
+    return _hash(*text, *map(str.encode, (platform.machine(), cpu, *BASE_FLAGS, *flags)))
+
+
+def _version(command: str) -> str:
+    """A compiler that was replaced has another size or time; to ask it would take longer than to load."""
+    try:
+        binary = os.stat(os.path.realpath(command))
+    except OSError as error:
+        raise BuildError(f"{command} cannot be read: {error.strerror}") from None
+    return _hash(f"{command}\0{binary.st_size}\0{binary.st_mtime_ns}".encode())
+
+
+def _hash(*parts: bytes) -> str:
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+
+
+def _other(key: str, error: BuildError | None) -> Path:
+    """What another compiler made, in the place of one whose compilation ended in `error`."""
+    library = cache.find(key)
+    if library is None:
+        raise BuildError("; ".join([str(error), *cache.refused(key)])) from None
+    return library
+
+
+def _open(library: Path) -> ctypes.CDLL:
     try:
         return ctypes.CDLL(str(library))
     except OSError as error:
         raise BuildError(f"{library} does not load: {error}") from None
 
 
-def _compile(command: str, source: Path, flags: tuple[str, ...], library: Path) -> None:
+def _compile(command: str, source: Path, flags: tuple[str, ...], output: Path) -> None:
+    """
+    Raises:
+        BuildError: where it fails.
+        OSError: where there is no room.
+    """
+    errors = _run(command, *BASE_FLAGS, *flags, f"-I{_HEADERS}", "-o", str(output), str(source))
+    for code in (errno.ENOSPC, errno.EDQUOT):
+        if errors is not None and os.strerror(code) in errors:
+            raise OSError(code, os.strerror(code))
+    if errors is not None or not output.exists():
+        reason = ((errors or "").strip().splitlines() or ["no message"])[0]
+        raise BuildError(f"{command} cannot compile {source.name}: {reason}")
+
+
+_slow: set[str] = set()  # compilers that were stopped: what they are asked next would only wait as long
+
+
+def _run(command: str, *arguments: str) -> str | None:
+    """What it said if it failed; None if it did not."""
+    too_slow = BuildError(f"{command} did not finish in {LIMIT:.0f} s")
+    if command in _slow:
+        raise too_slow
     try:
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            partial = Path(folder) / library.name
-            result = subprocess.run(
-                [command, *BASE_FLAGS, *flags, f"-I{_HEADERS}", "-o", str(partial), str(source)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if result.returncode != 0:
-                reason = (result.stderr.strip().splitlines() or ["no message"])[0]
-                raise BuildError(f"{command} cannot compile {source.name}: {reason}")
-            os.replace(partial, library)
+        process = subprocess.Popen(
+            [command, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "LC_ALL": "C"},
+            text=True,
+            errors="replace",
+            process_group=0,  # a compiler starts others, which are stopped with it
+        )
     except OSError as error:
-        raise BuildError(f"cannot compile {source.name} into {library.parent}: {error}") from None
+        raise BuildError(f"{command} cannot be run: {error.strerror}") from None
+    with process:
+        try:
+            _, errors = process.communicate(timeout=LIMIT)
+        except BaseException as error:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            if not isinstance(error, subprocess.TimeoutExpired):
+                raise
+            _slow.add(command)
+            raise too_slow from None
+    return errors if process.returncode else None
 
 
 @dataclass(frozen=True)
