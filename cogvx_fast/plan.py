@@ -117,6 +117,7 @@ class EnginePlan:
         recipe: of the transformer's linears; `recipes.AS_THEY_ARE` for none.
         text_encoder: scheme of the text encoder's linears; "native" for none.
         operations: who computes norms, modulation, gates and rotations.
+        why_not_cpp: what keeps them from being C++ on a CPU where they should be, in words, or empty.
         product: how the linears are multiplied.
         merges: whether Q, K and V are one product where `product` leaves that open.
         mixes: whether, of quantized linears on a GPU, ours take those that can be ours where not all of a block can.
@@ -148,6 +149,7 @@ class EnginePlan:
     steps: Steps = Steps.ALL
     memory_limit: int = UNLIMITED
     memory: str = ""
+    why_not_cpp: str = ""
 
     @property
     def chains(self) -> bool:

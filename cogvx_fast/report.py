@@ -221,7 +221,10 @@ def _projections(plan: EnginePlan, ran: Ran | None) -> ReportLine:
         number = sum(block.operations == operations for block in blocks)
         if number:
             parts.append(f"norms, gates and rotations in {language} in {number}")
-    return ReportLine(PROJECTIONS, bool(merged or packed or len(parts) > 2), "; ".join(parts))
+    applied = bool(merged or packed or len(parts) > 2)
+    if plan.why_not_cpp:
+        parts.append(f"norms, gates and rotations as torch's own operations: {plan.why_not_cpp}")
+    return ReportLine(PROJECTIONS, applied, "; ".join(parts))
 
 
 def _precision(plan: EnginePlan, why: str) -> ReportLine:

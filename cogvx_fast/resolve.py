@@ -138,6 +138,8 @@ def decide(
     compiles, why = _compile(config, device, operations, product)
     if compiles is not CompileMode.OFF:
         operations, product = computed(compiles)
+    misses_cpp = device.type == "cpu" and config.fuse_operations and compiles is CompileMode.OFF
+    why_not_cpp = (_why_no_cpp() if misses_cpp and dtype in ops.CPU_DTYPES else None) or ""
     return EnginePlan(
         tier=tier,
         device=device,
@@ -146,6 +148,7 @@ def decide(
         text_encoder="native" if text_encoder == NATIVE else Scheme(text_encoder),
         attention=_attention(config, tier == "exact", recipe, device, dtype, head_dim),
         operations=operations,
+        why_not_cpp=why_not_cpp,
         product=product,
         merges=config.fuse_projections,
         mixes=config.gemm is QuantizedGemm.NATIVE,
@@ -235,12 +238,17 @@ def _operations(
         return "torch"
     if device.type == "cpu":
         fits = compiles is CompileMode.OFF and dtype in ops.CPU_DTYPES
-        missing = (ops.why_unavailable(operation, "cpu") for operation in ("layer_norm_modulate", "qk_norm_rope"))
-        return "cpu" if fits and not any(missing) else "torch"
+        return "cpu" if fits and _why_no_cpp() is None else "torch"
     if device.type == "cuda":
         fits = dtype in _FLOATS and head_dim & (head_dim - 1) == 0
         return "triton" if fits and ops.why_unavailable("layer_norm_modulate", "triton", device) is None else "torch"
     return "torch"
+
+
+def _why_no_cpp() -> str | None:
+    """What keeps norms, gates and rotations from being our C++ on this machine's CPU, or None."""
+    reasons = (ops.why_unavailable(operation, "cpu") for operation in ("layer_norm_modulate", "qk_norm_rope"))
+    return next(filter(None, reasons), None)
 
 
 def _product(

@@ -147,7 +147,8 @@ def test_by_default_the_fast_vae_runs_where_it_keeps_the_contract(monkeypatch):
     fast = accelerate(toy.pipeline())  # fp32 on a CPU
     assert type(fast.vae) is diffusers.AutoencoderKLCogVideoX
     line = fast.engine_report().line("vae")
-    assert not line.applied and "round 2 to 3 times as much" in line.detail
+    assert not line.applied and "(no C++ compiler found)" in line.detail
+    assert "round 2 to 3 times as much" in line.detail
     fast.to(torch.bfloat16)
     fast(**toy.inputs(num_steps=1))
     assert isinstance(fast.vae, FastAutoencoderKLCogVideoX) and fast.engine_report().line("vae").applied

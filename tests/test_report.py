@@ -179,6 +179,13 @@ def test_it_counts_the_steps_that_were_redone_and_the_bytes_of_copies(pipe):
     assert "float8_e4m3fn products of our own, fed by 8-bit norms, in 2" in detail
 
 
+def test_it_says_why_norms_are_not_our_cpp(pipe):
+    ran = Ran(steps=1, fast=1, blocks=(BlockRan(False, True, "torch", "plain", 0),))
+    missing = dataclasses.replace(plan(pipe.transformer), why_not_cpp="g++ did not finish in 120 s")
+    line = describe(pipe, EngineConfig(), missing, "", ran).line("projections")
+    assert "norms, gates and rotations as torch's own operations: g++ did not finish in 120 s" in line.detail
+
+
 def test_compile_is_chosen_by_the_device_and_stated(pipe):
     line = pipe.engine_report().line("compile")
     assert not line.applied and "off on cpu" in line.detail

@@ -308,3 +308,12 @@ def test_a_limit_chooses_precision_for_what_is_not_made_yet():
     assert roomy.tier == "exact" and roomy.recipe is AS_THEY_ARE and roomy.product is Product.ONEDNN
     with pytest.raises(LimitError):
         chosen("10KiB")
+
+
+def test_what_keeps_a_cpu_from_our_cpp_is_in_the_plan(monkeypatch):
+    assert decide("cpu", FP32).why_not_cpp == ""
+    set_missing(monkeypatch, {"cpu": "g++ did not finish in 120 s"})
+    assert decide("cpu", FP32).why_not_cpp == "g++ did not finish in 120 s"
+    assert decide("cpu", FP64).why_not_cpp == decide("cuda", FP16).why_not_cpp == ""
+    assert decide("cpu", FP32, fuse_operations=False).why_not_cpp == ""
+    assert decide("cpu", FP32, compile="blocks").why_not_cpp == ""

@@ -66,9 +66,15 @@ def _convolves(dtype: torch.dtype) -> bool:
     spare products and do them in fp32: faster than bf16 units of the vector kind, slower than AMX.
     """
     if dtype == torch.float32:
-        return not any(ops.why_unavailable("packed_conv3d", impl) for impl in ("direct", "winograd"))
+        return _why_no_convolutions() is None
     has_amx = torch.cpu._is_amx_tile_supported()
     return dtype == torch.bfloat16 and not has_amx and ops.why_unavailable("packed_conv3d", "winograd") is None
+
+
+def _why_no_convolutions() -> str | None:
+    """What keeps both of ours for fp32 from running on this machine's CPU, or None."""
+    reasons = (ops.why_unavailable("packed_conv3d", impl) for impl in ("direct", "winograd"))
+    return next(filter(None, reasons), None)
 
 
 def _why_diffusers(ours: VaePlan, fast: bool | None, autoencoder: nn.Module | None) -> str | None:
@@ -78,8 +84,9 @@ def _why_diffusers(ours: VaePlan, fast: bool | None, autoencoder: nn.Module | No
         return "EngineConfig.fast_vae=False"
     if fast is None and ours.device.type == "cpu" and ours.dtype == torch.float32 and ours.convolution == "torch":
         return (
-            "fp32 on a CPU without a C++ compiler: torch's channels-last convolutions round 2 to 3 times as much as"
-            " diffusers' order, more than the tier allows; EngineConfig(fast_vae=True) takes them (2e-6 relative)"
+            f"fp32 on a CPU without our C++ ({_why_no_convolutions()}): torch's channels-last convolutions round 2 to 3"
+            " times as much as diffusers' order, more than the tier allows; EngineConfig(fast_vae=True) takes them"
+            " (2e-6 relative)"
         )
     return None if _is_ours(unwrapped(autoencoder)) else why_not_adopted(autoencoder)
 

@@ -56,7 +56,7 @@ def test_whether_ours_run(machine, compiler, dtype, fast):
     rounds_more = fast is None and dtype == torch.float32 and not compiler
     assert plan.ours == (not rounds_more and fast is not False)
     assert plan.budget == UNLIMITED and plan.ours == (plan.why == "")
-    assert ("without a C++ compiler" in plan.why) == rounds_more
+    assert ("without our C++ (no compiler)" in plan.why) == rounds_more
     assert (plan.why == "EngineConfig.fast_vae=False") == (fast is False)
 
 
