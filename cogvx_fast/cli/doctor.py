@@ -142,6 +142,7 @@ def examine() -> dict[str, Any]:
         "backends": {name: _look_up(backend) for name, backend in BACKENDS.items()}
         | {"libx264": _look_up_h264()}
         | _look_up_cpu_kernels(),
+        "compiled": _look_up_compiled(),
     }
 
 
@@ -156,30 +157,53 @@ def _look_up(backend: Backend) -> dict[str, Any]:
 
 
 def _look_up_cpu_kernels() -> dict[str, dict[str, Any]]:
-    """Our own C++ for CPUs, compiled here if it was not yet: a second or two."""
+    """Our own C++ for CPUs, all of it compiled here if it was not yet: some seconds."""
     from cogvx_kernels import ops
+
+    def why_not(impl: str, *operations: str) -> str | None:
+        return next(filter(None, [ops.why_unavailable(operation, impl) for operation in operations]), None)
 
     kernels = {
         "C++ operations": (
-            ops.why_unavailable("layer_norm_modulate", "cpu"),
+            why_not("cpu", "layer_norm_modulate", "qk_norm_rope", "group_norm_statistics", "bias_gelu"),
             "norms, gates and rotations in one pass each",
-            "install a C++ compiler",
+        ),
+        "C++ convolutions": (
+            why_not("winograd", "packed_conv3d") or why_not("direct", "packed_conv3d"),
+            "the autoencoder's convolutions with fewer products, and sums that round little",
+        ),
+        "C++ int8 rows": (
+            why_not("cpu", "quantize_rows"),
+            "what is before and after int8 products, in one pass each",
         ),
         "AMX attention": (
             ops.why_unavailable("attention", "amx"),
             "exact bf16 attention, twice as fast as torch's",
-            "a CPU with AMX",
         ),
         "AVX-512 attention": (
             ops.why_unavailable("attention", "avx512"),
             "the same without AMX, two and a half times as fast",
-            "a CPU with AVX512-BF16",
         ),
     }
     return {
-        name: {"found": reason is None, "version": None, "gives": gives, "install": f"{install}: {reason}"}
-        for name, (reason, gives, install) in kernels.items()
+        name: {"found": reason is None, "version": None, "gives": gives, "install": _what_helps(reason or "")}
+        for name, (reason, gives) in kernels.items()
     }
+
+
+def _what_helps(reason: str) -> str:
+    return f"install a C++ compiler: {reason}" if reason.startswith("no C++ compiler") else reason
+
+
+def _look_up_compiled() -> dict[str, str | None]:
+    """Where that C++ is kept; if not where it should be, why."""
+    from cogvx_kernels import ops
+
+    try:
+        folder, problem = ops.compiled_folder()
+    except OSError as error:
+        return {"folder": None, "problem": f"no folder can be written: {error}"}
+    return {"folder": str(folder), "problem": problem}
 
 
 def _look_up_h264() -> dict[str, Any]:
@@ -233,6 +257,10 @@ def _show(report: dict[str, Any]) -> None:
         install = "" if backend["found"] else escape(backend["install"])
         backends.add_row(name, found, backend["gives"], install)
     results.print(backends)
+    compiled = report["compiled"]
+    if compiled["problem"]:
+        where = f"in {compiled['folder']}" if compiled["folder"] else "nowhere"
+        results.print(f"Compiled C++ is kept {where}: {compiled['problem']}.", markup=False, highlight=False)
     if "memory" in report:
         _show_memory(report["memory"])
 

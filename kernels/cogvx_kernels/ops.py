@@ -12,6 +12,7 @@ from functools import partial
 import torch
 
 from . import _triton
+from ._cpp.cache import where as compiled_folder
 from .adaln import cpu as _adaln
 from .adaln import gated_residual, gated_residual_layer_norm_modulate, layer_norm_modulate
 from .attention import attention
@@ -47,6 +48,7 @@ __all__ = [
     "attention",
     "bias_gelu_",
     "causal_conv3d",
+    "compiled_folder",
     "dequantize",
     "gated_residual",
     "gated_residual_layer_norm_modulate",

@@ -3,10 +3,12 @@ import json
 import os
 import re
 import sys
+import tempfile
 
 import av
 import pytest
 import torch
+from cogvx_kernels._cpp import cache
 
 import cogvx_fast
 from cogvx_fast import machine
@@ -41,8 +43,28 @@ def test_cpu_kernels_say_what_keeps_them(run, monkeypatch):
     set_missing(monkeypatch, {"cpu": "no C++ compiler found"})
     kernel = json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]
     assert kernel["found"] is False and kernel["install"] == "install a C++ compiler: no C++ compiler found"
+    set_missing(monkeypatch, {"cpu": "g++ did not finish in 120 s"})
+    kernel = json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]
+    assert kernel["found"] is False and kernel["install"] == "g++ did not finish in 120 s"
     set_missing(monkeypatch, {"cpu": None})
     assert json.loads(run("doctor", "--json").stdout)["backends"]["C++ operations"]["found"] is True
+
+
+def test_it_says_where_compiled_libraries_are_kept_if_not_at_home(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiled = json.loads(run("doctor", "--json").stdout)["compiled"]
+    assert compiled == {"folder": str(tmp_path / "cogvx_kernels"), "problem": None}
+    assert "Compiled C++" not in run("doctor").stdout
+    (tmp_path / "cogvx_kernels").chmod(0o777)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    cache._temporary.cache_clear()
+    temporary = tmp_path / f"cogvx_kernels-{os.geteuid()}"
+    compiled = json.loads(run("doctor", "--json").stdout)["compiled"]
+    assert compiled["folder"] == str(temporary)
+    assert f"Compiled C++ is kept in {temporary}: {compiled['problem']}." in run("doctor").stdout
+    assert "can be written by other users (mode 777)" in compiled["problem"]
+    cache._temporary.cache_clear()
 
 
 def test_without_pyav_it_says_what_is_missing(run, monkeypatch):
