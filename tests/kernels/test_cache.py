@@ -94,6 +94,15 @@ def test_what_killed_builds_left_goes_and_running_ones_stay(library, folder):
     assert cache.find("one") == library
 
 
+def test_what_is_there_already_is_left_in_place(library, folder):
+    """On a home that machines share, one may have it in memory."""
+    inode = library.stat().st_ino
+    assert keep() == library and library.stat().st_ino == inode
+    library.write_bytes(DATA[1:])
+    assert keep() == library and cache.find("one") == library
+    assert [path.name for path in folder.iterdir()] == [library.name]
+
+
 def test_a_build_that_fails_leaves_nothing(folder):
     def fail(path):
         path.write_bytes(DATA)
@@ -116,6 +125,19 @@ def no_home(monkeypatch, tmp_path):
 def home_that_is_a_file(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+
+def home_out_of_reach(monkeypatch, tmp_path):
+    def refuses(function):
+        def refuse(path, *arguments, **keywords):
+            if not isinstance(path, int) and "cache" in Path(path).parts:
+                raise PermissionError(13, "Permission denied")
+            return function(path, *arguments, **keywords)
+
+        return refuse
+
+    for name in ("stat", "scandir", "mkdir"):
+        monkeypatch.setattr(os, name, refuses(getattr(os, name)))
 
 
 def home_of_others(monkeypatch, tmp_path):
@@ -142,6 +164,7 @@ def home_that_is_full(monkeypatch, tmp_path):
 HOMES = {
     no_home: "there is no home folder",
     home_that_is_a_file: "cannot be made: Not a directory",
+    home_out_of_reach: "cannot be made: Permission denied",
     home_of_others: "can be written by other users (mode 777)",
     home_to_read: "cannot be written",
     home_that_is_full: "cannot be written: No space left on device",

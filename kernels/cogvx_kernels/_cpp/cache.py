@@ -51,7 +51,7 @@ def keep(prefix: str, make: Callable[[Path], None]) -> Path:
         folder, problem = _temporary(), f"{folder} cannot be written: {error.strerror or error}"
         library = _keep_in(folder, prefix, make)
     if problem is not None:
-        _say(f"compiled C++ is kept in {folder}: {problem}; $XDG_CACHE_HOME names another place")
+        _say(f"compiled C++ is kept in {folder}: {problem}; XDG_CACHE_HOME names another place")
     return library
 
 
@@ -126,12 +126,18 @@ def _why_others(path: Path, status: os.stat_result) -> str | None:
 def _stored(prefix: str) -> Iterator[tuple[Path, str | None]]:
     """The libraries under `prefix`, newest first, each with what keeps it from being loaded."""
     for folder in filter(None, (_home(), _shared())):
-        libraries = list(folder.glob(f"{prefix}-*.so"))
+        libraries = _named(folder, prefix)
         if libraries and (problem := _why_unsafe(folder)) is not None:
             yield folder, problem
             continue
-        for library in sorted(libraries, key=_written, reverse=True):
+        for library in libraries:
             yield library, _why_unfit(library)
+
+
+def _named(folder: Path, prefix: str) -> list[Path]:
+    with contextlib.suppress(OSError):  # it may be out of this user's reach
+        return sorted(folder.glob(f"{prefix}-*.so"), key=_written, reverse=True)
+    return []
 
 
 def _written(path: Path) -> float:
@@ -166,7 +172,8 @@ def _keep_in(folder: Path, prefix: str, make: Callable[[Path], None]) -> Path:
         partial.chmod(0o700)
         library = folder / f"{prefix}-{_digest(partial.read_bytes())}.so"
         _sync(partial)  # else a name may be on the disk before what it names
-        os.replace(partial, library)
+        if _why_unfit(library) is not None:  # else another process made it, and may have it in memory
+            os.replace(partial, library)
     with contextlib.suppress(OSError):  # some file systems do not do this for folders
         _sync(folder)
     return library
