@@ -118,8 +118,12 @@ def test_a_library_needs_no_compiler_once_it_is_made(compiler, tmp_path, monkeyp
     number(path)
     remove_compilers(monkeypatch)
     assert number(path) == 1
-    with pytest.raises(build.BuildError, match="no C\\+\\+ compiler found"):
+    with pytest.raises(
+        build.BuildError, match=r"compiler found .*; what is kept of one is for another CPU or version$"
+    ):
         build.load(path, ("-O1",))
+    with pytest.raises(build.BuildError, match=r"c\+\+\)$"):
+        build.load(source(tmp_path / "two.cpp"), ())
 
 
 def test_what_another_compiler_made_stands_in_for_one_that_fails(compiler, tmp_path):

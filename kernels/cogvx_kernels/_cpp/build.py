@@ -109,10 +109,13 @@ def _hash(*parts: bytes) -> str:
 
 def _other(key: str, error: BuildError | None) -> Path:
     """What another compiler made, in the place of one whose compilation ended in `error`."""
-    library = cache.find(key)
-    if library is None:
-        raise BuildError("; ".join([str(error), *cache.refused(key)])) from None
-    return library
+    if (library := cache.find(key)) is not None:
+        return library
+    reasons = cache.refused(key)
+    name = key.rpartition("-")[0]
+    if not reasons and cache.find(name) is not None:
+        reasons = [f"what is kept of {name} is for another CPU or version"]
+    raise BuildError("; ".join([str(error), *reasons])) from None
 
 
 def _open(library: Path) -> ctypes.CDLL:
