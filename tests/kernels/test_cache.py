@@ -229,3 +229,9 @@ def test_with_no_folder_at_all_it_says_so(folder, tmp_path, monkeypatch):
     assert cache.find("one") is None
     with pytest.raises(OSError):
         keep()
+
+
+def test_a_folder_of_a_umask_of_002_is_made_the_users_alone(folder):
+    folder.mkdir(parents=True)
+    folder.chmod(0o775)
+    assert keep().parent == folder and stat.S_IMODE(folder.stat().st_mode) == 0o755

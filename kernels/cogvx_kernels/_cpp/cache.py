@@ -99,11 +99,19 @@ def _prepare(folder: Path) -> str | None:
     """Makes it. What keeps libraries from being written there, or None."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _tighten(folder)
     except OSError as error:
         return f"{folder} cannot be made: {error.strerror}"
     if (problem := _why_unsafe(folder)) is not None:
         return problem
     return None if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
+
+
+def _tighten(folder: Path) -> None:
+    """Takes from a folder of this user's the group's right to write, which a umask of 002 gave it."""
+    status, others = folder.stat(), stat.S_IWGRP | stat.S_IWOTH
+    if folder != _shared() and status.st_uid == os.geteuid() and status.st_mode & others == stat.S_IWGRP:
+        folder.chmod(stat.S_IMODE(status.st_mode) & ~others)
 
 
 def _why_unsafe(folder: Path) -> str | None:
