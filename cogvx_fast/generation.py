@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from diffusers import DiffusionPipeline
 
-from . import devices, lowering
+from . import devices, lowering, threads
 from .checkpoint.kinds import why_not
-from .config import EngineConfig
+from .config import CompileMode, EngineConfig
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
 from .hooks import moves_weights, unwrapped
 from .memory import Models, Request
@@ -147,7 +147,7 @@ class GenerationMixin(_Behind):
             return self._decoded_at_once(latents)
         with self._decoding(latents, streams=True):
             pieces = vae.decode_stream(1 / self.vae_scaling_factor_image * latents.permute(0, 2, 1, 3, 4))
-        return _checked(pieces)
+        return _pieces(pieces, None if self._ran is None else self._ran.threads)
 
     def _decoded_at_once(self, latents: torch.Tensor) -> Iterator[torch.Tensor]:
         with torch.no_grad():
@@ -174,7 +174,8 @@ class GenerationMixin(_Behind):
         plan = self._resolve(request)
         lowering.adopt_vae(self, plan.vae)
         ran = dataclasses.replace(self._ran or Ran(), latents=shape)
-        with EngineSession(plan, None, unwrapped(self.vae), ran=ran).active():
+        _choose_threads(plan, ran)
+        with EngineSession(plan, None, unwrapped(self.vae), ran=ran).active(), threads.at_most(ran.threads):
             yield
         self._plan, self._ran = plan, ran
 
@@ -212,9 +213,10 @@ class GenerationMixin(_Behind):
                 )
             self._plan, self._ran = plan, session.ran
             self.stage_seconds.clear()
+            _choose_threads(plan, session.ran)
             started = time.perf_counter()
             try:
-                with session.active():
+                with session.active(), threads.at_most(session.ran.threads):
                     yield session
             finally:
                 self._plan, self._ran = plan, session.ran  # a callback may have run a generation of its own
@@ -274,8 +276,19 @@ def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kw
     return {**arguments, **arguments.get("kwargs", {})}
 
 
-def _checked(pieces: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    for frames in pieces:
+def _choose_threads(plan: EnginePlan, ran: Ran) -> None:
+    # Inductor's code has the number of threads in it.
+    if plan.device.type == "cpu" and plan.compile is CompileMode.OFF:
+        ran.threads, ran.why_threads = threads.choose(torch.get_num_threads())
+
+
+def _pieces(pieces: Iterator[torch.Tensor], most: int | None) -> Iterator[torch.Tensor]:
+    """The pieces, each computed on `most` threads and looked at."""
+    while True:
+        with threads.at_most(most):
+            frames = next(pieces, None)
+        if frames is None:
+            return
         check_frames(frames)
         yield frames
 

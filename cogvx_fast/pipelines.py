@@ -171,7 +171,8 @@ class FastPipelineMixin(GenerationMixin):
         dtype, why = default_dtype(found.checkpoint, kwargs)
         if dtype is not None:
             kwargs["dtype"] = dtype
-        pipe: Any = super().from_pretrained(found.folder, **kwargs, use_safetensors=True)
+        with found.loading():
+            pipe: Any = super().from_pretrained(found.folder, **kwargs, use_safetensors=True)
         pipe.register_to_config(_name_or_path=str(source))
         pipe._why_dtype = why
         if "tokenizer" not in kwargs and pipe.tokenizer is not None:

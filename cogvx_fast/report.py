@@ -20,7 +20,7 @@ from .transformer.attention import FastCogVideoXAttnProcessor
 from .transformer.block import FastCogVideoXBlock
 from .vae import FastAutoencoderKLCogVideoX
 
-MEMORY = "memory"
+MEMORY, THREADS = "memory", "threads"
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
@@ -70,6 +70,8 @@ def describe(
     lines = [ReportLine(MEMORY, True, plan.memory)] if plan.memory_limit != UNLIMITED else []
     lines.extend(_transformer(pipeline.transformer, plan, quantized, ran))
     lines.append(_precision(plan, getattr(pipeline, "_why_dtype", "")))
+    if ran is not None and ran.threads is not None:
+        lines.append(ReportLine(THREADS, not ran.why_threads, _threads(ran)))
     lines.append(_vae(pipeline, plan, ran))
     return EngineReport(config, plan.tier, tuple(lines))
 
@@ -225,6 +227,11 @@ def _projections(plan: EnginePlan, ran: Ran | None) -> ReportLine:
     if plan.why_not_cpp:
         parts.append(f"norms, gates and rotations as torch's own operations: {plan.why_not_cpp}")
     return ReportLine(PROJECTIONS, applied, "; ".join(parts))
+
+
+def _threads(ran: Ran) -> str:
+    said = f"{ran.threads} of the CPU"
+    return f"{said}: at the start of the generation {ran.why_threads}" if ran.why_threads else said
 
 
 def _precision(plan: EnginePlan, why: str) -> ReportLine:

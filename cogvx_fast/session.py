@@ -69,6 +69,8 @@ class Ran:
         vae_entered: whether our autoencoder was called.
         vae_why_diffusers: why diffusers' own code ran in it, in words; empty where ours did.
         latents: shape `(batch, channels, time, height, width)` of what was decoded last; empty for nothing.
+        threads: of a CPU that it took; None: as many as torch was set to.
+        why_threads: why not more, in words; empty for all.
     """
 
     steps: int = 0
@@ -83,6 +85,8 @@ class Ran:
     vae_entered: bool = False
     vae_why_diffusers: str = ""
     latents: tuple[int, ...] = ()
+    threads: int | None = None
+    why_threads: str = ""
 
 
 @dataclass(eq=False)

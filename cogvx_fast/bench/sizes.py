@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..checkpoint.description import CLASSES
 from .comparison import EXACT
 from .provenance import collect
 from .rows import Row
 from .series import Plan, Series, Sink, Tell, markdown_table, size
 from .workloads import Workload
 
+_WRITTEN = {"transformer": "diffusers", "text_encoder": "transformers"}  # parts, and of whom their classes are
 BUDGET = 0.1  # of the prediction
 _STAGE = "load-and-step"
 _MEASURES = (
@@ -153,7 +155,9 @@ def _write(workload: Workload, dtype: Any, folder: Path) -> Any:
     T5EncoderModel(T5Config(vocab_size=8, d_model=64, d_kv=64, d_ff=64, num_layers=1, num_heads=1)).save_pretrained(
         folder / "text_encoder"
     )
-    (folder / "model_index.json").write_text(json.dumps({"_class_name": "CogVideoXPipeline"}), encoding="utf-8")
+    index: dict[str, Any] = {"_class_name": "CogVideoXPipeline", **{part: [None, None] for part in CLASSES}}
+    index |= {part: [library, CLASSES[part][0]] for part, library in _WRITTEN.items()}
+    (folder / "model_index.json").write_text(json.dumps(index), encoding="utf-8")
     return pipe
 
 

@@ -228,6 +228,8 @@ def check_config(part: str, config: Mapping[str, Any]) -> None:
     name = config.get("_class_name")
     if part in ("transformer", "vae") and name is not None and name not in CLASSES[part]:
         raise CheckpointError(f"is of a {_short(name)}; must be a {CLASSES[part][0]}")
+    if part == "text_encoder" and config.get("model_type", "t5") != "t5":
+        raise CheckpointError(f"is of the model type {_short(config['model_type'])}; must be t5")
     for key, value in _numbers(config):
         if isinstance(value, float) and not math.isfinite(value):
             raise CheckpointError(f"says {key}: {value}; must be finite")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,15 @@ class Opened:
                 check_tensors(self.folder, part, model, self.variant)
         if "tokenizer" not in self.given:
             check_vocabulary(self.folder)
+
+    @contextlib.contextmanager
+    def loading(self) -> Iterator[None]:
+        """What a library dies of on a value that it takes as it is, as a `CheckpointError`: no one can list these."""
+        try:
+            yield
+        except (TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise CheckpointError(f"cannot be loaded ({reason})", self.source) from error
 
 
 def opened(

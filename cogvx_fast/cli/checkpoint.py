@@ -63,8 +63,8 @@ def refused(model: object) -> Iterator[None]:
         yield
     except CheckpointError as error:
         # The checkpoint is named already; a file in it is not.
-        own = str(error).startswith(f"{model}: ")
-        raise UsageError(ARGUMENT, repr(str(model)), error.reason if own else str(error)) from None
+        reason = str(error).removeprefix(f"{model}: ").removeprefix(f"{model}/")
+        raise UsageError(ARGUMENT, repr(str(model)), reason) from None
 
 
 @contextlib.contextmanager

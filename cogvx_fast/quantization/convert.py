@@ -154,7 +154,8 @@ def _check_source(source: Path) -> None:
         if found.configs[part].get("quantization_config"):
             raise CheckpointError(f"{source / part} is quantized already; start from the full-precision checkpoint")
     found.check_files()
-    check_stored_tokenizer(source, T5Config(**found.configs["text_encoder"]))
+    if (source / "tokenizer").is_dir():
+        check_stored_tokenizer(source, T5Config(**found.configs["text_encoder"]))
 
 
 def _tensors(folder: Path, scheme_of: Callable[[str], Scheme | None]) -> list[_Tensor]:

@@ -256,8 +256,8 @@ def test_the_demo_checkpoint_is_the_default(run, checkpoint, monkeypatch):
 @pytest.mark.parametrize(
     ("broken", "content", "message"),
     [
-        ("transformer/diffusion_pytorch_model.safetensors", None, "cannot be loaded"),
-        ("transformer/diffusion_pytorch_model.safetensors", b"\xff" * 64, "cannot be loaded"),
+        ("transformer/diffusion_pytorch_model.safetensors", None, "transformer: has no weights"),
+        ("transformer/diffusion_pytorch_model.safetensors", b"\xff" * 64, "is no safetensors file, or cut off"),
         ("tokenizer/tokenizer.json", None, "has no tokenizer"),
         ("tokenizer/tokenizer.json", b"{", "cannot be loaded"),
     ],

@@ -1,0 +1,101 @@
+"""How many threads a generation on a CPU takes: no more than there are cores that nobody else is using.
+
+Every operation ends with all threads waiting for the last. One that has no core keeps the others waiting for some
+milliseconds each time: beside two busy processes on two cores, twenty steps of the demo take ten times as long on two
+threads as on one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_LOADAVG, _STAT = Path("/proc/loadavg"), Path("/proc/stat")
+_GLANCES, _GLANCE = 8, 0.001  # how often the number of running threads is read, and seconds between
+_LOOK = 0.06  # seconds in which the kernel's counters, which count in hundredths, are compared
+_IDLE = (3, 4)  # columns of /proc/stat: idle, and waiting for a disk
+_MOSTLY = 0.75  # part of a core that counts as one
+
+
+def choose(wanted: int) -> tuple[int, str]:
+    """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
+
+    It takes 8 ms where cores are free, 70 where they may not be. Where the kernel does not tell, it is all.
+    """
+    if wanted < 2:
+        return wanted, ""
+    running = _running_elsewhere()
+    cores = _cores()
+    if running is None or not cores or running + wanted <= len(cores):
+        return wanted, ""
+    free = _free(cores)
+    if free is None:
+        return wanted, ""
+    threads = min(wanted, max(1, int(free + 1 - _MOSTLY)))
+    return threads, "" if threads == wanted else f"other processes have {len(cores) - free:.1f} of {len(cores)} cores"
+
+
+@contextlib.contextmanager
+def at_most(threads: int | None) -> Iterator[None]:
+    """Within the block torch and our C++ take so many threads; None: as many as they are set to."""
+    before = torch.get_num_threads()
+    if threads is None or threads == before:
+        yield
+        return
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() == threads:  # else somebody within has set another number
+            torch.set_num_threads(before)
+
+
+def _cores() -> list[int]:
+    """Those that this process may run on; none where the system does not say."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+
+
+def _running_elsewhere() -> float | None:
+    """Threads of other processes that run or wait for a core, the median of some glances; None where that is unknown.
+
+    The kernel counts those of the whole machine: where this process has some of its cores, they may be elsewhere.
+    """
+    found = []
+    for number in range(_GLANCES):
+        if number:
+            time.sleep(_GLANCE)
+        try:
+            found.append(int(_LOADAVG.read_text().split()[3].split("/")[0]) - 1)  # the reader itself runs
+        except (OSError, ValueError, IndexError):
+            return None
+    return statistics.median(found)
+
+
+def _free(cores: list[int]) -> float | None:
+    """How many of these cores were idle, in cores, while this process slept."""
+    before = _counters(cores)
+    time.sleep(_LOOK)
+    after = _counters(cores)
+    if before is None or after is None:
+        return None
+    free = 0.0
+    for core in cores:
+        spent = [late - early for early, late in zip(before[core], after[core], strict=True)]
+        free += sum(spent[column] for column in _IDLE) / max(1, sum(spent))
+    return free
+
+
+def _counters(cores: list[int]) -> dict[int, list[int]] | None:
+    """The kernel's times of each core: user, nice, system, idle, waiting, interrupts, stolen."""
+    try:
+        lines = [line.split() for line in _STAT.read_text().splitlines() if line.startswith("cpu")]
+        times = {line[0]: [int(value) for value in line[1:9]] for line in lines}
+        return {core: times[f"cpu{core}"] for core in cores}
+    except (OSError, ValueError, KeyError):
+        return None
