@@ -18,7 +18,7 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed-$(CUDA_TORCH)-$(CUDA_TRITON)
 CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attention \
 	$(addprefix tests/kernels/,test_ops.py test_triton.py test_tuned.py test_targets.py test_aot.py)
 
-.PHONY: demo test test-fast test-kernels test-cuda-build lint format clean
+.PHONY: demo test test-fast test-kernels test-cuda-build fuzz lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -61,6 +61,11 @@ $(CUDA_INSTALLED): pyproject.toml setup.py constraints.txt
 # Without AMD's target: no CUDA build runs there, and Triton 3.6 does not compile the convolutions for it.
 test-cuda-build: $(CUDA_INSTALLED)
 	$(CUDA_VENV)/bin/pytest $(WORKERS) -k 'not gfx942' $(CUDA_TESTS)
+
+# Hostile inputs, other ones every time; what came of them goes to docs/reliability.md.
+MINUTES ?= 30
+fuzz: $(VENV)/.installed
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --write docs/reliability.md
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
