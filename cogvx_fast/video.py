@@ -9,12 +9,8 @@ A *video* here is any of
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import shutil
-import tempfile
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
+
+from .files import complete_or_absent, try_place
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +34,7 @@ _ANIMATIONS = (".gif", ".webp")
 def check_output(path: str | Path, fps: int | None = None) -> None:
     """Raise unless `write_video(video, path, fps)` can be expected to work; for use before the video is computed.
 
-    Nothing is left on the disk: a missing parent folder is made only when the video is written.
+    The place is tried with a file that is empty; nothing is left on the disk.
 
     Raises:
         ValueError: names the path (or the rate) and what is allowed: the suffix is unknown, something is in the way,
@@ -98,7 +96,7 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
     path = Path(path)
     images = _of_one_size(video) if isinstance(video, Iterator) else as_images(video)
     check_output(path, fps)
-    with _complete_or_absent(path) as temporary:
+    with complete_or_absent(path) as temporary:
         _WRITERS[path.suffix.lower()](images, temporary, fps)
     return path
 
@@ -137,7 +135,7 @@ def contact_sheet(
             sheet.paste(image, (x, y))
             x += image.width + margin
         y += row[0].height + 2 * margin
-    with _complete_or_absent(path) as temporary:
+    with complete_or_absent(path) as temporary:
         sheet.save(temporary, format="PNG")
     return path
 
@@ -214,6 +212,12 @@ def _check_h264(path: Path) -> None:
 
 def _check_place(path: Path, is_folder: bool) -> None:
     try:
+        if is_folder and path.name in ("", ".."):
+            raise ValueError(f"{str(path)!r}: names no folder; frames go to a new or empty folder")
+        if is_folder and path.is_symlink():
+            raise ValueError(
+                f"{str(path)!r}: is a link to {os.readlink(path)!r}; frames go to a new or empty folder: name that"
+            )
         if is_folder and path.exists() and not path.is_dir():
             raise ValueError(
                 f"{str(path)!r}: is a file; a folder of frames needs a name that is free or an empty folder"
@@ -222,37 +226,12 @@ def _check_place(path: Path, is_folder: bool) -> None:
             raise ValueError(f"{str(path)!r}: is a folder with something in it; frames go to a new or empty folder")
         if not is_folder and path.is_dir():
             raise ValueError(f"{str(path)!r}: is a folder; name a file, or a path without suffix for PNG frames")
-        existing = next(parent for parent in path.absolute().parents if parent.exists())
+        existing = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
         if not existing.is_dir():
             raise ValueError(f"{str(path)!r}: {str(existing)!r} is not a folder")
-        # Only trying tells: access rights say nothing of read-only mounts, quotas and pseudo file systems.
-        with tempfile.TemporaryFile(dir=existing):
-            pass
+        try_place(path, is_folder)
     except OSError as error:
         raise ValueError(f"{str(path)!r}: cannot be written ({error.strerror}); choose a writable folder") from error
-
-
-@contextlib.contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`, which gets its real name only when the block ends well."""
-    made = [parent for parent in path.parents if not parent.exists()]  # innermost first
-    temporary = path.with_name(f".cogvx-{uuid.uuid4().hex[:12]}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        if temporary.is_file():
-            # Some file systems report that they are full only when the data is flushed.
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        temporary.unlink(missing_ok=True)
-        for parent in made:
-            with contextlib.suppress(OSError):
-                parent.rmdir()
-        raise
 
 
 def _write_mp4(images: _Frames, path: Path, fps: int) -> None:

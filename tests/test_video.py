@@ -209,6 +209,42 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
             video.check_output(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("to-folder", "is a link to 'folder'; frames go to a new or empty folder: name that"),
+        ("to-nothing", "is a link to 'nothing'"),
+        ("to-nothing/out.mp4", "to-nothing' is not a folder"),
+        ("to-nothing/frames", "to-nothing' is not a folder"),
+        ("to-itself", "is a link"),
+        (".", "names no folder"),
+        ("folder/..", "names no folder"),
+    ],
+)
+def test_places_that_only_the_last_step_would_refuse_are_refused_first(name, reason, tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    for link, target in (("to-folder", "folder"), ("to-nothing", "nothing"), ("to-itself", "to-itself")):
+        (tmp_path / link).symlink_to(target)
+    monkeypatch.chdir(tmp_path / "folder" if name == "." else tmp_path)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(ValueError, match=reason):
+        video.check_output(name)
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize("name", ["to-file.mp4", "to-nothing.mp4", "to-itself.mp4", "linked/out.mp4", "linked/frames"])
+def test_links_that_can_be_replaced_or_gone_through_are_taken(name, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("old")
+    for link, target in (("to-file", "file"), ("to-nothing", "nothing"), ("to-itself", "to-itself.mp4")):
+        (tmp_path / f"{link}.mp4").symlink_to(target)
+    (tmp_path / "linked").symlink_to("folder")
+    video.check_output(tmp_path / name)
+    path = video.write_video(moving_square(num_frames=2), tmp_path / name)
+    assert not path.is_symlink() and (tmp_path / "file").read_text() == "old"
+    assert len(os.listdir(path)) == 2 if path.is_dir() else len(decode_mp4(path)[0]) == 2
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o500)
