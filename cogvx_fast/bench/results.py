@@ -38,7 +38,7 @@ def append(path: str | Path, row: Row) -> None:
         OSError: if it cannot be written; the file is then as it was.
     """
     series_of(row)
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # through a link that leads to nothing yet, too
     line = (row.to_json() + "\n").encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:

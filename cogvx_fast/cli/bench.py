@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import shlex
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,6 +31,11 @@ app = typer.Typer(help="Measure the engine beside diffusers.", no_args_is_help=T
 @app.command("list")
 def list_all() -> None:
     """Show the workloads and the contenders."""
+    with exit_codes():
+        _list_all()
+
+
+def _list_all() -> None:
     from rich.table import Table
 
     from cogvx_fast.bench.comparison import Comparison
@@ -84,7 +87,7 @@ def run(
 
     Exits with status 1 if the correctness gate of any contender is red: its row states no speed.
     """
-    with exit_codes(), _said_when_interrupted():
+    with exit_codes("rows of the stages that were finished are kept"):
         from cogvx_fast.bench.series import Plan
 
         from . import loading
@@ -126,7 +129,7 @@ def report(
     ] = False,
 ) -> None:
     """Make the page, the plots and the README's section from the rows."""
-    with exit_codes():
+    with exit_codes("files that were finished are kept, nothing partial is left"):
         from cogvx_fast.bench import report as made
         from cogvx_fast.files import write_whole
 
@@ -207,13 +210,14 @@ def _check_out(path: Path) -> None:
         raise UsageError("--out", repr(str(path)), "must end in .jsonl")
     if path.is_file():
         _read_rows(path, "--out")
+    from cogvx_fast.files import try_place
+
+    place = Path(os.path.realpath(path))  # where a link leads, be it to nothing yet
     try:
-        if path.exists():
-            path.open("ab").close()
+        if os.path.lexists(place):
+            place.open("ab").close()
         else:
-            # Only trying tells: access rights say nothing of read-only mounts and pseudo file systems.
-            with tempfile.TemporaryFile(dir=next(parent for parent in path.absolute().parents if parent.exists())):
-                pass
+            try_place(place)
     except OSError as error:
         raise UsageError("--out", repr(str(path)), f"cannot be written: {error.strerror}") from None
 
@@ -274,12 +278,3 @@ def _write_plots(rows: list[Row], folder: Path) -> list[Path]:
 
 def _link(target: Path, page: Path) -> str:
     return Path(os.path.relpath(target, page.parent)).as_posix()
-
-
-@contextlib.contextmanager
-def _said_when_interrupted() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(messages, "interrupted; rows of the stages that were finished are kept", style="yellow")
-        raise typer.Exit(130) from None

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 from collections.abc import Iterator
 
 import typer
 from rich.console import Console
+
+from .interruption import raised_signals
 
 results = Console()
 messages = Console(stderr=True)
@@ -34,16 +38,34 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def exit_codes() -> Iterator[None]:
-    """Turn the errors a user can cause into one message and an exit status: usage 2, output 1, Ctrl-C 130."""
+def exit_codes(interrupted: str = "nothing was written") -> Iterator[None]:
+    """Turn what can end a command into one message and an exit status: usage 2, output 1, a signal 128 + its number.
+
+    Args:
+        interrupted: what to say of the work when Ctrl-C, SIGTERM or SIGHUP breaks it off.
+    """
+    with raised_signals() as received:
+        try:
+            yield
+        except BaseException as error:
+            # After a signal whatever comes is its consequence: a library made another error of it, or a terminal that
+            # was closed cannot be written to.
+            if received or isinstance(error, KeyboardInterrupt):
+                _say_while_it_is_heard(f"interrupted; {interrupted}")
+                raise typer.Exit(128 + (received[0] if received else signal.SIGINT)) from None
+            if isinstance(error, UsageError | OutputError):
+                say(messages, f"error: {error}", style="red")
+                raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+            raise
+
+
+def _say_while_it_is_heard(text: str) -> None:
     try:
-        yield
-    except UsageError as error:
-        say(messages, f"error: {error}", style="red")
-        raise typer.Exit(2) from None
-    except OutputError as error:
-        say(messages, f"error: {error}", style="red")
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        say(messages, "interrupted; videos that were finished are kept, nothing partial is left", style="yellow")
-        raise typer.Exit(130) from None
+        say(messages, text, style="yellow")
+        results.file.flush()
+    except OSError:
+        # What is left in buffers would fail again at the end of the process and change its exit status.
+        silence = os.open(os.devnull, os.O_WRONLY)
+        for number in (1, 2):
+            os.dup2(silence, number)
+        os.close(silence)

@@ -156,7 +156,7 @@ def generate(
 
     All prompts are made with the same seed, so that a video does not depend on its place in the prompt file.
     """
-    with exit_codes():
+    with exit_codes("videos that were finished are kept, nothing partial is left"):
         from . import loading, validate
         from .checkpoint import read_checkpoint
         from .prediction import fitted, request_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cogvx_kernels.inspect.inspection import Inspection
 
 PAGE_TARGETS = "sm_80,sm_89,sm_90"
+_INTERRUPTED = "what was compiled is kept and will not be compiled again"
 _WIDE = 160  # characters, for tables
 Result = TypeVar("Result")
 
@@ -81,9 +82,10 @@ def inspect(
 
     Everything is read from the machine code that Triton makes; nothing is timed.
     """
-    with exit_codes(), _said_when_interrupted():
+    with exit_codes(_INTERRUPTED):
         page = write or check
         text = _read_page(page) if page else ""
+        _check_place("--write", write)
         targets = _targets(arch)
         _check_plot(plot, targets)
         model = inspected_model(checkpoint, dim, dtype)
@@ -130,7 +132,7 @@ def build(
 
     What is in the cache already is not compiled again, so that an interrupted build goes on where it was.
     """
-    with exit_codes(), _said_when_interrupted():
+    with exit_codes(_INTERRUPTED):
         targets, cache = _targets(arch), _cache(out)
         model = model_of(*asked_checkpoint(checkpoint), height, width, frames, dtype)
         try:
@@ -140,6 +142,7 @@ def build(
         os.environ["TRITON_CACHE_DIR"] = str(cache.resolve())  # the processes that compile read it, too
         from cogvx_kernels.aot import farm, prebuilt
 
+        _check_place("--out", cache / prebuilt.MANIFEST)
         entries = _run(farm.jobs(model, targets), prebuilt.entry, jobs, "compiling")
         made = prebuilt.Manifest.here(_version(), targets, [_described(model)], entries)
         with contextlib.suppress(prebuilt.ManifestError):
@@ -161,7 +164,7 @@ def check(
 
     Exits with status 1 if it will not find all of it.
     """
-    with exit_codes():
+    with exit_codes("lists of files that were mended are kept"):
         cache = _cache(out)
         from cogvx_kernels.aot import prebuilt
 
@@ -309,6 +312,17 @@ def _read_page(page: Path) -> str:
     return text
 
 
+def _check_place(argument: str, path: Path | None) -> None:
+    """Refuse a place that cannot be written before minutes of compiling."""
+    from cogvx_fast.files import try_place
+
+    try:
+        if path is not None:
+            try_place(path)
+    except OSError as error:
+        raise UsageError(argument, repr(str(path)), f"cannot be written: {error.strerror}") from None
+
+
 def _check_plot(path: Path | None, targets: list[str]) -> None:
     if path is None:
         return
@@ -322,6 +336,7 @@ def _check_plot(path: Path | None, targets: list[str]) -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UsageError("--plot", None, 'needs matplotlib: pip install "cogvx_fast[plots]"') from None
+    _check_place("--plot", path)
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -331,12 +346,3 @@ def _write(path: Path, content: bytes) -> None:
         write_whole(path, content)
     except OSError as error:
         raise OutputError(f"{path} could not be written: {error.strerror}") from error
-
-
-@contextlib.contextmanager
-def _said_when_interrupted() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(messages, "interrupted; what was compiled is kept and will not be compiled again", style="yellow")
-        raise typer.Exit(130) from None

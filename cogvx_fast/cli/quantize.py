@@ -29,7 +29,7 @@ def quantize(
 
     Use the folder like any other: generate --model OUT --engine balanced.
     """
-    with exit_codes():
+    with exit_codes("files that were finished are kept; the same command goes on with the others"):
         from cogvx_fast.quantization import RECIPES, TEXT_ENCODER_SCHEMES
 
         for argument, value, allowed in (

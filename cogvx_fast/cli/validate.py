@@ -84,11 +84,21 @@ def check_places(outputs: list[Path], sheet: Path | None, fps: int | None) -> No
     limit = max_fps(outputs[0])
     if fps is not None and not 1 <= fps <= limit:
         raise UsageError("--fps", fps, f"must be 1 to {limit} for {str(outputs[0])!r}")
+    if sheet is None:
+        return
     try:
-        if sheet is not None:
-            check_sheet(sheet)
+        check_sheet(sheet)
     except ValueError as error:
         raise UsageError("--sheet", None, str(error)) from None
+    for path in outputs:
+        for lower, upper in ((sheet, path), (path, sheet)):
+            if upper.suffix and _real(upper) in _real(lower).parents:
+                raise UsageError("--sheet", repr(str(sheet)), f"{str(lower)!r} would lie in {str(upper)!r}, a file")
+
+
+def _real(path: Path) -> Path:
+    """Where `path` will be: through the links of its folders, not through one that it replaces."""
+    return path.parent.resolve() / path.name
 
 
 def check_text_only(checkpoint: Checkpoint) -> None:

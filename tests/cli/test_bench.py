@@ -141,6 +141,21 @@ def test_bad_arguments_are_refused_before_any_work(run, made, arguments, message
     assert not made[0] and not result.files
 
 
+def test_links_to_where_nothing_can_be_are_refused_before_any_work(run, made, tmp_path):
+    for target in ("itself.jsonl", "/proc/none/rows.jsonl", "/dev/null/rows.jsonl"):
+        link = tmp_path / "itself.jsonl"
+        link.unlink(missing_ok=True)
+        link.symlink_to(target)
+        result = run("bench", "run", "dit-2b", "--out", link, "--device", "cpu")
+        assert result.exit_code == 2 and "itself.jsonl': cannot be written: " in result.stderr and not made[0]
+
+
+def test_rows_go_through_a_link(run, made, tmp_path):
+    (tmp_path / "rows.jsonl").symlink_to(tmp_path / "new" / "folder" / "rows.jsonl")
+    assert run("bench", "run", "dit-2b", "--out", tmp_path / "rows.jsonl", "--device", "cpu").exit_code == 0
+    assert read(tmp_path / "new" / "folder" / "rows.jsonl") and (tmp_path / "rows.jsonl").is_symlink()
+
+
 def test_rows_of_another_schema_are_refused_before_any_work(run, made, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"schema": 99}\n')
     result = run("bench", "run", "dit-2b", "--out", tmp_path / "rows.jsonl", "--device", "cpu")

@@ -76,6 +76,7 @@ def test_the_page_is_up_to_date(run):
         (["--plot", "p.svg"], "--plot 'p.svg': must end in .png"),
         (["--plot", "p.png", "--arch", "gfx942"], "--plot 'p.png': has nothing to show for gfx942"),
         (["--write", "none.md"], "--write 'none.md': No such file"),
+        (["--plot", "/proc/p.png"], "--plot '/proc/p.png': cannot be written: "),
         (["--jobs", 0], "--jobs 0: must be at least 1"),
     ],
 )
@@ -165,7 +166,7 @@ def test_build_takes_the_checkpoints_own_autoencoder(run, configuration, monkeyp
     assert result.exit_code == 2 and "its vae has 5 groups, which do not divide (128, 256, 256, 512)" in result.stderr
 
 
-def test_check_and_build_errors(run, few, configuration):
+def test_check_and_build_errors(run, few, configuration, monkeypatch):
     assert "cogvx-fast-kernels.json is not there" in run("kernels", "check", "--out", "nowhere").stderr
     result = run("kernels", "build", "--arch", "sm_80", "--checkpoint", configuration(attention_head_dim=48))
     assert result.exit_code == 2 and "has heads of 48; the kernels take powers of two" in result.stderr
@@ -173,3 +174,6 @@ def test_check_and_build_errors(run, few, configuration):
     assert result.exit_code == 2 and "--frames 10: must be 8N+1" in result.stderr
     result = run("kernels", "build", "--arch", "sm_80", "--out", "/proc/cache")
     assert result.exit_code == 2 and "--out '/proc/cache': cannot be made" in result.stderr
+    monkeypatch.setattr(farm, "run", lambda *_: pytest.fail("something was compiled"))
+    result = run("kernels", "build", "--arch", "sm_80", "--out", "/proc/self")
+    assert result.exit_code == 2 and "cogvx-fast-kernels.json': cannot be written: " in result.stderr

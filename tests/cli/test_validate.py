@@ -161,6 +161,19 @@ def test_places_name_their_argument(tmp_path):
     validate.check_places([tmp_path / "out.mp4"], tmp_path / "sheet.png", None)
 
 
+def test_no_file_lies_in_another(tmp_path):
+    out = tmp_path / "out.mp4"
+    with pytest.raises(UsageError, match=r"^--sheet .*sheet\.png' would lie in .*out\.mp4', a file"):
+        validate.check_places([out], out / "sheet.png", None)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UsageError, match=r"^--sheet .*sheet\.png' would lie in .*out\.mp4', a file"):
+        validate.check_places([out], tmp_path / "link" / "out.mp4" / "deep" / "sheet.png", None)
+    with pytest.raises(UsageError, match=r"^--sheet .*out\.mp4' would lie in .*sheet\.png', a file"):
+        validate.check_places([tmp_path / "sheet.png" / "out.mp4"], tmp_path / "sheet.png", None)
+    validate.check_places([tmp_path / "frames"], tmp_path / "frames" / "sheet.png", None)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_checkpoints_for_images_name_their_class():
     validate.check_text_only(Checkpoint("2b"))
     image = Checkpoint("i2v", pipeline_class="CogVideoXImageToVideoPipeline", variant=Variant(in_channels=32))
