@@ -42,7 +42,7 @@ def quantize(
             raise UsageError("MODEL", repr(str(model)), "no such folder; must be a checkpoint in diffusers format")
         with messages.status("loading torch and torchao") as status:
             with quiet_imports():
-                from cogvx_fast.quantization.convert import quantize_checkpoint
+                from cogvx_fast.quantization.convert import OutError, quantize_checkpoint
 
             try:
                 manifest = quantize_checkpoint(
@@ -53,9 +53,11 @@ def quantize(
                     None if dtype is None else dtype.value,
                     tell=lambda text: status.update(Text(f"quantizing: {text}")),
                 )
+            except OutError as error:
+                raise UsageError("OUT", repr(str(out)), str(error)) from None
             except ValueError as error:
                 raise UsageError("MODEL", repr(str(model)), str(error)) from None
             except OSError as error:
-                raise OutputError(f"{error.filename or out} could not be written: {error.strerror}") from error
+                raise OutputError(f"{out} could not be written: {error.filename}: {error.strerror}") from error
         size = sum(file.size for file in manifest.files.values())
         say(results, f"wrote {out}: {len(manifest.files)} files, {size / 1e6:,.1f} MB ({recipe} in {manifest.dtype})")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -16,41 +16,23 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
-from transformers import T5Config
 
-from ..checkpoint.check import check_stored_tokenizer
-from ..checkpoint.opening import opened
-from ..files import write_whole
+from ..files import complete_or_absent, try_place, write_whole
 from ..quiet import quiet_imports
+from ..temporary import is_temporary, sweep
 from .apply import quantize_modules
 from .checkpoint import SHARD
-from .manifest import NAME, CheckpointError, File, Manifest, is_quantized_checkpoint
+from .manifest import NAME, CheckpointError, File, Manifest
 from .recipes import RECIPES, T5, Scheme, check_possible
+from .source import Tensor, check_source, identity, other_files, tensors_of
 
 PROGRESS = "quantization.partial.json"
 MAX_SHARD = 2**30
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_SCALES = 8  # bytes beside a quantized channel, at most: an fp32 scale, a zero point, padding
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor of the source: where it is, its shape and dtype, and the scheme that it gets."""
-
-    name: str
-    path: Path
-    shape: tuple[int, ...]
-    stored: str
-    scheme: Scheme | None
-
-    def dtype(self, dtype: torch.dtype) -> torch.dtype:
-        """What it becomes in a model of `dtype`: T5's `wo` overflows fp16, transformers keeps it in fp32."""
-        return torch.float32 if dtype == torch.float16 and self.name.endswith("DenseReluDense.wo.weight") else dtype
-
-    def size(self, dtype: torch.dtype) -> int:
-        """Bytes it will take, at most."""
-        count = math.prod(self.shape)
-        return count + self.shape[0] * _SCALES if self.scheme else count * self.dtype(dtype).itemsize
+class OutError(CheckpointError):
+    """A folder that no quantized checkpoint can be written to."""
 
 
 def quantize_checkpoint(
@@ -73,9 +55,11 @@ def quantize_checkpoint(
         max_shard: bytes of a weight file, at most, unless one tensor is larger.
 
     Raises:
-        CheckpointError: for a source that is quantized already, incomplete or broken, an `out` that holds something
-            else, or too little room on its disk; before anything is written, except for a file that cannot be read.
+        OutError: for an `out` that holds something else or lies in `source`, and too little room on its disk.
+        CheckpointError: for a source that is quantized already, incomplete or broken, or that has links out of it.
+            Both come before anything is written, except for a file that cannot be read.
         ValueError: for a recipe that is unknown or that no device of this machine can run.
+        OSError: for a file that cannot be written.
     """
     source, out = Path(source), Path(out)
     if recipe not in RECIPES:
@@ -85,10 +69,11 @@ def quantize_checkpoint(
     scheme = (
         chosen.text_encoder if text_encoder == "auto" else None if text_encoder == "native" else Scheme(text_encoder)
     )
-    _check_source(source)
+    check_source(source)
+    _check_out(out, source)
     parts = {
-        "transformer": _tensors(source / "transformer", chosen.scheme_of),
-        "text_encoder": _tensors(source / "text_encoder", lambda name: scheme if re.fullmatch(T5, name) else None),
+        "transformer": tensors_of(source / "transformer", chosen.scheme_of),
+        "text_encoder": tensors_of(source / "text_encoder", lambda name: scheme if re.fullmatch(T5, name) else None),
     }
     dtype = dtype or _NAMES.get(next(t.stored for t in parts["transformer"] if t.scheme), "float32")
     if Scheme.FP8 in chosen.schemes and dtype != "bfloat16":
@@ -101,11 +86,15 @@ def quantize_checkpoint(
         for part, all_tensors in parts.items()
         for number, tensors in enumerate(_split(all_tensors, getattr(torch, dtype), max_shard), start=1)
     }
-    others = sorted(_others(source))
-    done = _done(out, order | {"source": _identity(source), "max_shard": max_shard})
+    others = other_files(source)
+    everything = identity(source, (tensor for shard in shards.values() for tensor in shard), others)
+    order |= {"source": everything, "max_shard": max_shard}
+    done = _done(out, order)
     _check_room(out, shards, others, source, done, getattr(torch, dtype))
+    for folder in {(out / name).parent for name in (*shards, *others)}:
+        sweep(folder)  # those, too, in which all is done
     files = {}
-    progress = _Progress(out, order | {"source": _identity(source), "max_shard": max_shard}, dict(done))
+    progress = _Progress(out, order, dict(done))
     progress.save()
     for number, (name, tensors) in enumerate(shards.items(), start=1):
         if name not in done:
@@ -142,53 +131,8 @@ class _Progress:
         write_whole(self.out / PROGRESS, json.dumps({"order": self.order, "files": files}).encode())
 
 
-def _check_source(source: Path) -> None:
-    if is_quantized_checkpoint(source):
-        raise CheckpointError(f"{source} is quantized already; start from the full-precision checkpoint")
-    found = opened(source) if source.is_dir() else None
-    if found is None:
-        raise CheckpointError("is no folder; must be a CogVideoX checkpoint in diffusers format", source)
-    for part in ("transformer", "text_encoder"):
-        if part not in found.configs:
-            raise CheckpointError(f"has no {part}, which is what is quantized", source)
-        if found.configs[part].get("quantization_config"):
-            raise CheckpointError(f"{source / part} is quantized already; start from the full-precision checkpoint")
-    found.check_files()
-    if (source / "tokenizer").is_dir():
-        check_stored_tokenizer(source, T5Config(**found.configs["text_encoder"]))
-
-
-def _tensors(folder: Path, scheme_of: Callable[[str], Scheme | None]) -> list[_Tensor]:
-    """All tensors of a component, by name; headers are read, not data."""
-    tensors = []
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - no mapping
-                    part = file.get_slice(name)
-                    scheme = scheme_of(name.removesuffix(".weight")) if name.endswith(".weight") else None
-                    tensors.append(_Tensor(name, path, tuple(part.get_shape()), part.get_dtype(), scheme))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not any(tensor.name.endswith(".weight") for tensor in tensors):
-        raise CheckpointError(f"{folder} has no weights in safetensors files")
-    names = {tensor.name for tensor in tensors}
-    if len(names) < len(tensors):
-        raise CheckpointError(f"{folder} has tensors in more than one file: keep one of its variants")
-    _check_index(folder, names)
-    return sorted(tensors, key=lambda tensor: (tensor.path, tensor.name))
-
-
-def _check_index(folder: Path, names: set[str]) -> None:
-    """A file that the index names and that is not there would leave the model without some of its weights."""
-    for index in folder.glob("*.safetensors.index.json"):
-        missing = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"]) - names
-        if missing:
-            raise CheckpointError(f"{folder} is incomplete: {sorted(missing)[0]} is in none of its files")
-
-
-def _split(tensors: Iterable[_Tensor], dtype: torch.dtype, max_shard: int) -> Iterator[list[_Tensor]]:
-    shard: list[_Tensor] = []
+def _split(tensors: Iterable[Tensor], dtype: torch.dtype, max_shard: int) -> Iterator[list[Tensor]]:
+    shard: list[Tensor] = []
     size = 0
     for tensor in tensors:
         if shard and size + tensor.size(dtype) > max_shard:
@@ -199,43 +143,43 @@ def _split(tensors: Iterable[_Tensor], dtype: torch.dtype, max_shard: int) -> It
     yield shard
 
 
-def _others(source: Path) -> Iterator[str]:
-    """Files that are copied as they are: all but the weights of transformer and text encoder, and what hides."""
-    for path in source.rglob("*"):
-        name = path.relative_to(source)
-        weights = name.parts[0] in ("transformer", "text_encoder") and name.name != "config.json"
-        if path.is_file() and not weights and not any(part.startswith(".") for part in name.parts):
-            yield name.as_posix()
-
-
-def _identity(source: Path) -> list:
-    """What tells whether the source is still the same: every weight file's name, size and time."""
-    files = sorted(source.rglob("*.safetensors"))
-    return [[str(path.relative_to(source)), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+def _check_out(out: Path, source: Path) -> None:
+    if out.resolve().is_relative_to(source.resolve()):
+        raise OutError(f"{out} lies in {source}, of which it would become a part; name a folder elsewhere")
+    if out.exists() and not out.is_dir():
+        raise OutError(f"{out} is a file; name a folder that is new or empty")
+    try:
+        try_place(out / PROGRESS)
+    except OSError as error:
+        raise OutError(f"{out} cannot be written ({error.strerror}); name another folder") from None
 
 
 def _done(out: Path, order: dict) -> dict[str, File]:
     """The finished files of an interrupted run of the same order; none of a folder that is empty or not there."""
-    if not out.exists() or not any(out.iterdir()):
+    there = {path.name for path in out.iterdir() if not is_temporary(path)} if out.exists() else set()
+    if not there:
         return {}
-    if (out / NAME).exists():
-        raise CheckpointError(f"{out} holds a quantized checkpoint already; remove it or name another folder")
+    if PROGRESS not in there:
+        if NAME in there:
+            raise OutError(f"{out} holds a quantized checkpoint already; remove it or name another folder")
+        raise OutError(f"{out} is not empty, and nothing in it says how to go on; name another folder")
     try:
         state = json.loads((out / PROGRESS).read_text(encoding="utf-8"))
-        files = {name: File(**file) for name, file in state["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CheckpointError(f"{out} is not empty, and nothing in it says how to go on; name another folder") from None
-    if state["order"] != order:
-        raise CheckpointError(
-            f"{out} holds part of another checkpoint ({state['order'].get('recipe')}, {state['order'].get('dtype')}) or"
-            " of a source that has changed; remove it or name another folder"
+        before, files = state["order"], {name: File(**file) for name, file in state["files"].items()}
+        recipe, dtype = before["recipe"], before["dtype"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise OutError(f"{out / PROGRESS} cannot be read: remove {out} or name another folder") from None
+    if before != order:
+        raise OutError(
+            f"{out} holds part of another checkpoint ({recipe}, {dtype}) or of a source that has changed; remove it or"
+            " name another folder"
         )
     return {name: file for name, file in files.items() if (out / name).is_file() and File.of(out / name) == file}
 
 
 def _check_room(
     out: Path,
-    shards: dict[str, list[_Tensor]],
+    shards: dict[str, list[Tensor]],
     others: list[str],
     source: Path,
     done: dict[str, File],
@@ -246,10 +190,10 @@ def _check_room(
     parent = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(parent).free
     if needed > free:
-        raise CheckpointError(f"{out} needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB left")
+        raise OutError(f"{out} needs {needed / 1e9:.2f} GB, its disk has {free / 1e9:.2f} GB left")
 
 
-def _write_shard(path: Path, tensors: list[_Tensor], dtype: torch.dtype) -> None:
+def _write_shard(path: Path, tensors: list[Tensor], dtype: torch.dtype) -> None:
     with quiet_imports():
         from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
 
@@ -263,15 +207,25 @@ def _write_shard(path: Path, tensors: list[_Tensor], dtype: torch.dtype) -> None
         value = value.to(tensor.dtype(dtype)) if value.is_floating_point() else value
         whole[tensor.name] = _quantized(value, tensor.scheme) if tensor.scheme else value.clone()
     flat, metadata = flatten_tensor_state_dict(whole)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        save_file({name: value.contiguous() for name, value in flat.items()}, partial, metadata=metadata)
-        partial.replace(path)
-    except SafetensorError as error:  # a full disk, among others
-        raise CheckpointError(f"{path} could not be written: {error}") from None
-    finally:
-        partial.unlink(missing_ok=True)
+    with complete_or_absent(path) as partial:
+        try:
+            save_file({name: value.contiguous() for name, value in flat.items()}, partial, metadata=metadata)
+        except SafetensorError as error:  # a full disk, among others
+            raise OSError(errno.EIO, str(error), str(path)) from None
+        _sort_metadata(partial)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the metadata in an order of chance: sorted, the same order makes the same file."""
+    with path.open("r+b") as file:
+        text = file.read(int.from_bytes(file.read(8), "little"))
+        header = json.loads(text)
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) != len(text.rstrip(b" ")):
+            raise OSError(errno.EIO, "its header is not as safetensors writes it", str(path))
+        file.seek(8)
+        file.write(ordered)
 
 
 def _quantized(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -283,10 +237,5 @@ def _quantized(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
 
 
 def _copy(source: Path, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with complete_or_absent(path) as partial:
         shutil.copyfile(source, partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
