@@ -154,6 +154,13 @@ def test_build_and_check(run, few, configuration, tmp_path):
     assert "moved: 6 problems; Triton would compile again" in result.stderr
     assert run("kernels", "check", "--out", "moved", "--relocate").exit_code == 0
 
+    manifest = cache.with_name("moved") / prebuilt.MANIFEST
+    manifest.write_text(manifest.read_text().replace('"folder": "', '"folder": "../outside/'))
+    (tmp_path / "here" / "outside").mkdir()
+    result = run("kernels", "check", "--out", "moved", "--relocate")
+    assert result.exit_code == 1 and "must be the name of a folder or file in the cache" in result.stderr
+    assert not list((tmp_path / "here" / "outside").iterdir())
+
 
 def test_build_takes_the_checkpoints_own_autoencoder(run, configuration, monkeypatch):
     built = []

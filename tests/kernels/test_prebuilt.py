@@ -301,6 +301,48 @@ def test_a_manifest_that_is_none(tmp_path, content, message):
         prebuilt.read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"folder": "../outside"}, r"'\.\./outside' must be the name of a folder or file in the cache"),
+        ({"folder": ".."}, r"'\.\.' must be the name"),
+        ({"folder": "/outside"}, "'/outside' must be the name"),
+        ({"files": {"../outside": "0"}}, r"'\.\./outside' must be the name"),
+        ({"files": {"a.cubin": 0}}, "0 must be text"),
+        ({"kernel": []}, r"\[\] must be text"),
+    ],
+)
+def test_a_manifest_that_leads_out_of_the_cache_is_refused(cache, changes, message):
+    content = json.loads((cache / prebuilt.MANIFEST).read_text())
+    content["entries"][0] |= changes
+    (cache / prebuilt.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(prebuilt.ManifestError, match=message):
+        prebuilt.read(cache)
+
+
+@pytest.mark.parametrize("changes", [{"versions": {}}, {"backends": {"sm_80": 1}}, {"backends": []}, {"triton": None}])
+def test_a_manifest_of_other_values_is_refused(cache, changes):
+    content = json.loads((cache / prebuilt.MANIFEST).read_text()) | changes
+    (cache / prebuilt.MANIFEST).write_text(json.dumps(content))
+    with pytest.raises(prebuilt.ManifestError, match="cannot be read"):
+        prebuilt.read(cache)
+
+
+def test_a_link_in_the_cache_is_not_followed(cache, entry, tmp_path_factory):
+    outside = tmp_path_factory.mktemp("outside") / "folder"
+    shutil.move(cache / entry.folder, outside)
+    (cache / entry.folder).symlink_to(outside)
+    assert prebuilt.relocate(cache, prebuilt.read(cache)) == {}
+    assert problems(cache) == ["gated_residual sm_80 ROWS 2, 8 warps: a link in the place of its folder"]
+
+
+def test_a_target_of_another_version_is_named(cache, entry):
+    manifest = dataclasses.replace(prebuilt.read(cache), backends={"sm_80": "0", "sm_777": "0"})
+    found = prebuilt.problems(cache, manifest, VERSION)
+    assert found[0].startswith("sm_80: built by another ptxas") and len(found) == 2
+    assert found[1].startswith("sm_777: unknown to this version; it knows sm_80, sm_86")
+
+
 def test_the_manifest_says_what_it_holds(cache):
     content = json.loads((cache / prebuilt.MANIFEST).read_text())
     assert content["versions"].keys() == {"torch", "triton", "cogvx_fast", "python"}

@@ -30,6 +30,7 @@ from . import Compiled
 
 MANIFEST = "cogvx-fast-kernels.json"
 SCHEMA = 1
+_VERSIONS = ("torch", "triton", "cogvx_fast", "python")
 _GROUP = "__grp__"  # what triton names the file that lists the others of a kernel, with whole paths
 
 
@@ -74,12 +75,8 @@ class Manifest:
     @classmethod
     def here(cls, version: str, targets: Iterable[str], models: list[dict[str, Any]], entries: list[Entry]) -> Manifest:
         """With what this process would look kernels up by; `version` is cogvx_fast's."""
-        versions = {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cogvx_fast": version,
-            "python": platform.python_version(),
-        }
+        known = (torch.__version__, triton.__version__, version, platform.python_version())
+        versions = dict(zip(_VERSIONS, known, strict=True))
         backends = {target: make_backend(gpu_target(TARGETS[target])).hash() for target in targets}
         key = hashlib.sha256(triton_key().encode()).hexdigest()
         return cls(versions, key, backends, dict(get_cache_invalidating_env_vars()), models, entries)
@@ -101,7 +98,7 @@ def read(cache: Path) -> Manifest:
     """The manifest of a cache folder.
 
     Raises:
-        ManifestError: if there is none or it is of another schema.
+        ManifestError: if there is none, it is of another schema, or its values are of another kind.
     """
     path = cache / MANIFEST
     try:
@@ -109,13 +106,28 @@ def read(cache: Path) -> Manifest:
         if content.pop("schema") != SCHEMA:
             raise ManifestError(f"{path} is of another schema than {SCHEMA}: build the cache again")
         entries = [Entry(**entry) for entry in content.pop("entries")]
-        return Manifest(**content, entries=entries)
+        manifest = Manifest(**content, entries=entries)
+        _check(manifest)
+        return manifest
     except FileNotFoundError:
         raise ManifestError(f"{path} is not there: no cache of `cogvx-fast kernels build`") from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         if isinstance(error, ManifestError):
             raise
         raise ManifestError(f"{path} cannot be read: {error}") from None
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise unless the values are of the kinds that `build` writes; names become paths, which stay in the cache."""
+    texts = [manifest.triton, *(manifest.versions[name] for name in _VERSIONS), *manifest.backends.values()]
+    for entry in manifest.entries:
+        texts += [entry.kernel, entry.target, entry.configuration, entry.source, *entry.files.values()]
+        for name in (entry.folder, *entry.files):
+            if not isinstance(name, str) or Path(name).name != name or name == "..":
+                raise ValueError(f"{name!r} must be the name of a folder or file in the cache")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} must be text")
 
 
 def entry(compiled: Compiled) -> Entry:
@@ -129,15 +141,17 @@ def entry(compiled: Compiled) -> Entry:
 
 def problems(cache: Path, manifest: Manifest, version: str) -> list[str]:
     """Why Triton, in this process, would not find what the manifest lists; empty if it would find all."""
-    now = Manifest.here(version, manifest.backends, [], [])
+    now = Manifest.here(version, [target for target in manifest.backends if target in TARGETS], [], [])
     found = []
     if manifest.triton != now.triton:
         both = (f"triton {m.versions['triton']} for Python {m.versions['python']}" for m in (manifest, now))
         found.append("built by {}, here is {}: every kernel will be compiled again".format(*both))
     found += [
         f"{target}: built by another ptxas or backend than there is here"
+        if target in now.backends
+        else f"{target}: unknown to this version; it knows {', '.join(TARGETS)}"
         for target, backend in manifest.backends.items()
-        if backend != now.backends[target]
+        if backend != now.backends.get(target)
     ]
     if manifest.environment != now.environment:
         found.append(f"built with the environment {manifest.environment}, it is {now.environment} now")
@@ -152,6 +166,8 @@ def problems(cache: Path, manifest: Manifest, version: str) -> list[str]:
 
 
 def _broken(folder: Path, files: Mapping[str, str]) -> str | None:
+    if folder.is_symlink():
+        return "a link in the place of its folder"
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         return f"missing: {', '.join(missing)}"
@@ -166,10 +182,15 @@ def _broken(folder: Path, files: Mapping[str, str]) -> str | None:
 
 
 def relocate(cache: Path, manifest: Manifest) -> dict[Path, str]:
-    """New contents for the lists of files of a cache that was moved: triton keeps whole paths in them."""
+    """New contents for the lists of files of a cache that was moved: triton keeps whole paths in them.
+
+    All of them lie in the cache: a folder that is a link, which may lead out of it, is left as it is.
+    """
     changed = {}
     for one in manifest.entries:
         folder = cache / one.folder
+        if folder.is_symlink():
+            continue
         for group in folder.glob(f"{_GROUP}*"):
             if _elsewhere(map(Path, _listed(group).values()), folder):
                 paths = {name: str(folder.resolve() / name) for name in one.files}
