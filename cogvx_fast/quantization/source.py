@@ -96,7 +96,7 @@ def other_files(source: Path) -> list[str]:
     index = _read_json(source / INDEX)
     found += [f"{part}/config.json" for part in QUANTIZED]
     for part in (part for part, what in index.items() if isinstance(what, list) and part not in QUANTIZED):
-        if Path(part).name != part:
+        if Path(part).name != part or part == "..":
             raise CheckpointError(f"{source / INDEX} has a component {part!r}; must be the name of a folder")
         found += [f"{part}/{name}" for name in _data_of(source / part)]
     for name in found:
