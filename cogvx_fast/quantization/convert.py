@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -80,7 +81,7 @@ def quantize_checkpoint(
         raise ValueError(f"recipe={recipe!r}: torchao makes rowwise fp8 of bfloat16 weights, not of {dtype}")
     text_encoder_scheme = None if scheme is None else scheme.value
     torchao = importlib.metadata.version("torchao")
-    order = {"recipe": recipe, "text_encoder": text_encoder_scheme, "dtype": dtype, "torchao": torchao}
+    order: dict[str, Any] = {"recipe": recipe, "text_encoder": text_encoder_scheme, "dtype": dtype, "torchao": torchao}
     shards = {
         f"{part}/{SHARD.format(number)}": tensors
         for part, all_tensors in parts.items()

@@ -17,6 +17,7 @@ from .recipes import RECIPES, TEXT_ENCODER_SCHEMES, Scheme
 
 NAME = "quantization.json"
 FORMAT = 1
+DTYPES = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,10 @@ def read_manifest(folder: Path) -> Manifest:
             raise CheckpointError(f"{path}: format {values.get('format')!r}; this version reads format {FORMAT}")
         files = {name: File(**file) for name, file in values.pop("files").items()}
         manifest = Manifest(files=files, **values)
+        _check(manifest)
     except CheckpointError:
         raise
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
     if manifest.recipe not in RECIPES or manifest.text_encoder not in (None, *TEXT_ENCODER_SCHEMES):
         named = manifest.recipe if manifest.recipe not in RECIPES else manifest.text_encoder
@@ -92,6 +94,18 @@ def read_manifest(folder: Path) -> Manifest:
             f" torchao=={manifest.torchao}, or quantize the full-precision checkpoint again"
         )
     return manifest
+
+
+def _check(manifest: Manifest) -> None:
+    """Raise unless the values are of the kinds that `quantize` writes; names become paths, which stay in the folder."""
+    for text in (manifest.recipe, manifest.text_encoder or "", manifest.torchao):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} must be text")
+    if manifest.dtype not in DTYPES:
+        raise ValueError(f"dtype {manifest.dtype!r} must be one of {', '.join(DTYPES)}")
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{name!r} must be a file in the folder")
 
 
 def check_small_files(folder: Path, manifest: Manifest) -> None:

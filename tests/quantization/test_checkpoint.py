@@ -141,6 +141,9 @@ def test_truncated_tampered_and_missing_files_are_named_before_use(copied, name)
         ("recipe", "int3", r"recipe 'int3' is unknown; this version has 'int8'"),
         ("format", 99, r"format 99; this version reads format 1"),
         ("files", None, r"quantization\.json cannot be read"),
+        ("files", {"../x": {"size": 1, "sha256": ""}}, r"cannot be read: '\.\./x' must be a file in the folder"),
+        ("recipe", [], r"cannot be read: \[\] must be text"),
+        ("dtype", "rand", r"cannot be read: dtype 'rand' must be one of float32, float16, bfloat16"),
     ],
 )
 def test_a_manifest_that_does_not_fit_says_what_would(copied, field, value, message):
