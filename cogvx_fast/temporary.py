@@ -13,7 +13,7 @@ import uuid
 from pathlib import Path
 
 _PROC = Path("/proc")
-_NAME = re.compile(r"\.cogvx-([0-9a-f]{8})-([0-9]{1,10})-([0-9]{1,20})-[0-9a-f]{8}\.partial")
+_NAME = re.compile(r"\.cogvx-[0-9a-f]{8}-[0-9]{1,10}-[0-9]{1,20}-[0-9a-f]{8}\.partial")
 
 
 def temporary_beside(path: Path) -> Path:
@@ -33,11 +33,14 @@ def sweep(folder: Path) -> None:
     Only what is this user's own, has our form of a name and was made where its process would be seen: another
     machine or container that writes into the folder may be at work.
     """
+    paths: list[Path] = []
     with contextlib.suppress(OSError):  # no such folder, or none that may be read: nothing to sweep in it
-        for path in list(folder.iterdir()):
-            match = _NAME.fullmatch(path.name)
-            if match is None or not _sees_processes() or match[1] != _where() or _start(int(match[2])) == match[3]:
-                continue
+        paths = [path for path in folder.iterdir() if is_temporary(path)]
+    for path in paths if _sees_processes() else ():
+        where, pid, start = path.name.split("-")[1:4]
+        if where != _where() or _start(int(pid)) == start:
+            continue
+        with contextlib.suppress(OSError):  # another swept it
             if path.lstat().st_uid == os.geteuid() and not path.is_symlink():
                 discard(path)
 
@@ -74,5 +77,5 @@ def _where() -> str:
     with contextlib.suppress(OSError):
         words.append(os.readlink(_PROC / "self" / "ns" / "pid"))
     with contextlib.suppress(OSError):
-        words.append(Path("/etc/machine-id").read_text(encoding="ascii"))
+        words.append(Path("/etc/machine-id").read_text(encoding="ascii", errors="replace"))
     return hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
