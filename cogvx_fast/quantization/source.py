@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ INDEX = "model_index.json"
 QUANTIZED = ("transformer", "text_encoder")
 _DATA = (".json", ".safetensors", ".model", ".txt")  # of a component; neither code nor pickles
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_PAPERS = ("README", "LICENSE", "LICENCE", "NOTICE")
+_PAPERS = re.compile(r"(README|LICEN[SC]E|NOTICE)[\w-]*(\.md|\.txt)?", re.IGNORECASE)
 _SCALES = 8  # bytes beside a quantized channel, at most: an fp32 scale, a zero point, padding
 
 
@@ -92,7 +93,7 @@ def other_files(source: Path) -> list[str]:
         CheckpointError: for a link that leads out of the checkpoint, and weights in pickles alone.
     """
     found = [INDEX]
-    found += [path.name for path in source.iterdir() if path.is_file() and path.name.upper().startswith(_PAPERS)]
+    found += [path.name for path in source.iterdir() if _PAPERS.fullmatch(path.name) and path.is_file()]
     index = _read_json(source / INDEX)
     found += [f"{part}/config.json" for part in QUANTIZED]
     for part in (part for part, what in index.items() if isinstance(what, list) and part not in QUANTIZED):

@@ -184,11 +184,12 @@ def test_links_within_the_model_and_to_downloads_are_followed(source, finished, 
 
 def test_data_of_the_components_is_copied_and_nothing_else(source, tmp_path):
     before = set(other_files(source))
-    for name in ("LICENSE", "README.md", "run.py", "notes.json", "vae/model.py", "vae/old.bin", "vae/.hidden.json"):
+    papers, code = ("LICENSE", "README.md"), ("README.py", "license.bin", "run.py", "vae/model.py", "vae/old.bin")
+    for name in (*papers, *code, "notes.json", "vae/.hidden.json"):
         (source / name).write_text("x")
     (source / "assets").mkdir()
     (source / "assets" / "clip.json").write_text("x")
-    assert set(other_files(source)) - before == {"LICENSE", "README.md"}
+    assert set(other_files(source)) - before == set(papers)
     quantize_checkpoint(source, tmp_path / "out", "int8")
     FastCogVideoXPipeline.from_pretrained(tmp_path / "out")
     assert not [name for name in contents(tmp_path / "out") if name.endswith((".py", ".bin"))]
