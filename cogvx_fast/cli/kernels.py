@@ -172,10 +172,13 @@ def check(
             manifest = prebuilt.read(cache)
         except prebuilt.ManifestError as error:
             raise OutputError(str(error)) from None
-        if relocate:
-            for path, content in prebuilt.relocate(cache, manifest).items():
-                _write(path, content.encode())
-        found = prebuilt.problems(cache, manifest, _version())
+        try:
+            if relocate:
+                for path, content in prebuilt.relocate(cache, manifest).items():
+                    _write(path, content.encode())
+            found = prebuilt.problems(cache, manifest, _version())
+        except OSError as error:
+            raise OutputError(f"{error.filename} cannot be read: {error.strerror}") from None
         if as_json:
             print(json.dumps({"cache": str(cache), "entries": len(manifest.entries), "problems": found}, indent=1))
         for problem in found:

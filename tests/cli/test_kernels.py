@@ -121,7 +121,7 @@ def forget():
         kernel.fn.device_caches.clear()
 
 
-def test_build_and_check(run, few, configuration, tmp_path):
+def test_build_and_check(run, few, configuration, tmp_path, monkeypatch):
     model = configuration(num_attention_heads=2, sample_frames=9)
     arguments = ("kernels", "build", "--checkpoint", model, "--out", "cache", "--jobs", 1)
     result = run(*arguments, "--arch", "sm_80", "--height", 64, "--width", 96)
@@ -153,6 +153,12 @@ def test_build_and_check(run, few, configuration, tmp_path):
     assert result.exit_code == 1 and len(json.loads(result.stdout)["problems"]) == 6
     assert "moved: 6 problems; Triton would compile again" in result.stderr
     assert run("kernels", "check", "--out", "moved", "--relocate").exit_code == 0
+
+    with monkeypatch.context() as patched:
+        broken = OSError(5, "Input/output error", "x.cubin")
+        patched.setattr(prebuilt, "_sha256", lambda path: (_ for _ in ()).throw(broken))
+        result = run("kernels", "check", "--out", "moved")
+    assert result.exit_code == 1 and "error: x.cubin cannot be read: Input/output error" in result.stderr
 
     manifest = cache.with_name("moved") / prebuilt.MANIFEST
     manifest.write_text(manifest.read_text().replace('"folder": "', '"folder": "../outside/'))

@@ -336,6 +336,14 @@ def test_a_link_in_the_cache_is_not_followed(cache, entry, tmp_path_factory):
     assert problems(cache) == ["gated_residual sm_80 ROWS 2, 8 warps: a link in the place of its folder"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"child_paths": []}', '{"child_paths": {"a": 1}}'])
+def test_a_broken_list_of_files_is_mended_like_a_moved_one(cache, entry, content):
+    (group,) = (cache / entry.folder).glob("__grp__*")
+    group.write_text(content)
+    assert "it was moved" in problems(cache)[0]
+    assert list(prebuilt.relocate(cache, prebuilt.read(cache))) == [group]
+
+
 def test_a_target_of_another_version_is_named(cache, entry):
     manifest = dataclasses.replace(prebuilt.read(cache), backends={"sm_80": "0", "sm_777": "0"})
     found = prebuilt.problems(cache, manifest, VERSION)

@@ -200,8 +200,9 @@ def relocate(cache: Path, manifest: Manifest) -> dict[Path, str]:
 
 def _listed(group: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(group.read_text(encoding="utf-8"))["child_paths"])
-    except (OSError, ValueError, TypeError, KeyError):
+        listed = json.loads(group.read_text(encoding="utf-8"))["child_paths"]
+        return {name: str(path) for name, path in listed.items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return {"": ""}  # as good as moved
 
 
