@@ -62,9 +62,12 @@ def refused(model: object) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        # The checkpoint is named already; a file in it is not.
-        reason = str(error).removeprefix(f"{model}: ").removeprefix(f"{model}/")
-        raise UsageError(ARGUMENT, repr(str(model)), reason) from None
+        raise UsageError(ARGUMENT, repr(str(model)), within(model, error)) from None
+
+
+def within(model: object, error: Exception) -> str:
+    """What an error says of a checkpoint that is named already; a file in it is not."""
+    return str(error).removeprefix(f"{model}: ").removeprefix(f"{model}/")
 
 
 @contextlib.contextmanager

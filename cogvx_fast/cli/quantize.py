@@ -32,6 +32,8 @@ def quantize(
     with exit_codes("files that were finished are kept; the same command goes on with the others"):
         from cogvx_fast.quantization import RECIPES, TEXT_ENCODER_SCHEMES
 
+        from .checkpoint import within
+
         for argument, value, allowed in (
             ("--recipe", recipe, tuple(RECIPES)),
             ("--text-encoder", text_encoder, ("auto", "native", *map(str, TEXT_ENCODER_SCHEMES))),
@@ -56,7 +58,7 @@ def quantize(
             except OutError as error:
                 raise UsageError("OUT", repr(str(out)), str(error)) from None
             except ValueError as error:
-                raise UsageError("MODEL", repr(str(model)), str(error)) from None
+                raise UsageError("MODEL", repr(str(model)), within(model, error)) from None
             except OSError as error:
                 raise OutputError(f"{out} could not be written: {error.filename}: {error.strerror}") from error
         size = sum(file.size for file in manifest.files.values())

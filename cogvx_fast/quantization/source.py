@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from transformers import T5Config
 
+from ..checkpoint.check import check_stored_tokenizer
+from ..checkpoint.opening import opened
 from .manifest import CheckpointError, is_quantized_checkpoint
 from .recipes import Scheme
 
@@ -46,15 +49,20 @@ class Tensor:
 
 
 def check_source(source: Path) -> None:
-    """Raise a `CheckpointError` unless `source` is the folder of a CogVideoX that is not quantized yet."""
+    """Raise a `CheckpointError` unless `source` is the folder of a whole CogVideoX that is not quantized yet."""
     if is_quantized_checkpoint(source):
         raise CheckpointError(f"{source} is quantized already; start from the full-precision checkpoint")
-    for name in (INDEX, *(f"{part}/config.json" for part in QUANTIZED)):
-        if not (source / name).is_file():
-            raise CheckpointError(f"{source} has no {name}; must be a CogVideoX checkpoint in diffusers format")
+    found = opened(source) if source.is_dir() else None
+    if found is None:
+        raise CheckpointError("is no folder; must be a CogVideoX checkpoint in diffusers format", source)
     for part in QUANTIZED:
-        if _read_json(source / part / "config.json").get("quantization_config"):
+        if part not in found.configs:
+            raise CheckpointError(f"has no {part}, which is what is quantized", source)
+        if found.configs[part].get("quantization_config"):
             raise CheckpointError(f"{source / part} is quantized already; start from the full-precision checkpoint")
+    found.check_files()
+    if (source / "tokenizer").is_dir():
+        check_stored_tokenizer(source, T5Config(**found.configs["text_encoder"]))
 
 
 def tensors_of(folder: Path, scheme_of: Callable[[str], Scheme | None]) -> list[Tensor]:

@@ -149,12 +149,12 @@ def test_links_out_of_the_model_are_refused(source, tmp_path, place):
     if path.is_dir():
         path.rename(private)
     else:
-        private.write_text("private")
+        private.write_bytes(path.read_bytes() if path.exists() else b"private")
         path.unlink(missing_ok=True)
     path.symlink_to(private)
     result = quantize(source, tmp_path / "out")
     words = " ".join(result.stderr.split())
-    assert result.exit_code == 2 and f"leads out of {source}, to {private}" in words and str(path) in words
+    assert result.exit_code == 2 and f"leads out of {source}, to {private}" in words and place in words
     assert not (tmp_path / "out").exists()
 
 
@@ -198,7 +198,7 @@ def test_data_of_the_components_is_copied_and_nothing_else(source, tmp_path):
 def test_weights_in_pickles_alone_are_refused(source, tmp_path):
     weights = next((source / "vae").glob("*.safetensors"))
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(CheckpointError, match=r"\.bin is a pickle, which is not copied: .*vae must have safetensors"):
+    with pytest.raises(CheckpointError, match=r"vae: has weights in .*\.bin only; must be safetensors: .* any code"):
         quantize_checkpoint(source, tmp_path / "out", "int8")
     assert not (tmp_path / "out").exists()
 
@@ -226,4 +226,4 @@ def test_out_that_cannot_be_is_refused(made, tmp_path, name, message):
 def test_broken_json_of_the_model_is_named(source, tmp_path, name, broken):
     (source / name).write_text(broken)
     result = quantize(source, tmp_path / "out")
-    assert result.exit_code == 2 and f"{source / name} cannot be read: " in " ".join(result.stderr.split())
+    assert result.exit_code == 2 and f"its {name} cannot be read (" in " ".join(result.stderr.split())
