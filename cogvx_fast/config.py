@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import enum
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, QuantizedAttention, check_possible
@@ -135,19 +137,21 @@ class EngineConfig:
             object.__setattr__(self, "tier", BALANCED)
         if self.tier is None and self.memory_limit is None:
             object.__setattr__(self, "tier", "exact")
+        if self.tier is not None and not isinstance(self.tier, str):
+            raise ValueError(f"EngineConfig.tier={shown(self.tier)} must be a string or None; strings: {_names()}")
         if self.tier in PLANNED_TIERS:
             raise ValueError(f"engine tier {self.tier!r} is planned but not in this version; available: {_names()}")
         if self.tier not in (None, *TIERS):
-            raise ValueError(f"engine tier {self.tier!r} is unknown; available: {_names()}")
+            raise ValueError(f"engine tier {shown(self.tier)} is unknown; available: {_names()}")
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"EngineConfig.{field.name}={value!r} must be True or False")
-        if self.fast_vae not in (None, True, False):
-            raise ValueError(f"EngineConfig.fast_vae={self.fast_vae!r} must be None, True or False")
+                raise ValueError(f"EngineConfig.{field.name}={shown(value)} must be True or False")
+        if not isinstance(self.fast_vae, bool | None):
+            raise ValueError(f"EngineConfig.fast_vae={shown(self.fast_vae)} must be None, True or False")
         if not isinstance(self.quantized_attention, QuantizedAttention | None):
             raise ValueError(
-                f"EngineConfig.quantized_attention={self.quantized_attention!r} must be None or a"
+                f"EngineConfig.quantized_attention={shown(self.quantized_attention)} must be None or a"
                 " cogvx_fast.quantization.QuantizedAttention"
             )
         self._check_recipe()
@@ -164,9 +168,11 @@ class EngineConfig:
 
     def _check_recipe(self) -> None:
         schemes = ("auto", "native", *map(str, TEXT_ENCODER_SCHEMES))
-        if self.text_encoder not in schemes:
-            allowed = ", ".join(map(repr, schemes))
-            raise ValueError(f"EngineConfig.text_encoder={self.text_encoder!r} is unknown; allowed: {allowed}")
+        recipes = (BALANCED, NATIVE, *RECIPES)
+        if not _is_one_of(self.text_encoder, schemes):
+            raise _unknown("text_encoder", self.text_encoder, schemes)
+        if self.recipe is not None and not _is_one_of(self.recipe, recipes):
+            raise _unknown("recipe", self.recipe, recipes)
         if self.tier == "exact":
             for name, default in (("recipe", None), ("text_encoder", "auto"), ("quantized_attention", None)):
                 value = getattr(self, name)
@@ -180,9 +186,6 @@ class EngineConfig:
             return
         if self.recipe is None:
             object.__setattr__(self, "recipe", BALANCED)
-        if self.recipe not in (BALANCED, NATIVE, *RECIPES):
-            allowed = ", ".join(map(repr, (BALANCED, NATIVE, *RECIPES)))
-            raise ValueError(f"EngineConfig.recipe={self.recipe!r} is unknown; allowed: {allowed}")
 
     def check_machine(self) -> None:
         """Raise a ValueError if no device of this machine can run this; called before anything is loaded."""
@@ -190,12 +193,10 @@ class EngineConfig:
             check_possible(self.recipe)
 
     def _enforce(self, name: str, kind: type[enum.StrEnum]) -> None:
-        value = getattr(self, name)
-        try:
-            object.__setattr__(self, name, kind(value))
-        except ValueError:
-            allowed = ", ".join(repr(member.value) for member in kind)
-            raise ValueError(f"EngineConfig.{name}={value!r} is unknown; allowed: {allowed}") from None
+        value, allowed = getattr(self, name), [member.value for member in kind]
+        if not _is_one_of(value, allowed):
+            raise _unknown(name, value, allowed)
+        object.__setattr__(self, name, kind(value))
 
     @classmethod
     def from_name(cls, engine: str | EngineConfig) -> EngineConfig:
@@ -208,25 +209,46 @@ class EngineConfig:
         if isinstance(engine, cls):
             return engine
         if not isinstance(engine, str):
-            raise TypeError(f"engine={engine!r} must be a string or an EngineConfig; strings: {_names()}")
+            raise TypeError(f"engine={shown(engine)} must be a string or an EngineConfig; strings: {_names()}")
         return cls(tier=engine)
 
 
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+# Digits enough for any memory; longer numbers are no sizes, and slow to read.
+_NUMBER = r"\d{1,20}(?:\.\d{1,20})?"
+_SIZE = re.compile(rf"\s*(?:(?P<bytes>\d{{1,20}})|(?P<number>{_NUMBER})\s*(?P<unit>{'|'.join(_UNITS)}))\s*")
+_MOST_BYTES = 2**63 - 1  # that torch counts
 
 
 def _bytes(name: str, value: int | str) -> int:
-    """A size such as 4294967296, "4GiB" or "1.5 GB" in bytes."""
+    """A size such as 4294967296, "4294967296", "4GiB" or "1.5 GB" in bytes."""
     size = value
     if isinstance(value, str):
-        match = re.fullmatch(rf"\s*(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})\s*", value)
-        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
-    if not isinstance(size, int) or isinstance(size, bool) or size <= 0:
+        match = _SIZE.fullmatch(value)
+        size = 0 if match is None else int(match["bytes"] or Fraction(match["number"]) * _UNITS[match["unit"]])
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _MOST_BYTES:
         raise ValueError(
-            f"EngineConfig.{name}={value!r} must be a number of bytes or a string such as '4GiB'; units:"
-            f" {', '.join(_UNITS)}"
+            f"EngineConfig.{name}={shown(value)} must be a number of bytes or a string such as '4GiB', above 0 and"
+            f" below 8192 PiB; units: {', '.join(_UNITS)}"
         )
     return size
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: in one line, and of a long one the start."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # an integer of more digits than Python writes
+        text = f"a number of {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
+def _is_one_of(value: object, names: Iterable[str]) -> bool:
+    return isinstance(value, str) and value in names
+
+
+def _unknown(name: str, value: object, names: Iterable[str]) -> ValueError:
+    return ValueError(f"EngineConfig.{name}={shown(value)} is unknown; allowed: {', '.join(map(repr, names))}")
 
 
 def _names() -> str:

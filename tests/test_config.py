@@ -1,6 +1,8 @@
 import dataclasses
 
+import numpy as np
 import pytest
+import torch
 
 from cogvx_fast import EngineConfig
 from cogvx_fast.quantization import QuantizedAttention
@@ -41,7 +43,25 @@ def test_a_memory_limit_leaves_precision_open_until_it_has_chosen():
     assert EngineConfig(recipe="native").tier == "balanced"
 
 
-@pytest.mark.parametrize("limit", [0, -1, True, 1.5, "8", "8 apples", "0GiB"])
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(EngineConfig)])
+def test_a_field_of_a_wrong_type_is_named_in_one_line(name):
+    numbers = 0, 1.5, 10**5000, np.zeros((40, 40)), torch.zeros(9, 9)
+    message = rf"(EngineConfig\.{name}=|engine tier ).* (must be|allowed:|available:) .+"
+    for value in ([], {}, object(), b"exact", "\udcff" * 1000, *numbers):
+        with pytest.raises(ValueError, match=message) as caught:
+            EngineConfig(**{name: value})
+        assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_number_of_bytes_may_be_a_string():
+    assert EngineConfig(memory_limit="54241830").memory_limit == 54241830
+    assert EngineConfig(vae_memory=" 54241830 ").vae_memory == 54241830
+    assert EngineConfig(memory_limit="1.5KiB").memory_limit == 1536
+
+
+@pytest.mark.parametrize(
+    "limit", [0, -1, True, 1.5, "1.5", "8 apples", "0GiB", "", "9" * 400 + "GiB", "9" * 20 + "GB", 2**63]
+)
 def test_a_memory_limit_is_a_size(limit):
     with pytest.raises(ValueError, match=r"EngineConfig.memory_limit=.* must be a number of bytes or a string"):
         EngineConfig(memory_limit=limit)
