@@ -116,3 +116,8 @@ class Variant:
 def latent_frames(num_frames: int) -> int:
     """Latent frames of a video."""
     return (num_frames - 1) // FRAMES_PER_LATENT + 1
+
+
+def decoded_frames(latents: int) -> int:
+    """Frames that the autoencoder makes of so many latent frames: 4 of each, of the first of an odd number one."""
+    return FRAMES_PER_LATENT * latents - (FRAMES_PER_LATENT - 1) * (latents % 2)

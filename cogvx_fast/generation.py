@@ -19,8 +19,8 @@ from diffusers import DiffusionPipeline
 
 from . import devices, lowering, threads
 from .checkpoint.kinds import why_not
-from .config import CompileMode, EngineConfig
-from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
+from .config import CompileMode, EngineConfig, shown
+from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
 from .hooks import moves_weights, unwrapped
 from .memory import Models, Request
 from .plan import EnginePlan, Offload
@@ -111,7 +111,7 @@ class GenerationMixin(_Behind):
             return super().encode_prompt(*args, **kwargs)
 
     def _fast_decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        _check_latents(latents)
+        _check_latents(latents, unwrapped(self.vae))
         with self._decoding(latents), self._stage("decode"):
             frames = super().decode_latents(latents)
         check_frames(frames)
@@ -122,8 +122,9 @@ class GenerationMixin(_Behind):
 
         Args:
             latents: `(batch, time, channels, height, width)`, as a pipeline with `output_type="latent"` returns them.
-            num_frames: of the video. CogVideoX 1.5 denoises frames of padding in front, which a pipeline leaves on
-                latents that it returns: those beyond `num_frames` are dropped. None: all are decoded.
+            num_frames: of the video, 8N + 1 or 8N, as the autoencoder makes no others. CogVideoX 1.5 denoises frames of
+                padding in front, which a pipeline leaves on latents that it returns: those beyond `num_frames` are
+                dropped. None: all are decoded.
 
         Returns:
             An iterator over pixels `(batch, 3, frames, 8 * height, 8 * width)`, without gradients: 9 frames or fewer,
@@ -132,17 +133,14 @@ class GenerationMixin(_Behind):
             `EngineConfig(fast_vae=False)`.
 
         Raises:
-            ValueError: at the call, for latents that do not fit, and for NaN or infinite ones; from the iterator, for
-                pixels that became so.
+            TypeError, ValueError: at the call, for latents that do not fit, for NaN or infinite ones, and for a number
+                of frames that they do not hold; from the iterator, for pixels that became NaN or infinite.
         """
-        _check_latents(latents)
-        if num_frames is not None:
-            needed = latent_frames(num_frames) if num_frames > 0 else 0
-            if not 1 <= needed <= latents.shape[1]:
-                most = (latents.shape[1] - 1) * self.vae_scale_factor_temporal + 1
-                raise ValueError(f"num_frames={num_frames} must lie in 1..{most}, what these latents hold")
-            latents = latents[:, latents.shape[1] - needed :]
         vae = unwrapped(self.vae)
+        _check_latents(latents, vae)
+        if num_frames is not None:
+            _check_num_frames(num_frames, latents.shape[1])
+            latents = latents[:, latents.shape[1] - latent_frames(num_frames) :]
         if not isinstance(vae, FastAutoencoderKLCogVideoX):
             return self._decoded_at_once(latents)
         with self._decoding(latents, streams=True):
@@ -293,8 +291,34 @@ def _pieces(pieces: Iterator[torch.Tensor], most: int | None) -> Iterator[torch.
         yield frames
 
 
-def _check_latents(latents: torch.Tensor) -> None:
+def _check_latents(latents: torch.Tensor, vae: Any) -> None:
+    if vae is None:
+        raise ValueError("this pipeline has no autoencoder to decode latents with: its vae is None")
+    if not isinstance(latents, torch.Tensor):
+        raise TypeError(f"latents={shown(latents)} must be a tensor, got {type(latents).__name__}")
+    shape, channels = tuple(latents.shape), vae.config.latent_channels
     if latents.ndim != 5:
-        raise ValueError(
-            f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {tuple(latents.shape)}"
-        )
+        raise ValueError(f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {shape}")
+    if shape[2] != channels:
+        hint = ""
+        if shape[1] == channels:
+            hint = "; they look like (batch, channels, time, height, width): permute(0, 2, 1, 3, 4) turns them"
+        raise ValueError(f"latents must have {channels} channels in axis 2, got {shape[2]} in shape {shape}{hint}")
+    if 0 in shape:
+        raise ValueError(f"latents must have no empty axis, got shape {shape}")
+
+
+def _check_num_frames(num_frames: int, held: int) -> None:
+    """Raise unless the autoencoder makes `num_frames` of the last of `held` latent frames."""
+    if not isinstance(num_frames, int) or isinstance(num_frames, bool):
+        raise TypeError(f"num_frames={shown(num_frames)} must be a whole number or None")
+    most = decoded_frames(held)
+    if 1 <= num_frames <= most and num_frames == decoded_frames(latent_frames(num_frames)):
+        return
+    possible = list(map(decoded_frames, range(1, held + 1)))
+    below, above = (list(filter(side, possible)) for side in (num_frames.__gt__, num_frames.__lt__))
+    nearest = [*below[-1:], *above[:1]]
+    raise ValueError(
+        f"num_frames={shown(num_frames)} must be 8N + 1 or 8N, at most {most}, which is what these latents hold;"
+        f" nearest: {' or '.join(map(str, nearest))}"
+    )

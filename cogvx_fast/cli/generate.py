@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from rich.text import Text
 
+from cogvx_fast.family import decoded_frames, latent_frames
+
 from .console import OutputError, exit_codes, messages, results, say
 
 if TYPE_CHECKING:
@@ -339,7 +341,9 @@ def _frames(
     """The frames as they are decoded; `tick` is called for each."""
     from PIL import Image
 
-    chunks = _in_memory(job, lambda: pipe.decode_stream(latents, job.num_frames))
+    # A checkpoint's own number need not be one that its autoencoder makes.
+    num_frames = decoded_frames(latent_frames(job.num_frames))
+    chunks = _in_memory(job, lambda: pipe.decode_stream(latents, num_frames))
     while True:
         pixels = stages.timed("decode", lambda: _in_memory(job, lambda: next(chunks, None)))
         if pixels is None:

@@ -69,6 +69,40 @@ def test_pipelines_name_their_own_layout():
             call(randn(3, 16, 4, 4))
         with pytest.raises(ValueError, match="latents must be finite"):
             call(randn(1, 3, 16, 4, 4) / 0)
+        with pytest.raises(TypeError, match=r"latents=\[1, 2\] must be a tensor, got list"):
+            call([1, 2])
+        with pytest.raises(
+            ValueError, match=r"latents must have 16 channels in axis 2, got 3 .*permute\(0, 2, 1, 3, 4\)"
+        ):
+            call(randn(1, 16, 3, 4, 4))
+        with pytest.raises(
+            ValueError, match=r"latents must have 16 channels in axis 2, got 8 in shape \(1, 3, 8, 4, 4\)$"
+        ):
+            call(randn(1, 3, 8, 4, 4))
+        with pytest.raises(ValueError, match=r"latents must have no empty axis, got shape \(1, 0, 16, 4, 4\)"):
+            call(randn(1, 0, 16, 4, 4))
+    fast.vae = None
+    for call in (fast.decode_latents, fast.decode_stream):
+        with pytest.raises(ValueError, match="no autoencoder to decode latents with"):
+            call(randn(1, 3, 16, 4, 4))
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_stream_makes_as_many_frames_as_asked_for_or_says_which_it_can(ours):
+    fast = accelerate(toy.pipeline(), EngineConfig(fast_vae=ours))
+    latents = randn(1, 5, 16, 4, 4)
+    possible = [1, 8, 9, 16, 17]
+    for number in possible:
+        assert sum(chunk.shape[2] for chunk in fast.decode_stream(latents, number)) == number
+    for number in {*range(-1, 20), 10**400, 10**5000} - set(possible):
+        with pytest.raises(ValueError, match=r"num_frames=.* must be 8N \+ 1 or 8N, at most 17, .*; nearest: \d+"):
+            fast.decode_stream(latents, number)
+    for number, nearest in {0: "1", 5: "1 or 8", 10: "9 or 16", 18: "17"}.items():
+        with pytest.raises(ValueError, match=rf"num_frames={number} .*; nearest: {nearest}$"):
+            fast.decode_stream(latents, number)
+    for number in (True, 9.0, "9", [9]):
+        with pytest.raises(TypeError, match=r"num_frames=.* must be a whole number or None"):
+            fast.decode_stream(latents, number)
 
 
 def test_a_pipeline_streams_what_it_decodes():
@@ -96,5 +130,5 @@ def test_a_stream_leaves_out_the_padding_of_1_5():
     frames = torch.cat(list(fast.decode_stream(latents, num_frames)), dim=2)
     frames = fast.video_processor.postprocess_video(frames, output_type="pt")
     assert torch.equal(frames, expected)
-    with pytest.raises(ValueError, match=r"num_frames=99 must lie in 1\.\.13, what these latents hold"):
+    with pytest.raises(ValueError, match=r"num_frames=99 must be .*, at most 16, which is what these latents hold"):
         fast.decode_stream(latents, 99)
