@@ -34,3 +34,11 @@ def indexed(device: int | str | torch.device) -> torch.device:
 def is_gpu(device: torch.device | str | None) -> bool:
     """Whether `device` is a GPU that torch can use here."""
     return device is not None and torch.device(device).type == "cuda" and torch.cuda.is_available()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory has run out, which of a CPU's or an Apple GPU's no class of torch does."""
+    words = "can't allocate memory", "not enough memory", "MPS backend out of memory"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -41,6 +41,7 @@ def check_output(path: str | Path, fps: int | None = None) -> None:
             the folder cannot be written or made, this installation lacks the encoder, or the rate does not fit.
     """
     path = Path(path)
+    check_name(path)
     suffix = path.suffix.lower()
     if suffix not in _WRITERS:
         raise ValueError(
@@ -54,6 +55,12 @@ def check_output(path: str | Path, fps: int | None = None) -> None:
     if suffix == ".webp" and not features.check("webp"):
         raise ValueError(f"{str(path)!r}: this build of Pillow cannot write WebP; use .mp4, .gif or a folder")
     _check_place(path, is_folder=not suffix)
+
+
+def check_name(path: str | Path) -> None:
+    """Raise a ValueError for a path that ends in no name: an empty one, `.`, `..` and `/`."""
+    if Path(path).name in ("", ".."):
+        raise ValueError(f"{str(path)!r}: ends in no name; name a file, or a new folder for PNG frames")
 
 
 def max_fps(path: str | Path) -> int:

@@ -192,6 +192,12 @@ def test_rates_out_of_range_are_refused(name, fps, tmp_path):
         video.check_output(tmp_path / name, fps)
 
 
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "new/.."])
+def test_a_path_without_a_name_is_refused(name):
+    with pytest.raises(ValueError, match="ends in no name; name a file, or a new folder"):
+        video.check_output(name)
+
+
 def test_places_that_cannot_be_written_are_refused(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.mp4").mkdir()

@@ -53,13 +53,17 @@ def read(path: str | Path) -> list[Row]:
     """The rows of a file, or of all `*.jsonl` in a folder, in the order in which they were made.
 
     Raises:
-        RowError: for a line that is no valid row; names the file and the line.
+        RowError: for a file that is no text, and a line that is no valid row; names the file and the line.
         OSError: if the file cannot be read.
     """
     path = Path(path)
     rows = []
     for file in sorted(path.glob("*.jsonl")) if path.is_dir() else [path]:
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError:
+            raise RowError(f"{file} is not text in UTF-8") from None
+        for number, line in enumerate(lines, start=1):
             try:
                 row = Row.from_json(line)
                 series_of(row)

@@ -129,7 +129,7 @@ class Row:
         """
         try:
             values = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:  # also for numbers too long to read, and lists in lists in lists
             raise RowError(f"no JSON: {error}") from None
         if not isinstance(values, dict):
             raise RowError(f"a row is a JSON object, not {line[:40]!r}")
@@ -152,7 +152,7 @@ def _check_schema(schema: object) -> None:
 def _upgraded(values: dict[str, Any]) -> dict[str, Any]:
     """A row of this schema or an older one as one of this."""
     schema = values.get("schema")
-    if schema not in _NEW_SINCE:
+    if not isinstance(schema, int) or schema not in _NEW_SINCE:
         _check_schema(schema)
         return values
     for older, fields in _NEW_SINCE.items():
@@ -174,8 +174,22 @@ def _check_types(instance: Row | Provenance) -> None:
         value, hint = getattr(instance, one.name), hints[one.name]
         if not isinstance(value, _classes(hint)) or (isinstance(value, bool) and hint is int):
             raise RowError(f"{one.name}={value!r} must be {getattr(hint, '__name__', hint)}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise RowError(f"{one.name}={value!r} must be finite")
+        _check_content(one.name, value)
+
+
+def _check_content(name: str, value: object) -> None:
+    """Raise a RowError for numbers and texts that no table and no file can hold, however deep they lie in `value`."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RowError(f"{name}={value!r} must be finite")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise RowError(f"{name}={value!r} must be below 2**63")
+    if isinstance(value, str) and (value.encode(errors="replace").decode() != value or "\0" in value):
+        raise RowError(f"{name}={value!r} must be text without NUL and halves of characters")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for one in value:
+            _check_content(name, one)
 
 
 def _classes(hint: Any) -> tuple[type, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -9,7 +11,7 @@ import typer
 from cogvx_fast import __version__
 
 from . import bench, doctor, generate, kernels, quantize
-from .console import results, say
+from .console import exit_codes, results, say
 
 app = typer.Typer(
     name="cogvx-fast",
@@ -26,7 +28,8 @@ app.add_typer(kernels.app, name="kernels")
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        say(results, f"cogvx-fast {__version__}")
+        with exit_codes():
+            say(results, f"cogvx-fast {__version__}")
         raise typer.Exit
 
 
@@ -41,4 +44,7 @@ def _options(
 
 def main() -> None:
     """Run the command with the arguments of the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that a terminal does not know, or of a file's name that is no UTF-8, is no reason to fail.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app()

@@ -32,25 +32,23 @@ app = typer.Typer(help="Measure the engine beside diffusers.", no_args_is_help=T
 def list_all() -> None:
     """Show the workloads and the contenders."""
     with exit_codes():
-        _list_all()
+        from rich.table import Table
 
+        from cogvx_fast.bench.comparison import Comparison
+        from cogvx_fast.bench.workloads import WORKLOADS
 
-def _list_all() -> None:
-    from rich.table import Table
-
-    from cogvx_fast.bench.comparison import Comparison
-    from cogvx_fast.bench.workloads import WORKLOADS
-
-    table = Table("workload", "what", "stages", "dtypes", title="Workloads", title_justify="left")
-    for workload in WORKLOADS.values():
-        needs = f" (needs CUDA: {workload.needs_cuda})" if workload.needs_cuda else ""
-        table.add_row(workload.name, workload.summary + needs, ", ".join(workload.stages), ", ".join(workload.dtypes))
-    results.print(table)
-    table = Table("contender", "what", "stages", title="Contenders", title_justify="left")
-    for name, contender in _choices(Comparison).items():
-        where = f" (on {' and '.join(contender.devices)} only)" if contender.devices else ""
-        table.add_row(name, contender.what + where, ", ".join(contender.stages))
-    results.print(table)
+        table = Table("workload", "what", "stages", "dtypes", title="Workloads", title_justify="left")
+        for workload in WORKLOADS.values():
+            needs = f" (needs CUDA: {workload.needs_cuda})" if workload.needs_cuda else ""
+            table.add_row(
+                workload.name, workload.summary + needs, ", ".join(workload.stages), ", ".join(workload.dtypes)
+            )
+        results.print(table)
+        table = Table("contender", "what", "stages", title="Contenders", title_justify="left")
+        for name, contender in _choices(Comparison).items():
+            where = f" (on {' and '.join(contender.devices)} only)" if contender.devices else ""
+            table.add_row(name, contender.what + where, ", ".join(contender.stages))
+        results.print(table)
 
 
 @app.command("run")
@@ -135,7 +133,11 @@ def report(
 
         rows = _read_rows(folder)
         try:
+            tables = made.report(rows, _link(plots, page))
             section = made.readme_section(rows, _link(plots, readme), _link(page, readme))
+        except (TypeError, LookupError, ArithmeticError, ValueError) as error:  # shapes or extras that are not theirs
+            raise UsageError("--results", repr(str(folder)), f"has a row that no table shows: {error}") from error
+        try:
             text, new = made.rewritten(readme, section)  # refused before anything is written
         except (ValueError, OSError) as error:
             raise UsageError("--readme", repr(str(readme)), getattr(error, "strerror", None) or str(error)) from None
@@ -146,7 +148,7 @@ def report(
             return
         try:
             pictures = _write_plots(rows, plots)
-            write_whole(page, made.report(rows, _link(plots, page)).encode())
+            write_whole(page, tables.encode())
             if text != new:
                 write_whole(readme, new.encode())
         except OSError as error:

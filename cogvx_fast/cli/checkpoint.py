@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,10 @@ def read_checkpoint(model: str) -> Checkpoint:
     Raises:
         UsageError: if there is none, or it is not a CogVideoX in diffusers format.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    # Unlike those of a Path, these take names that are too long, or of a user that there is not, for what is not there.
+    name = os.path.expanduser(model)
+    folder = Path(name)
+    if os.path.isdir(name):
         with refused(folder):
             checkpoint, _ = describe(str(folder), folder_reader(folder), stored_dtype(folder))
             check_vocabulary(folder)
@@ -36,7 +39,7 @@ def read_checkpoint(model: str) -> Checkpoint:
                 manifest = read_manifest(folder)
                 return dataclasses.replace(checkpoint, recipe=manifest.recipe, dtype=manifest.dtype)
             return checkpoint
-    if folder.exists():
+    if os.path.exists(name):
         raise UsageError(ARGUMENT, repr(model), "is a file; must be the folder of a checkpoint in diffusers format")
     if not _HUB_ID.fullmatch(model):
         raise UsageError(
@@ -48,8 +51,8 @@ def read_checkpoint(model: str) -> Checkpoint:
 
 def read_config(model: str, name: str) -> dict[str, Any]:
     """A JSON file of a checkpoint that `read_checkpoint` has taken, such as "vae/config.json"."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    if os.path.isdir(model):
+        folder = Path(model)
         with refused(folder):
             return folder_reader(folder)(name)
     with _asking_the_hub(model), refused(model):

@@ -6,14 +6,12 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from .interruption import raised_signals
-
-results = Console()
-messages = Console(stderr=True)
 
 
 class UsageError(Exception):
@@ -30,6 +28,20 @@ class UsageError(Exception):
 
 class OutputError(Exception):
     """A result that could not be made or written, though all looked fine at the start."""
+
+
+class _Results(Console):
+    """Says so when nothing can be written there, as on a full disk; a reader that has gone ends the command quietly."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            raise OutputError(f"standard output could not be written: {error.strerror}") from error
+
+
+results = _Results()
+messages = Console(stderr=True)
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from cogvx_fast import machine
 
-from .console import UsageError, exit_codes
+from .console import UsageError, exit_codes, results, say
 from .generate import Precision
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "torchao")
@@ -88,7 +88,7 @@ def doctor(
         if memory is not None:
             report["memory"] = memory
         if as_json:
-            print(json.dumps(report, indent=2))
+            say(results, json.dumps(report, indent=2))
         else:
             _show(report)
 
@@ -223,8 +223,6 @@ def _show(report: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from .console import results
-
     versions = Table("package", "version", title="Versions", title_justify="left")
     for name, version in report["versions"].items():
         versions.add_row(name, version or "not installed")
@@ -267,8 +265,6 @@ def _show(report: dict[str, Any]) -> None:
 
 def _show_memory(memory: dict[str, Any]) -> None:
     from rich.table import Table
-
-    from .console import results
 
     size = f"{memory['num_frames']} frames of {memory['width']}x{memory['height']}"
     title = f"Memory of the autoencoder's layers, predicted: {size}, {memory['dtype']}, {memory['device']}"

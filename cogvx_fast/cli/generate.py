@@ -165,6 +165,7 @@ def generate(
 
         # What can be refused for less comes first: values, then the checkpoint's JSON files, then what needs torch.
         prompts = validate.read_prompts(prompt, prompt_file)
+        negative = None if negative is None else validate.as_text("--negative", negative)
         outputs = validate.output_paths(output, len(prompts))
         validate.check_places(outputs, sheet, fps)
         checkpoint = read_checkpoint(validate.model_or_demo(model))
@@ -204,12 +205,14 @@ def generate(
 def run(job: Job) -> None:
     """Load the model, make every video of `job` and say what was made."""
     stages = Stages()
-    pipe = stages.timed("load", lambda: _load(job))
+    pipe = stages.timed("load", lambda: _in_memory(job, lambda: _load(job)))
     videos = _make_videos(job, pipe, stages)
     if (sheet := job.sheet) is not None:
         from cogvx_fast.video import contact_sheet
 
-        stages.timed("write", lambda: _written(sheet, lambda: contact_sheet(videos, job.prompts, sheet)))
+        stages.timed(
+            "write", lambda: _in_memory(job, lambda: _written(sheet, lambda: contact_sheet(videos, job.prompts, sheet)))
+        )
         say(results, f"wrote {sheet}: a contact sheet, {_size_on_disk(sheet)}")
     threads = next((line for line in pipe.engine_report().lines if line.name == "threads" and not line.applied), None)
     if threads is not None:
@@ -272,7 +275,8 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
                 frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
                 before = stages.seconds["decode"]
                 start = time.perf_counter()
-                _written(path, functools.partial(write_video, frames, path, job.fps))
+                write = functools.partial(write_video, frames, path, job.fps)
+                _in_memory(job, functools.partial(_written, path, write))
                 decoding = stages.seconds["decode"] - before
                 stages.seconds["write"] += time.perf_counter() - start - decoding
                 progress.update(task, description=f"{label}done")
@@ -355,14 +359,17 @@ def _frames(
 
 
 def _in_memory(job: Job, work: Callable[[], T]) -> T:
-    import torch
+    from cogvx_fast.devices import is_out_of_memory
 
     try:
         return work()
-    except torch.OutOfMemoryError as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         size = f"{job.num_frames} frames of {job.width}x{job.height}"
+        reason = " ".join(str(error).split())
         raise OutputError(
-            f"{job.device} ran out of memory at {size}; lower --frames, --height or --width ({error})"
+            f"{job.device} ran out of memory at {size}; lower --frames, --height or --width ({reason})"
         ) from error
 
 

@@ -135,13 +135,15 @@ def quiet_libraries() -> Iterator[None]:
 @contextlib.contextmanager
 def _loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Whatever a library dies of while it reads files is wrong with the files, or with what may be had."""
-    import torch
+    from cogvx_fast.devices import is_out_of_memory
 
     try:
         with refused(checkpoint.source):
             yield
-    except (UsageError, torch.OutOfMemoryError, MemoryError):
+    except UsageError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise UsageError(MODEL, repr(checkpoint.source), f"cannot be loaded ({reason})") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cogvx_fast.family import Variant
-from cogvx_fast.video import check_output, check_sheet, max_fps
+from cogvx_fast.video import check_name, check_output, check_sheet, max_fps
 
 from .checkpoint import ARGUMENT as MODEL
 from .checkpoint import Checkpoint
@@ -20,28 +20,47 @@ def read_prompts(prompt: str | None, prompt_file: Path | None) -> list[str]:
     """The prompts to make videos of: `prompt`, or the lines of `prompt_file` that are not blank.
 
     Raises:
-        UsageError: unless exactly one of both is given and it holds a prompt.
+        UsageError: unless exactly one of both is given and it holds a prompt, in UTF-8.
     """
     if prompt is not None and prompt_file is not None:
         raise UsageError("--prompt-file", repr(str(prompt_file)), "give either PROMPT or --prompt-file, not both")
     if prompt_file is None:
         if prompt is None:
             raise UsageError("PROMPT", None, "is missing; give a text or --prompt-file")
-        if not prompt.strip():
+        prompt = as_text("PROMPT", prompt)
+        if not _says_something(prompt):
             raise UsageError("PROMPT", repr(prompt), "is empty; must say what the video shows")
         return [prompt]
     try:
-        lines = prompt_file.read_text(encoding="utf-8").splitlines()
+        # Some editors begin a file with a byte-order mark, which is none of the first prompt.
+        lines = prompt_file.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UsageError(
             "--prompt-file", repr(str(prompt_file)), f"cannot be read ({error.strerror}); must be a text file"
         ) from None
     except UnicodeDecodeError:
         raise UsageError("--prompt-file", repr(str(prompt_file)), "is not text in UTF-8") from None
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = [line.strip() for line in lines if _says_something(line)]
     if not prompts:
         raise UsageError("--prompt-file", repr(str(prompt_file)), "is empty; must have one prompt a line")
     return prompts
+
+
+def as_text(argument: str, value: str) -> str:
+    """What the command line says in UTF-8, whatever the locale's encoding is.
+
+    Raises:
+        UsageError: for bytes that are no UTF-8, which tokenizers do not read.
+    """
+    try:
+        return value.encode("utf-8", "surrogateescape").decode("utf-8")
+    except UnicodeError:
+        raise UsageError(argument, repr(value), "is not text in UTF-8") from None
+
+
+def _says_something(text: str) -> bool:
+    """Whether there is more in it than spaces and what nobody sees."""
+    return any(character.isprintable() and not character.isspace() for character in text)
 
 
 def check_numbers(
@@ -63,7 +82,15 @@ def check_numbers(
 
 
 def output_paths(output: Path, num_prompts: int) -> list[Path]:
-    """`output` itself for one prompt, else `out-1.mp4`, `out-2.mp4`, … with as many digits as the last number has."""
+    """`output` itself for one prompt, else `out-1.mp4`, `out-2.mp4`, … with as many digits as the last number has.
+
+    Raises:
+        UsageError: if `output` has no name to write to, or to number.
+    """
+    try:
+        check_name(output)
+    except ValueError as error:
+        raise UsageError("--output", None, str(error)) from None
     if num_prompts == 1:
         return [output]
     digits = len(str(num_prompts))

@@ -51,6 +51,23 @@ def test_a_row_that_is_none_of_its_series_is_neither_written_nor_read(tmp_path, 
         read(file)
 
 
+def test_a_file_that_is_no_text_is_named(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes(bytes(range(256)))
+    with pytest.raises(RowError, match=r"rows\.jsonl is not text in UTF-8"):
+        read(file)
+    for line in ("[" * 100_000, '{"n": ' + "9" * 5000 + "}", '{"schema": []}', '{"schema": {}}'):
+        file.write_text(line)
+        with pytest.raises(RowError, match=r"rows\.jsonl:1: (no JSON|schema=)"):
+            read(file)
+
+
+@pytest.mark.parametrize("value", ["\ud800", "a\0b", 10**309, float("inf"), ["\ud800"], {"\ud800": 1}])
+def test_what_no_table_can_hold_is_refused(value):
+    with pytest.raises(RowError, match=r"extras=.* must be"):
+        row(extras={"a": value})
+
+
 def test_the_latest_run_of_each_workload_and_dtype():
     old = row(run="a", time="2026-01-01T00:00:00+00:00")
     new = [row(name, run="b", time="2026-01-02T00:00:00+00:00") for name in ("diffusers", "ours")]

@@ -216,3 +216,27 @@ def test_report_errors(run, place):
     assert result.exit_code == 2 and "--readme 'README.md'" in result.stderr and BEGIN in result.stderr
     assert not any(name.startswith("docs") for name in result.files)
     assert "No such file" in run("bench", "report", "--readme", "OTHER.md").stderr
+
+
+def test_files_that_hold_no_rows_are_one_message(run, place):
+    rows = place / "benchmarks" / "results" / "a.jsonl"
+    for content, words in {
+        bytes(range(256)): "a.jsonl is not text in UTF-8",
+        b"[" * 100_000: "a.jsonl:1: no JSON",
+        b'{"n": ' + b"9" * 5000 + b"}": "a.jsonl:1: no JSON",
+    }.items():
+        rows.write_bytes(content)
+        report = run("bench", "report")
+        added = run("bench", "run", "dit-2b", "--out", "benchmarks/results/a.jsonl", "--device", "cpu")
+        for result in (report, added):
+            assert result.exit_code == 2 and words in result.stderr and result.stderr.count("error:") == 1
+            assert not any(name.startswith("docs") for name in result.files)
+
+
+def test_a_row_that_no_table_shows_is_one_message(run, place):
+    rows = place / "benchmarks" / "results" / "a.jsonl"
+    rows.unlink()
+    append(rows, row(shapes={}))
+    result = run("bench", "report")
+    assert result.exit_code == 2 and "--results 'benchmarks/results': has a row that no table shows" in result.stderr
+    assert not any(name.startswith("docs") for name in result.files)

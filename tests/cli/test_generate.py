@@ -188,6 +188,9 @@ def test_a_prompt_that_fits_is_not_warned_of(run, checkpoint):
         (["a cat", "--seed", -1], ["--seed -1", "0 to"]),
         (["a cat", "-o", "out.avi"], ["--output", "'out.avi'", ".mp4, .gif and .webp"]),
         (["a cat", "-o", "/proc/none/out.mp4"], ["--output", "'/proc/none/out.mp4'", "cannot be written"]),
+        (["a cat", "-o", ""], ["--output: '.'", "ends in no name"]),
+        (["a cat", "--negative", "\udcff"], ["--negative '\\udcff'", "not text in UTF-8"]),
+        (["a cat", "--memory-limit", "9" * 400 + "GiB"], ["--memory-limit", "must be a number of bytes"]),
         (["a cat", "--sheet", "sheet.jpg"], ["--sheet", "'sheet.jpg'", ".png"]),
         ([""], ["PROMPT ''", "is empty"]),
         ([], ["PROMPT", "is missing", "--prompt-file"]),
@@ -380,3 +383,48 @@ def test_a_device_without_enough_memory_is_one_message(run, checkpoint, monkeypa
     assert result.exit_code == 1 and result.files == []
     assert "out of memory at 9 frames of 32x32" in result.stderr and "--height" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 TB")])
+@pytest.mark.parametrize("where", ["from_pretrained", "__call__", "decode_stream"])
+def test_a_cpu_without_enough_memory_is_one_message(where, error, run, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(FastCogVideoXPipeline, where, fail)
+    result = run("generate", PROMPT, "-o", "a.mp4", "--model", checkpoint, "--steps", 1)
+    assert result.exit_code == 1 and result.files == []
+    assert "error: cpu ran out of memory at 9 frames of 32x32" in result.stderr and "--height" in result.stderr
+
+
+def test_a_checkpoint_that_a_library_stumbles_over_is_one_message(run, checkpoint, monkeypatch):
+    def fail(*_, **__):
+        raise UnboundLocalError("act_fn")
+
+    monkeypatch.setattr(FastCogVideoXPipeline, "from_pretrained", fail)
+    result = run("generate", PROMPT, "--model", checkpoint)
+    assert_usage_error(result, f"--model {str(checkpoint)!r}", "cannot be loaded (act_fn)")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_terminal_without_the_letters_sees_their_numbers(encoding, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    order = ["generate", "ein Kätzchen …", "-o", "Kätz\udce9.gif", "--model", str(checkpoint), "--steps", "1"]
+    monkeypatch.setattr(sys, "argv", ["cogvx-fast", *order])
+    with open("said", "w", encoding=encoding) as stdout, pytest.raises(SystemExit) as ended:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        cogvx_fast.cli.main()
+    assert ended.value.code == 0
+    assert Path("Kätz\udce9.gif").is_file()
+    letter, dots = {"ascii": ("\\xe4", "\\u2026"), "latin-1": ("ä", "\\u2026"), "utf-8": ("ä", "…")}[encoding]
+    said = Path("said").read_text(encoding=encoding)
+    assert f"wrote K{letter}tz\\udce9.gif" in said and f"'ein K{letter}tzchen {dots}'" in said
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["doctor", "--json"]])
+def test_a_full_disk_behind_standard_output_is_one_message(arguments):
+    code = [sys.executable, "-c", "from cogvx_fast.cli import main; main()"]
+    with open("/dev/full", "w") as stdout:
+        result = subprocess.run([*code, *arguments], cwd=ROOT, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 1
+    assert result.stderr == "error: standard output could not be written: No space left on device\n"

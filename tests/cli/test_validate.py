@@ -139,6 +139,33 @@ def test_prompts_come_from_one_place(tmp_path):
         validate.read_prompts(None, tmp_path / "none.txt")
 
 
+def test_a_byte_order_mark_is_none_of_the_first_prompt(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbfa cat\r\na dog\r\n")
+    assert validate.read_prompts(None, path) == ["a cat", "a dog"]
+    for nothing in (b"\xef\xbb\xbf", b"\xef\xbb\xbf\n \n", "\u200b\n\ufeff\n\0\n".encode()):
+        path.write_bytes(nothing)
+        with pytest.raises(UsageError, match=r"--prompt-file .*prompts\.txt.* is empty"):
+            validate.read_prompts(None, path)
+    with pytest.raises(UsageError, match=r"PROMPT '\\ufeff': is empty"):
+        validate.read_prompts("\ufeff", None)
+
+
+def test_a_prompt_is_read_as_utf_8_whatever_the_locale():
+    as_in_ascii = "ein Kätzchen".encode().decode("ascii", "surrogateescape")
+    assert validate.read_prompts(as_in_ascii, None) == ["ein Kätzchen"]
+    for broken in ("a cat\udcff", "a cat\ud800"):
+        with pytest.raises(UsageError, match=r"PROMPT 'a cat\\ud\w+': is not text in UTF-8"):
+            validate.read_prompts(broken, None)
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "..", "new/.."])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_output_without_a_name_is_refused(output, number):
+    with pytest.raises(UsageError, match=r"--output: '.*': ends in no name; name a file, or a new folder"):
+        validate.output_paths(Path(output), number)
+
+
 def test_several_prompts_get_numbered_names():
     assert validate.output_paths(Path("a/out.mp4"), 1) == [Path("a/out.mp4")]
     assert validate.output_paths(Path("a/out.mp4"), 2) == [Path("a/out-1.mp4"), Path("a/out-2.mp4")]
@@ -224,6 +251,42 @@ def test_what_is_no_cogvideox_is_refused(configuration, tmp_path):
     for missing in ("none", "./none/here", "/none/here", "a/b/c"):
         with pytest.raises(UsageError, match=f"--model '{missing}': no such folder"):
             read_checkpoint(missing)
+
+
+@pytest.mark.parametrize("value", ["x", [], {}, 0, -1, 10**309, 1.5, True])
+def test_configurations_of_another_kind_are_named(value, configuration):
+    for key in ("num_layers", "patch_size", "patch_size_t", "sample_frames", "use_rotary_positional_embeddings"):
+        if key.startswith("use") and value is True:
+            continue
+        with pytest.raises(UsageError, match=rf"--model .*: its transformer/config.json has {key}=.*; must be .*"):
+            read_checkpoint(str(configuration(**{key: value})))
+    with pytest.raises(UsageError, match=r"scheduler_config.json has num_train_timesteps=.*; must be a whole number"):
+        read_checkpoint(str(configuration(scheduler={"num_train_timesteps": value})))
+
+
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"a":' + b"1" * 5000 + b"}", b"\xff", b"[]"])
+def test_a_configuration_that_cannot_be_read_is_named(content, configuration):
+    folder = configuration()
+    (folder / "transformer" / "config.json").write_bytes(content)
+    with pytest.raises(UsageError, match=r"--model .*: its transformer/config.json cannot be read \("):
+        read_checkpoint(str(folder))
+
+
+@pytest.mark.parametrize(
+    "header", [b"", b"[]", b"{}", b'{"a": 1}', b'{"a": {}}', b'{"a": {"dtype": []}}', b"[" * 100_000]
+)
+def test_a_broken_header_says_nothing_of_the_dtype(header, configuration):
+    folder = configuration()
+    (folder / "transformer" / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    assert read_checkpoint(str(folder)).stored_dtype is None
+    (folder / "transformer" / "a.safetensors").mkdir()
+    assert read_checkpoint(str(folder)).stored_dtype is None
+
+
+@pytest.mark.parametrize("model", ["x" * 256, "x" * 5000, "~nouser", "~nouser/model", "a\0b", "\udcff"])
+def test_names_that_no_file_can_have_are_no_checkpoint(model):
+    with pytest.raises(UsageError, match=r"--model '.*': no such folder; must be a checkpoint"):
+        read_checkpoint(model)
 
 
 def test_hub_ids_are_asked_of_the_hub(configuration, monkeypatch):
