@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from . import machine
+
 
 def current(device: torch.device | str | None) -> AbstractContextManager[object]:
     """Within the block, and in this thread, `device` is torch's current GPU; one of another kind changes nothing.
@@ -29,6 +31,13 @@ def indexed(device: int | str | torch.device) -> torch.device:
     """The device with its number, as tensors have it: "cuda" alone means the current GPU."""
     named = torch.device(device)
     return torch.device("cuda", torch.cuda.current_device()) if str(named) == "cuda" else named
+
+
+def free_memory(device: torch.device | str) -> int | None:
+    """Bytes that a process can still take of the memory of `device`; None: unknown."""
+    if is_gpu(device):
+        return torch.cuda.mem_get_info(device)[0]
+    return machine.free_memory() if torch.device(device).type == "cpu" else None
 
 
 def is_gpu(device: torch.device | str | None) -> bool:

@@ -7,6 +7,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,9 +52,7 @@ def cpu() -> dict[str, Any]:
 
     cpuinfo = _read("/proc/cpuinfo")
     models = [line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")]
-    memory = {
-        line.split(":")[0]: int(line.split()[1]) * 1024 for line in _read("/proc/meminfo").splitlines() if " kB" in line
-    }
+    memory = _meminfo()
     return {
         "name": models[0] if models else platform.machine(),
         "features": cpu_features(cpuinfo),
@@ -63,6 +62,19 @@ def cpu() -> dict[str, Any]:
         "memory": memory.get("MemTotal"),
         "memory_available": memory.get("MemAvailable"),
     }
+
+
+def free_memory() -> int | None:
+    """Bytes of memory and swap that a process can still take, also within a container's limit; None: unknown."""
+    memory = _meminfo()
+    if "MemAvailable" not in memory:
+        return None
+    free = memory["MemAvailable"] + memory.get("SwapFree", 0)
+    limit, used = (_read(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
+    if limit.isdecimal() and used.isdecimal():  # "max" where there is none
+        cached = re.search(r"^inactive_file (\d+)$", _read("/sys/fs/cgroup/memory.stat"), re.MULTILINE)
+        free = min(free, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+    return max(free, 0)
 
 
 def cpu_bf16_units() -> str | None:
@@ -130,6 +142,11 @@ def _trim() -> Callable[[int], int]:
         return ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library; Windows has no library without a name
         return lambda pad: 0
+
+
+def _meminfo() -> dict[str, int]:
+    lines = [line for line in _read("/proc/meminfo").splitlines() if " kB" in line]
+    return {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
 
 
 def _read(path: str) -> str:

@@ -68,6 +68,11 @@ def max_fps(path: str | Path) -> int:
     return 50 if Path(path).suffix.lower() in _ANIMATIONS else 120
 
 
+def holds_all_frames(path: str | Path) -> bool:
+    """Whether the writer of this suffix needs all frames before it writes the first."""
+    return Path(path).suffix.lower() in _ANIMATIONS
+
+
 def check_sheet(path: str | Path) -> None:
     """Raise unless `contact_sheet(..., path)` can be expected to write there.
 

@@ -22,6 +22,21 @@ def test_old_gpus_are_not_promised_new_precisions():
     assert machine.gpu_features((8, 6)) == ["fp16", "int8", "bf16"]
 
 
+def test_free_memory_counts_swap_and_a_container_s_limit(monkeypatch):
+    files = {"/proc/meminfo": "MemTotal: 900 kB\nMemAvailable:  100 kB\nSwapFree: 20 kB\n"}
+    monkeypatch.setattr(machine, "_read", lambda path: files.get(path, ""))
+    assert machine.free_memory() == 120 * 1024
+    group = "/sys/fs/cgroup/memory"
+    files |= {f"{group}.max": "max\n", f"{group}.current": "5000\n", f"{group}.stat": "anon 1\ninactive_file 1000\n"}
+    assert machine.free_memory() == 120 * 1024
+    files[f"{group}.max"] = "9000\n"
+    assert machine.free_memory() == 5000
+    files[f"{group}.max"] = "3000\n"
+    assert machine.free_memory() == 0
+    files["/proc/meminfo"] = ""
+    assert machine.free_memory() is None
+
+
 def resident():
     return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from cogvx_fast import machine
+from cogvx_fast.quiet import quiet_imports
 
 from .console import UsageError, exit_codes, results, say
 from .generate import Precision
@@ -106,7 +107,7 @@ def _plan_memory(
 ) -> dict[str, Any]:
     from . import loading, validate
     from .checkpoint import Checkpoint, read_checkpoint
-    from .prediction import model_memory, request_of, vae_memory
+    from .prediction import model_memory, request_of, room_error, vae_memory
 
     if recipe is not None and model is None:
         raise UsageError("--recipe", repr(recipe), "needs --model, whose layers it names")
@@ -118,10 +119,24 @@ def _plan_memory(
     num_frames = validate.num_frames(frames, planned.variant)
     chosen = loading.choose_device(device)
     chosen_dtype = loading.choose_dtype(dtype, chosen, planned)
+    with quiet_imports():
+        from cogvx_fast import EngineConfig
+        from cogvx_fast.memory import Request
+        from cogvx_fast.vae.chunks import BEYOND_MEMORY
+
+    try:
+        config = EngineConfig(recipe=recipe, vae_memory=budget, memory_limit=limit)
+    except ValueError:  # said by name below
+        config = EngineConfig()
+    decoding = Request.of_decoding(num_frames, *pixels)
+    request = decoding if found is None else request_of(found, *pixels, num_frames)
+    too_much = room_error(found, request, chosen_dtype, chosen, config)
+    if too_much is not None and too_much.needed >= BEYOND_MEMORY:
+        raise validate.too_large(frames, height, width, planned, too_much)
     memory = vae_memory(found, *pixels, num_frames, chosen_dtype, chosen, budget)
     if found is not None:
-        request = request_of(found, *pixels, num_frames)
         memory["models"] = model_memory(found, request, chosen_dtype, chosen, recipe, budget, limit)
+    memory["problem"] = None if too_much is None else str(too_much)
     return memory
 
 
@@ -283,6 +298,8 @@ def _show_memory(memory: dict[str, Any]) -> None:
         results.print(table)
         if "choice" in models:
             results.print(f"With a limit of {models['choice']}", markup=False, highlight=False)
+    if memory["problem"] is not None:
+        say(results, f"This is more than there is: {memory['problem']}")
 
 
 def _gib(size: int | None) -> str:

@@ -159,9 +159,11 @@ def generate(
     All prompts are made with the same seed, so that a video does not depend on its place in the prompt file.
     """
     with exit_codes("videos that were finished are kept, nothing partial is left"):
+        from cogvx_fast.video import holds_all_frames
+
         from . import loading, validate
         from .checkpoint import read_checkpoint
-        from .prediction import fitted, request_of
+        from .prediction import fitted, request_of, room_error
 
         # What can be refused for less comes first: values, then the checkpoint's JSON files, then what needs torch.
         prompts = validate.read_prompts(prompt, prompt_file)
@@ -176,9 +178,14 @@ def generate(
         config = loading.choose_engine(engine, memory_limit, checkpoint)
         chosen_device = loading.choose_device(device)
         chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
+        size = request_of(checkpoint, *pixels, num_frames)
+        request = dataclasses.replace(size, steps=steps, guided=guidance > 1, streams=True)
+        keeps = len(prompts) if sheet is not None else int(holds_all_frames(outputs[0]))
+        kept = 3 * zoom**2 * keeps if chosen_device == "cpu" else 0
+        too_much = room_error(checkpoint, request, chosen_dtype, chosen_device, config, kept)
+        if too_much is not None:
+            raise validate.too_large(frames, height, width, checkpoint, too_much)
         if config.memory_limit is not None:
-            size = request_of(checkpoint, *pixels, num_frames)
-            request = dataclasses.replace(size, steps=steps, guided=guidance > 1, streams=True)
             config = fitted(checkpoint, request, chosen_dtype, chosen_device, config)
         job = Job(
             prompts=prompts,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cogvx_fast.family import PIXELS_PER_LATENT, latent_frames
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
     import torch
 
     from cogvx_fast import EngineConfig
-    from cogvx_fast.memory import Models, Request
+    from cogvx_fast.memory import Models, Request, RoomError
     from cogvx_fast.memory.choice import PlanOf
+    from cogvx_fast.plan import EnginePlan
 
 
 def vae_memory(
@@ -165,6 +168,79 @@ def fitted(checkpoint: Checkpoint, request: Request, dtype: str, device: str, co
     if plan.tier == "exact":
         return dataclasses.replace(config, tier=plan.tier)
     return dataclasses.replace(config, tier=plan.tier, recipe=plan.recipe.name, text_encoder=str(plan.text_encoder))
+
+
+def room_error(
+    checkpoint: Checkpoint | None,
+    request: Request,
+    dtype: str,
+    device: str,
+    config: EngineConfig,
+    kept_per_frame: int = 0,
+) -> RoomError | None:
+    """What is wrong with `request` where it needs more than is free on `device`; None where it fits or nobody knows.
+
+    Args:
+        checkpoint: None for the autoencoder that the whole family has, of which `request` should be a decoding.
+        config: with a memory limit, the plan that it allows counts.
+        kept_per_frame: as `memory.check_room` has it.
+    """
+    with quiet_imports():
+        import torch
+
+        from cogvx_fast import devices
+        from cogvx_fast.memory import Predictor, RoomError, check_room, fit, options
+        from cogvx_fast.quantization.recipes import Target
+        from cogvx_fast.vae.chunks import BEYOND_MEMORY
+
+    place, precision = torch.device(device), getattr(torch, dtype)
+    free = devices.free_memory(place)
+    if free is None:
+        return None
+    models, config = _loaded_models(checkpoint, config)
+    target, plan_of = Target.of(place), _planner(config, models, place, precision)
+    try:
+        plan = plan_of(next(options(config, target, precision, models.recipe, models.text_scheme)))
+    except ValueError:  # an engine that cannot run here: loading says so
+        return None
+
+    def error_of(plan: EnginePlan) -> RoomError | None:
+        try:
+            check_room(free, plan, Predictor(models, request), kept_per_frame)
+        except RoomError as error:
+            return error
+        return None
+
+    error = error_of(plan)
+    if config.memory_limit is None or error is None or error.needed >= BEYOND_MEMORY:
+        return error
+    try:
+        return error_of(fit(config, models, request, target, precision, plan_of))
+    except ValueError:  # a limit that is too small, which is said by name
+        return None
+
+
+def _loaded_models(checkpoint: Checkpoint | None, config: EngineConfig) -> tuple[Models, EngineConfig]:
+    """The models as loading them would give them, and the configuration that goes with them."""
+    from cogvx_fast.memory import Models
+    from cogvx_fast.quantization.manifest import (
+        CheckpointError,
+        is_quantized_checkpoint,
+        read_manifest,
+        text_encoder_scheme,
+    )
+    from cogvx_fast.quantization.recipes import BALANCED, RECIPES, TextScheme
+
+    if checkpoint is None:
+        return Models(None, None, Models.from_configs({}, None, {}).vae), config
+    models = _models(checkpoint)
+    if is_quantized_checkpoint(checkpoint.source):
+        with contextlib.suppress(CheckpointError):  # loading says so
+            manifest = read_manifest(Path(checkpoint.source))
+            scheme: TextScheme = text_encoder_scheme(manifest) or "native"
+            models = dataclasses.replace(models, recipe=RECIPES[manifest.recipe], text_scheme=scheme)
+            config = dataclasses.replace(config, tier=BALANCED, recipe=manifest.recipe, text_encoder=str(scheme))
+    return models, config
 
 
 def _planner(config: EngineConfig, models: Models, device: torch.device, dtype: torch.dtype) -> PlanOf:

@@ -169,6 +169,20 @@ def _check_side(argument: str, value: int, multiple: int, limit: int | None) -> 
         raise UsageError(argument, value, f"must be a multiple of {multiple}; nearest: {near}")
 
 
+def too_large(
+    frames: int | None, height: int | None, width: int | None, checkpoint: Checkpoint, why: Exception
+) -> UsageError:
+    """The error of a size that memory does not hold: of the number that is most beyond the checkpoint's own."""
+    variant = checkpoint.variant
+    own = {"--frames": variant.sample_frames, **dict(zip(("--height", "--width"), variant.default_size, strict=True))}
+    given = {"--frames": frames, "--height": height, "--width": width}
+    times = {name: value // own[name] for name, value in given.items() if value is not None}
+    if not times:
+        return UsageError(MODEL, repr(checkpoint.source), str(why))
+    name = max(times, key=times.__getitem__)
+    return UsageError(name, given[name], str(why))
+
+
 def num_frames(frames: int | None, variant: Variant) -> int:
     """How many frames to make: what was asked for, else the checkpoint's own number, which is always allowed.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from ..vae.slicing import BudgetError
 from .demand import Demand, Predictor
 from .options import Option, offload_of, options, same_precision
 from .request import Request
+from .room import most
 from .weights import Models
 
 # Everything else of a generation decided, where these are.
@@ -147,17 +147,18 @@ def choose(
             _first_that_fits(limit, [option], plan_of, predictor)
             other = option
             break
-    counts = range(1, request.num_frames, predictor.models.variant.frame_period)
+    period = predictor.models.variant.frame_period
 
-    def is_too_long(number: int) -> bool:
+    def fits(periods: int) -> bool:
+        fewer = request.of_frames((periods - 1) * period + 1)
         try:
-            _first_that_fits(limit, left, plan_of, replace(predictor, request=request.of_frames(number)))
+            _first_that_fits(limit, left, plan_of, replace(predictor, request=fewer))
         except LimitError:
-            return True
-        return False
+            return False
+        return True
 
-    fitting = bisect.bisect_left(counts, True, key=is_too_long)
-    raise refusal.with_advice(counts[fitting - 1] if fitting else 0, other)
+    periods = most((request.num_frames + period - 2) // period, fits)
+    raise refusal.with_advice((periods - 1) * period + 1 if periods else 0, other)
 
 
 def _first_that_fits(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..plan import EnginePlan, Offload, VaePlan
-from ..vae.chunks import chunk_spans, size_in_words
+from ..vae.chunks import Spans, size_in_words
 from ..vae.slicing import plan_decode, plan_encode
 from .request import Request
 from .step import StepMemory, Tokens, step_memory
@@ -62,8 +62,14 @@ class Demand:
     @property
     def stages(self) -> dict[str, int]:
         """What each stage takes, weights included."""
-        own = {"text": self.encoding_text, "encode": self.encode, "step": self.step.total, "decode": self.decode}
+        own = self.activations
         return {stage: held + own[stage] for stage, held in self.held.items()}
+
+    @property
+    def activations(self) -> dict[str, int]:
+        """What each stage takes beside the weights."""
+        own = {"text": self.encoding_text, "encode": self.encode, "step": self.step.total, "decode": self.decode}
+        return {stage: own[stage] for stage in self.held}
 
     @property
     def peak(self) -> int:
@@ -118,12 +124,16 @@ class Predictor:
             transformer=transformer_bytes(models, plan.recipe, dtype),
             vae=vae_bytes(models, dtype),
             encoding_text=text_encoding_bytes(models, text_tokens, dtype, plan.text_encoder),
-            step=step_memory(models.variant, self._tokens(plan), plan, mapped=plan.device.type == "cpu"),
+            step=self.step(plan),
             encode=encode,
             decode=decode,
             offloads=plan.offload is Offload.MODELS,
             denoises=self.request.steps > 0,
         )
+
+    def step(self, plan: EnginePlan) -> StepMemory:
+        """What a step takes beside the weights."""
+        return step_memory(self.models.variant, self._tokens(plan), plan, mapped=plan.device.type == "cpu")
 
     def _tokens(self, plan: EnginePlan) -> Tokens:
         request, variant = self.request, self.models.variant
@@ -153,9 +163,9 @@ class Predictor:
             encode = 0
             if request.encodes:
                 pixels = (1, vae.config.in_channels, request.encodes, request.height, request.width)
-                encode = plan_encode(vae, pixels, chunk_spans(pixels[2], vae.num_sample_frames_batch_size), plan).peak
+                encode = plan_encode(vae, pixels, Spans(pixels[2], vae.num_sample_frames_batch_size), plan).peak
             latents = (request.videos, vae.config.latent_channels, *request.latents)
-            spans = chunk_spans(latents[2], vae.num_latent_frames_batch_size)
+            spans = Spans(latents[2], vae.num_latent_frames_batch_size)
             decode = plan_decode(vae, latents, spans, plan, keeps_output=not request.streams).peak
             self._frames[plan] = encode, decode
         return self._frames[plan]

@@ -21,22 +21,53 @@ from torch import nn
 from .. import devices
 from ..plan import VaePlan
 
+BEYOND_MEMORY = 2**60  # bytes that no machine has
 
-def chunk_spans(length: int, size: int) -> list[tuple[int, int]]:
+
+@dataclass(frozen=True)
+class Spans:
     """First and last (exclusive) frames of each chunk as diffusers has them: the first takes the remainder.
 
     GroupNorm's statistics are those of a chunk: other chunks would be another video.
+
+    Attributes:
+        length: frames of the video.
+        size: of a chunk.
     """
-    remainder = length % size
-    number = max(length // size, 1)
-    return [(size * i + (remainder if i else 0), min(size * (i + 1) + remainder, length)) for i in range(number)]
+
+    length: int
+    size: int
+
+    @property
+    def number(self) -> int:
+        """How many chunks there are."""
+        return max(self.length // self.size, 1)
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        remainder = self.length % self.size
+        first = self.size * index + (remainder if index else 0)
+        return first, min(self.size * (index + 1) + remainder, self.length)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return map(self.__getitem__, range(self.number))
+
+    def alike(self) -> Iterator[tuple[tuple[int, int], int]]:
+        """Spans, and how many chunks each stands for: the first, the second for all in between, and the last two."""
+        number = self.number
+        if number <= 4:
+            yield from ((span, 1) for span in self)
+            return
+        yield self[0], 1
+        yield self[1], number - 3
+        yield self[number - 2], 1
+        yield self[number - 1], 1
 
 
 def run_chunks(
     frames: torch.Tensor, size: int, state: ChunkState, run: Callable[[torch.Tensor, ChunkState], torch.Tensor]
 ) -> Iterator[torch.Tensor]:
     """`run` of each chunk in turn, without gradients."""
-    for first, last in chunk_spans(frames.shape[2], size):
+    for first, last in Spans(frames.shape[2], size):
         state.is_last = last == frames.shape[2]
         # Not around the yield: whoever takes the chunks has modes of their own. And none of these reaches the layers: a
         # chunk may be asked for in another mode than the last.
@@ -80,6 +111,8 @@ class SlicingPlan:
 
 def size_in_words(size: int) -> str:
     """A number of bytes as MiB or GiB."""
+    if size >= BEYOND_MEMORY:  # a division would give numbers too long to read, or none
+        return "more than 2^60 bytes"
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.2f} MiB"
 
 

@@ -25,6 +25,7 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from torch import nn
 
 from ..plan import UNLIMITED, VaePlan
+from .chunks import Spans
 from .convolution import DirectConvolution, TorchConvolution, WinogradConvolution, convolution_class
 from .network import halves
 from .resampling import copies, is_direct, pooled_frames, upsamples_at_once
@@ -70,20 +71,20 @@ class Ledger(ABC):
     def layer(self, vae: nn.Module) -> str:
         return next((name for name, module in vae.named_modules() if module is self.worst), "the joined result")
 
-    def run(
-        self, vae: AutoencoderKLCogVideoX, shape: tuple[int, ...], spans: list[tuple[int, int]], keeps_output: bool
-    ) -> None:
+    def run(self, vae: AutoencoderKLCogVideoX, shape: tuple[int, ...], spans: Spans, keeps_output: bool) -> None:
         batch, channels, _, height, width = shape
         self.groups = vae.config.norm_num_groups
         outputs = 0
-        for number, (first, last) in enumerate(spans):
-            self.is_last = number == len(spans) - 1
+        # Of chunks that are alike the last has most alive beside it, and there is one more behind them.
+        for (first, last), number in spans.alike():
+            self.is_last = last == spans.length
             chunk = self.chunk(vae, (batch, last - first, height, width, channels))
             if keeps_output:
-                outputs += chunk
+                outputs += number * chunk
+                self.live += (number - 1) * chunk
             else:
                 self.live -= chunk
-        self.reach(None, outputs if len(spans) > 1 else 0)
+        self.reach(None, outputs if spans.number > 1 else 0)
 
     @abstractmethod
     def chunk(self, vae: AutoencoderKLCogVideoX, frames: tuple[int, ...]) -> int:

@@ -41,7 +41,7 @@ from ..hooks import (
 )
 from ..plan import UNLIMITED, VaePlan
 from .choice import default_plan, why_not_adopted
-from .chunks import ChunkState, SlicingPlan, chunk_spans, run_chunks
+from .chunks import ChunkState, SlicingPlan, Spans, run_chunks
 from .network import decode_chunk, encode_chunk
 from .slicing import plan_decode, plan_encode
 
@@ -170,12 +170,12 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
         Raises:
             BudgetError: if the budget is too small.
         """
-        spans = chunk_spans(shape[2], self.num_latent_frames_batch_size)
+        spans = Spans(shape[2], self.num_latent_frames_batch_size)
         return self._kept(plan_decode, self.decoder, shape, spans, plan, keeps_output)
 
     def plan_encode(self, shape: tuple[int, ...], plan: VaePlan | None = None) -> SlicingPlan:
         """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
-        spans = chunk_spans(shape[2], self.num_sample_frames_batch_size)
+        spans = Spans(shape[2], self.num_sample_frames_batch_size)
         return self._kept(plan_encode, self.encoder, shape, spans, plan)
 
     def _kept(
@@ -183,13 +183,13 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
         make: Callable[..., SlicingPlan],
         network: nn.Module,
         shape: tuple[int, ...],
-        spans: list[tuple[int, int]],
+        spans: Spans,
         plan: VaePlan | None,
         *rest: bool,
     ) -> SlicingPlan:
         """What `make` makes of these, made once: it depends on sizes alone, and names the layers of `network`."""
         plan = plan or plan_of(self)
-        key = (make, tuple(network.modules()), tuple(shape), tuple(spans), plan, *rest)
+        key = (make, tuple(network.modules()), tuple(shape), spans, plan, *rest)
         with _kept_plans_lock:
             slicing = _kept_plans.setdefault(self, {}).get(key)
         if slicing is None:

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKLCogVideoX
 from torch import nn
 
 from ..plan import UNLIMITED, VaePlan
-from .chunks import SlicingPlan, size_in_words, spill_target
+from .chunks import SlicingPlan, Spans, size_in_words, spill_target
 from .ledger import DecoderLedger, EncoderLedger, Ledger
 
 # Slices of less cost time, for the rows that two slices share: first other things than that are tried.
@@ -26,7 +26,7 @@ class BudgetError(ValueError):
 def plan_decode(
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
-    spans: list[tuple[int, int]],
+    spans: Spans,
     plan: VaePlan,
     keeps_output: bool = True,
 ) -> SlicingPlan:
@@ -46,7 +46,7 @@ def plan_decode(
 def plan_encode(
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
-    spans: list[tuple[int, int]],
+    spans: Spans,
     plan: VaePlan,
 ) -> SlicingPlan:
     """The same for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
@@ -57,7 +57,7 @@ def _plan(
     kind: type[Ledger],
     vae: AutoencoderKLCogVideoX,
     shape: tuple[int, ...],
-    spans: list[tuple[int, int]],
+    spans: Spans,
     plan: VaePlan,
     keeps_output: bool,
 ) -> SlicingPlan:

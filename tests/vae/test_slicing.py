@@ -1,6 +1,8 @@
 """The plan against the bytes that are allocated, and slices of rows against none."""
 
 import copy
+import dataclasses
+import itertools
 import re
 
 import pytest
@@ -164,9 +166,51 @@ def test_the_family_at_its_own_size_fits(budget, slices, device):
     }[device]
     device = torch.device(device.split()[0])
     plan = VaePlan(device, dtype, operations=operations, convolution=convolution, budget=limit)
-    plan = slicing.plan_decode(vae, shape, chunks.chunk_spans(13, 2), plan)
+    plan = slicing.plan_decode(vae, shape, chunks.Spans(13, 2), plan)
     assert plan.peak <= limit and min(plan.rows.values()) >= slices
     assert plan.spilled_bytes < 2**30 if budget == "4GiB" else plan.spilled_bytes < 3 * 2**30
+
+
+class InTurn(chunks.Spans):
+    """Spans that are gone through one by one."""
+
+    def alike(self):
+        return ((span, 1) for span in self)
+
+
+@pytest.mark.parametrize("keeps_output", [True, False])
+@pytest.mark.parametrize("length", [9, 12, 23])
+def test_chunks_that_are_alike_are_counted_once(length, keeps_output):
+    with init_empty_weights():
+        vae = FastAutoencoderKLCogVideoX.adopt(AutoencoderKLCogVideoX())
+    shape, cpu = (1, 16, length, 30, 45), torch.device("cpu")
+    for kind, budget in itertools.product(("cpu", "torch", "triton"), ("64GiB", "1GiB", "600MiB", "smallest")):
+        operations = "triton" if kind == "triton" else "cpu"
+        plan = VaePlan(cpu, torch.bfloat16, operations=operations, convolution=kind, budget=1)
+        with pytest.raises(BudgetError) as refused:
+            slicing.plan_decode(vae, shape, chunks.Spans(length, 2), plan, keeps_output)
+        with pytest.raises(BudgetError) as in_turn:
+            slicing.plan_decode(vae, shape, InTurn(length, 2), plan, keeps_output)
+        assert refused.value.smallest == in_turn.value.smallest
+        limit = refused.value.smallest if budget == "smallest" else EngineConfig(vae_memory=budget).vae_memory
+        for budget in {0, max(limit, refused.value.smallest)}:
+            plan = dataclasses.replace(plan, budget=budget)
+            together = slicing.plan_decode(vae, shape, chunks.Spans(length, 2), plan, keeps_output)
+            assert together == slicing.plan_decode(vae, shape, InTurn(length, 2), plan, keeps_output)
+    pixels = (1, 3, 8 * length + 1, 240, 360)
+    plan = dataclasses.replace(plan, budget=2**30)
+    assert slicing.plan_encode(vae, pixels, chunks.Spans(pixels[2], 8), plan) == slicing.plan_encode(
+        vae, pixels, InTurn(pixels[2], 8), plan
+    )
+
+
+def test_any_length_is_planned_at_once():
+    with init_empty_weights():
+        vae = FastAutoencoderKLCogVideoX.adopt(AutoencoderKLCogVideoX())
+    plans = [vae.plan_decode((1, 16, length, 2, 2), keeps_output=False) for length in (9, 10**15 + 1, 10**400 + 1)]
+    assert plans[0].peak == plans[1].peak == plans[2].peak
+    assert vae.plan_decode((1, 16, 10**400 + 1, 2, 2)).peak > 10**400
+    assert str(vae.plan_decode((1, 16, 10**400 + 1, 2, 2))).startswith("peak more than 2^60 bytes in")
 
 
 class Everywhere(dict):
@@ -247,7 +291,7 @@ def test_sizes_in_words(value):
     assert EngineConfig(vae_memory=value).vae_memory == 2**32
 
 
-@pytest.mark.parametrize("value", ["4", "4 gigs", "-1GiB", 0, -5, 1.5, True, "0MiB"])
+@pytest.mark.parametrize("value", ["4.5", "4 gigs", "-1GiB", 0, -5, 1.5, True, "0MiB"])
 def test_sizes_that_are_none(value):
     with pytest.raises(ValueError, match=r"EngineConfig.vae_memory=.* must be a number of bytes or a string such as"):
         EngineConfig(vae_memory=value)
