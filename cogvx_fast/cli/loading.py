@@ -80,7 +80,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
         raise UsageError(
             MODEL, repr(checkpoint.source), f"its tokenizer is a {checkpoint.tokenizer_class}, unknown here"
         )
-    with _loading_errors(checkpoint):
+    with loading_errors(checkpoint):
         tokenizer = tokenizer_class.from_pretrained(checkpoint.source, subfolder="tokenizer")
         check_tokenizer(tokenizer, checkpoint.source)
         return tokenizer
@@ -101,7 +101,7 @@ def load_pipeline(
 
     from cogvx_fast import FastCogVideoXPipeline
 
-    with _loading_errors(checkpoint):
+    with loading_errors(checkpoint):
         source, torch_dtype = checkpoint.source, getattr(torch, dtype)
         pipe: Any = FastCogVideoXPipeline.from_pretrained(source, dtype=torch_dtype, engine=engine)
     if scheduler is not None:
@@ -133,7 +133,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
+def loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """Whatever a library dies of while it reads files is wrong with the files, or with what may be had."""
     from cogvx_fast.devices import is_out_of_memory
 

@@ -12,6 +12,7 @@ from cogvx_fast.quiet import quiet_imports
 
 from .checkpoint import Checkpoint, read_config
 from .console import UsageError
+from .loading import loading_errors
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,7 @@ def vae_memory(
         from cogvx_fast.vae import FastAutoencoderKLCogVideoX, choose_vae
 
     config = {} if checkpoint is None else read_config(checkpoint.source, "vae/config.json")
-    with init_empty_weights():
+    with contextlib.nullcontext() if checkpoint is None else loading_errors(checkpoint), init_empty_weights():
         vae = AutoencoderKLCogVideoX.from_config(config)
     size = latent_frames(num_frames), height // PIXELS_PER_LATENT, width // PIXELS_PER_LATENT
     latents = (1, vae.config.latent_channels, *size)
@@ -257,7 +258,8 @@ def _models(checkpoint: Checkpoint) -> Models:
 
     parts = ("transformer", "text_encoder", "vae")
     transformer, text_encoder, vae = (read_config(checkpoint.source, f"{part}/config.json") for part in parts)
-    return Models.from_configs(transformer, text_encoder, vae)
+    with loading_errors(checkpoint):
+        return Models.from_configs(transformer, text_encoder, vae)
 
 
 def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> Request:

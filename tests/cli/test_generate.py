@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import re
 import shutil
@@ -404,6 +405,27 @@ def test_a_checkpoint_that_a_library_stumbles_over_is_one_message(run, checkpoin
     monkeypatch.setattr(FastCogVideoXPipeline, "from_pretrained", fail)
     result = run("generate", PROMPT, "--model", checkpoint)
     assert_usage_error(result, f"--model {str(checkpoint)!r}", "cannot be loaded (act_fn)")
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("transformer", "activation_fn", "x"),
+        ("transformer", "dropout", []),
+        ("vae", "norm_num_groups", 0),
+        ("vae", "block_out_channels", None),
+        ("text_encoder", "d_model", "x"),
+        ("text_encoder", "vocab_size", -1),
+    ],
+)
+def test_a_configuration_that_makes_no_model_is_one_message(name, key, value, run, checkpoint, tmp_path, no_weights):
+    folder = tmp_path / "broken"
+    shutil.copytree(checkpoint, folder)
+    config = folder / name / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
+    for command in (["generate", PROMPT], ["doctor"]):
+        result = run(*command, "--model", folder, "--device", "cpu")
+        assert_usage_error(result, f"--model {str(folder)!r}", "cannot be loaded (")
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
