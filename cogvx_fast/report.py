@@ -70,8 +70,9 @@ def describe(
     lines = [ReportLine(MEMORY, True, plan.memory)] if plan.memory_limit != UNLIMITED else []
     lines.extend(_transformer(pipeline.transformer, plan, quantized, ran))
     lines.append(_precision(plan, getattr(pipeline, "_why_dtype", "")))
-    if ran is not None and ran.threads is not None:
-        lines.append(ReportLine(THREADS, not ran.why_threads, _threads(ran)))
+    if ran is not None and ran.why_threads:
+        said = f"{ran.threads} of the CPU: at the start of the generation {ran.why_threads}"
+        lines.append(ReportLine(THREADS, False, said))
     lines.append(_vae(pipeline, plan, ran))
     return EngineReport(config, plan.tier, tuple(lines))
 
@@ -227,11 +228,6 @@ def _projections(plan: EnginePlan, ran: Ran | None) -> ReportLine:
     if plan.why_not_cpp:
         parts.append(f"norms, gates and rotations as torch's own operations: {plan.why_not_cpp}")
     return ReportLine(PROJECTIONS, applied, "; ".join(parts))
-
-
-def _threads(ran: Ran) -> str:
-    said = f"{ran.threads} of the CPU"
-    return f"{said}: at the start of the generation {ran.why_threads}" if ran.why_threads else said
 
 
 def _precision(plan: EnginePlan, why: str) -> ReportLine:

@@ -223,8 +223,8 @@ def test_places_that_cannot_be_written_are_refused(tmp_path):
         ("to-nothing/out.mp4", "to-nothing' is not a folder"),
         ("to-nothing/frames", "to-nothing' is not a folder"),
         ("to-itself", "is a link"),
-        (".", "names no folder"),
-        ("folder/..", "names no folder"),
+        (".", "ends in no name"),
+        ("folder/..", "ends in no name"),
     ],
 )
 def test_places_that_only_the_last_step_would_refuse_are_refused_first(name, reason, tmp_path, monkeypatch):

@@ -74,6 +74,7 @@ _LARGEST: dict[str, dict[str, int]] = {
     },
     "scheduler": {"num_train_timesteps": 1_000_000},
 }
+_TRUE_OR_FALSE = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
 _MAY_BE_NULL = ("patch_size_t", "ofs_embed_dim")
 _LARGEST_TABLE = 1 << 32  # numbers in the transformer's table of positions, which is made, not loaded
 
@@ -198,7 +199,7 @@ def _names_class(index: Mapping[str, Any], part: str, source: str) -> bool:
     if entry is None or entry == [None, None]:
         return False
     if not (isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) for name in entry)):
-        raise CheckpointError(f"its {INDEX} says {part}: {_short(entry)}; must be [library, class]", source)
+        raise CheckpointError(f"its {INDEX} has {part}={_short(entry)}; must be [library, class]", source)
     library, name = entry
     if part == "scheduler":
         if library != "diffusers" or not name.isidentifier() or not name.endswith("Scheduler"):
@@ -232,13 +233,16 @@ def check_config(part: str, config: Mapping[str, Any]) -> None:
         raise CheckpointError(f"is of the model type {_short(config['model_type'])}; must be t5")
     for key, value in _numbers(config):
         if isinstance(value, float) and not math.isfinite(value):
-            raise CheckpointError(f"says {key}: {value}; must be finite")
+            raise CheckpointError(f"has {key}={value}; must be finite")
     for key, largest in _LARGEST[part].items():
         if key not in config or (config[key] is None and key in _MAY_BE_NULL):
             continue
         value = config[key]
         if type(value) is not int or not 1 <= value <= largest:
-            raise CheckpointError(f"says {key}: {_short(value)}; must be a whole number of 1 to {largest}")
+            raise CheckpointError(f"has {key}={_short(value)}; must be a whole number of 1 to {largest}")
+    for key in _TRUE_OR_FALSE if part == "transformer" else ():
+        if not isinstance(config.get(key, False), bool):
+            raise CheckpointError(f"has {key}={_short(config[key])}; must be true or false")
     if part == "transformer":
         _check_table(Variant.of(config))
     widths = config.get("block_out_channels", [1])
@@ -247,14 +251,14 @@ def check_config(part: str, config: Mapping[str, Any]) -> None:
         and 1 <= len(widths) <= 16
         and all(type(width) is int and 1 <= width <= 1 << 16 for width in widths)
     ):
-        raise CheckpointError(f"says block_out_channels: {_short(widths)}; must be 1 to 16 whole numbers")
+        raise CheckpointError(f"has block_out_channels={_short(widths)}; must be 1 to 16 whole numbers")
 
 
 def _check_table(variant: Variant) -> None:
     tokens = variant.sample_frames * variant.sample_height * variant.sample_width
     if tokens * variant.width > _LARGEST_TABLE * variant.patch_size**2 * 4:
         raise CheckpointError(
-            f"says sample_frames, sample_height, sample_width: {variant.sample_frames}, {variant.sample_height},"
+            f"has sample_frames, sample_height, sample_width = {variant.sample_frames}, {variant.sample_height},"
             f" {variant.sample_width}; the table of positions would have more than {_LARGEST_TABLE} numbers"
         )
 

@@ -221,7 +221,7 @@ def run(job: Job) -> None:
             "write", lambda: _in_memory(job, lambda: _written(sheet, lambda: contact_sheet(videos, job.prompts, sheet)))
         )
         say(results, f"wrote {sheet}: a contact sheet, {_size_on_disk(sheet)}")
-    threads = next((line for line in pipe.engine_report().lines if line.name == "threads" and not line.applied), None)
+    threads = next((line for line in pipe.engine_report().lines if line.name == "threads"), None)
     if threads is not None:
         say(messages, f"note: took {threads.detail}", style="yellow")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())

@@ -80,29 +80,30 @@ def test_a_byte_order_mark_is_no_content(folder):
 @pytest.mark.parametrize(
     ("name", "values", "message"),
     [
-        (TRANSFORMER, {"num_layers": 10**30}, "num_layers: 10000.*must be a whole number of 1 to 1000"),
-        (TRANSFORMER, {"num_layers": 0}, "num_layers: 0; must be"),
-        (TRANSFORMER, {"num_layers": True}, "num_layers: True; must be"),
-        (TRANSFORMER, {"num_attention_heads": "30"}, "num_attention_heads: 30; must be a whole number"),
-        (TRANSFORMER, {"patch_size": None}, "patch_size: None; must be"),
+        (TRANSFORMER, {"num_layers": 10**30}, "num_layers=10000.*must be a whole number of 1 to 1000"),
+        (TRANSFORMER, {"num_layers": 0}, "num_layers=0; must be"),
+        (TRANSFORMER, {"num_layers": True}, "num_layers=True; must be"),
+        (TRANSFORMER, {"num_attention_heads": "30"}, "num_attention_heads=30; must be a whole number"),
+        (TRANSFORMER, {"patch_size": None}, "patch_size=None; must be"),
         (
             TRANSFORMER,
             {"sample_frames": 16000, "sample_height": 4096, "sample_width": 4096},
             "sample_frames.*the table of positions",
         ),
-        (TRANSFORMER, {"norm_eps": float("nan")}, "norm_eps: nan; must be finite"),
+        (TRANSFORMER, {"use_rotary_positional_embeddings": 1}, "use_rotary.*=1; must be true or false"),
+        (TRANSFORMER, {"norm_eps": float("nan")}, "norm_eps=nan; must be finite"),
         (TRANSFORMER, {"_class_name": "SD3Transformer2DModel"}, "SD3Transformer2DModel; must be a CogVideoXTransf"),
-        ("text_encoder/config.json", {"num_layers": 10**30}, "num_layers: 1000.*must be a whole number"),
-        ("text_encoder/config.json", {"d_model": -1}, "d_model: -1; must be"),
-        ("vae/config.json", {"block_out_channels": 8}, "block_out_channels: 8; must be"),
-        ("vae/config.json", {"block_out_channels": [10**30]}, "block_out_channels: .*; must be"),
-        ("vae/config.json", {"layers_per_block": 10**6}, "layers_per_block: 1000000; must be"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps: .*must be"),
-        ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "beta_end: inf; must be finite"),
+        ("text_encoder/config.json", {"num_layers": 10**30}, "num_layers=1000.*must be a whole number"),
+        ("text_encoder/config.json", {"d_model": -1}, "d_model=-1; must be"),
+        ("vae/config.json", {"block_out_channels": 8}, "block_out_channels=8; must be"),
+        ("vae/config.json", {"block_out_channels": [10**30]}, "block_out_channels=.*; must be"),
+        ("vae/config.json", {"layers_per_block": 10**6}, "layers_per_block=1000000; must be"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps=.*must be"),
+        ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "beta_end=inf; must be finite"),
     ],
 )
 def test_a_value_that_cannot_be(changed, name, values, message):
-    says = "is of a" if "_class_name" in values else "says"
+    says = "is of a" if "_class_name" in values else "has"
     refused(changed(name, **values), f"toy: its {re.escape(name)} {says} {message}")
 
 
@@ -115,7 +116,7 @@ def test_a_value_that_cannot_be(changed, name, values, message):
         ({"text_encoder": ["transformers", "AutoModel"]}, "its text_encoder is a AutoModel; must be a T5EncoderModel"),
         ({"transformer": ["mine", "CogVideoXTransformer3DModel"]}, "must be a CogVideoXTransformer3DModel"),
         ({"scheduler": ["os", "system"]}, "its scheduler is a system of os; must be diffusers'"),
-        ({"vae": "AutoencoderKLCogVideoX"}, r"vae: AutoencoderKLCogVideoX; must be \[library, class\]"),
+        ({"vae": "AutoencoderKLCogVideoX"}, r"vae=AutoencoderKLCogVideoX; must be \[library, class\]"),
         ({"vae": ["diffusers", 3]}, r"must be \[library, class\]"),
     ],
 )

@@ -408,24 +408,26 @@ def test_a_checkpoint_that_a_library_stumbles_over_is_one_message(run, checkpoin
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "value"),
+    ("name", "key", "value", "message"),
     [
-        ("transformer", "activation_fn", "x"),
-        ("transformer", "dropout", []),
-        ("vae", "norm_num_groups", 0),
-        ("vae", "block_out_channels", None),
-        ("text_encoder", "d_model", "x"),
-        ("text_encoder", "vocab_size", -1),
+        ("transformer", "activation_fn", "x", "cannot be loaded ("),
+        ("transformer", "dropout", [], "cannot be loaded ("),
+        ("vae", "norm_num_groups", 0, "its vae/config.json has norm_num_groups=0; must be"),
+        ("vae", "block_out_channels", None, "its vae/config.json has block_out_channels=None; must be"),
+        ("text_encoder", "d_model", "x", "its text_encoder/config.json has d_model=x; must be"),
+        ("text_encoder", "vocab_size", -1, "its text_encoder/config.json has vocab_size=-1; must be"),
     ],
 )
-def test_a_configuration_that_makes_no_model_is_one_message(name, key, value, run, checkpoint, tmp_path, no_weights):
+def test_a_configuration_that_makes_no_model_is_one_message(
+    name, key, value, message, run, checkpoint, tmp_path, no_weights
+):
     folder = tmp_path / "broken"
     shutil.copytree(checkpoint, folder)
     config = folder / name / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {key: value}))
     for command in (["generate", PROMPT], ["doctor"]):
         result = run(*command, "--model", folder, "--device", "cpu")
-        assert_usage_error(result, f"--model {str(folder)!r}", "cannot be loaded (")
+        assert_usage_error(result, f"--model {str(folder)!r}", message)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])

@@ -19,7 +19,7 @@ from tests import toy
 from .harness import count, examples, limited
 
 COMMAND = [sys.executable, "-c", "from cogvx_fast.cli import main; main()"]
-SMALL = ["--steps", "2", "--frames", "9", "--height", "32", "--width", "32", "--fps", "8"]
+SMALL = ["--steps", "2", "--frames", "9", "--height", "32", "--width", "32"]
 GENTLE = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
 
 pytestmark = pytest.mark.slow
