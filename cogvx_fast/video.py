@@ -58,8 +58,9 @@ def check_output(path: str | Path, fps: int | None = None) -> None:
 
 
 def check_name(path: str | Path) -> None:
-    """Raise a ValueError for a path that ends in no name: an empty one, `.`, `..` and `/`."""
-    if Path(path).name in ("", ".."):
+    """Raise a ValueError for a path that ends in no name: an empty one, `.`, `..`, `/`, or a suffix alone."""
+    name = Path(path).name
+    if name in ("", "..") or name.lower() in _WRITERS or name.lower() == ".png":
         raise ValueError(f"{str(path)!r}: ends in no name; name a file, or a new folder for PNG frames")
 
 

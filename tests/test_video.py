@@ -192,7 +192,7 @@ def test_rates_out_of_range_are_refused(name, fps, tmp_path):
         video.check_output(tmp_path / name, fps)
 
 
-@pytest.mark.parametrize("name", ["", ".", "/", "..", "new/.."])
+@pytest.mark.parametrize("name", ["", ".", "/", "..", "new/..", ".mp4", "new/.GIF", ".png"])
 def test_a_path_without_a_name_is_refused(name):
     with pytest.raises(ValueError, match="ends in no name; name a file, or a new folder"):
         video.check_output(name)

@@ -6,6 +6,7 @@ the model's.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -21,18 +22,40 @@ from .description import CONFIGS
 from .errors import CheckpointError
 from .tensors import stored_tensors
 
+_CLASSES: dict[str, Any] = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
+
 
 def made_of(part: str, config: Mapping[str, Any], source: object) -> nn.Module:
     """The model of a configuration that was checked, without weights."""
     try:
+        _check_kinds(part, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"its {CONFIGS[part]} {error.reason}", source) from None
+    try:
         with init_empty_weights(include_buffers=False), torch.no_grad():
             if part == "text_encoder":
                 return T5EncoderModel(T5Config(**config))
-            makers: dict[str, Any] = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
-            return makers[part].from_config(dict(config))
+            return _CLASSES[part].from_config(dict(config))
     except Exception as error:  # whatever a library makes of a value of the wrong type
         reason = f"makes no model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         raise CheckpointError(f"its {CONFIGS[part]} {reason}", source) from None
+
+
+def _check_kinds(part: str, config: Mapping[str, Any]) -> None:
+    """Raise a `CheckpointError` for a value of another kind than its default: some are used in a step only."""
+    if part == "text_encoder":
+        defaults = T5Config().to_dict()
+    else:
+        parameters = inspect.signature(_CLASSES[part].__init__).parameters
+        defaults = {name: parameter.default for name, parameter in parameters.items()}
+    for name, value in config.items():
+        default = defaults.get(name)
+        for kind, allowed in ((bool, "true or false"), (str, "text"), (int | float, "a number")):
+            if isinstance(default, kind):
+                if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
+                    shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
+                    raise CheckpointError(f"has {name}={shown}; must be {allowed}")
+                break
 
 
 def check_tensors(folder: Path, part: str, model: nn.Module, variant: str | None = None) -> None:

@@ -366,10 +366,13 @@ def _frames(
 
 
 def _in_memory(job: Job, work: Callable[[], T]) -> T:
+    """`work()`, whose failure is that of this video: for want of memory, or of numbers that are finite."""
     from cogvx_fast.devices import is_out_of_memory
 
     try:
         return work()
+    except ValueError as error:
+        raise OutputError(f"no video could be made: {' '.join(str(error).split())}") from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -141,3 +141,21 @@ def test_parts_that_are_none_or_given_need_no_files(changed):
     assert pipe.text_encoder is None and pipe.tokenizer is None
     (folder / "vae" / "config.json").write_text("{")
     assert FastCogVideoXPipeline.from_pretrained(folder, dtype=torch.float32, vae=None, **absent).vae is None
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (TRANSFORMER, {"norm_eps": "x"}, "norm_eps='x'; must be a number"),
+        (TRANSFORMER, {"freq_shift": []}, r"freq_shift=\[\]; must be a number"),
+        (TRANSFORMER, {"flip_sin_to_cos": 1}, "flip_sin_to_cos=1; must be true or false"),
+        (TRANSFORMER, {"activation_fn": None}, "activation_fn=None; must be text"),
+        ("vae/config.json", {"scaling_factor": "1"}, "scaling_factor='1'; must be a number"),
+        ("text_encoder/config.json", {"layer_norm_epsilon": True}, "layer_norm_epsilon=True; must be a number"),
+        ("text_encoder/config.json", {"feed_forward_proj": 3}, "feed_forward_proj=3; must be text"),
+    ],
+)
+def test_a_value_of_another_kind_than_its_default(changed, name, values, message):
+    """Some would be used in a step only."""
+    with pytest.raises(CheckpointError, match=f"toy: its {re.escape(name)} has {message}"):
+        FastCogVideoXPipeline.from_pretrained(changed(name, **values))
