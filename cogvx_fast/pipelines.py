@@ -7,7 +7,6 @@ import functools
 import json
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -24,33 +23,21 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from . import adapters, lowering, report
+from . import adapters, loading, lowering, report
 from .attention import check_available
 from .checkpoint.check import check_tokenizer
-from .checkpoint.opening import default_dtype, opened
 from .config import AttentionBackend, EngineConfig
 from .generation import GenerationMixin
 from .hooks import unwrapped
-from .memory import LimitError, Models, Request
+from .memory import LimitError, Models
 from .plan import UNLIMITED, Offload
-from .quantization.checkpoint import check_dtype, load_text_encoder, load_transformer
-from .quantization.hub import hub_arguments, quantized_folder
-from .quantization.manifest import (
-    check_files,
-    check_small_files,
-    is_quantized_checkpoint,
-    read_manifest,
-    text_encoder_scheme,
-)
 from .quantization.pipeline import check_engine, destination, precision, quantize_pipeline
-from .quantization.recipes import AS_THEY_ARE, NATIVE, RECIPES, Recipe, Target, TextScheme, targets
+from .quantization.recipes import AS_THEY_ARE, NATIVE, Recipe, Target, TextScheme
 from .report import EngineReport
 from .resolve import resolve_new
 from .vae import choose_vae
 
 _MODELS = ("transformer", "text_encoder", "vae")
-# Arguments of `from_pretrained` with which it is not a folder of files that is loaded, or not into our class.
-_AS_UPSTREAM = {"custom_pipeline", "dduf_file", "from_flax", "use_onnx"}
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -144,37 +131,14 @@ class FastPipelineMixin(GenerationMixin):
         if "torch_dtype" in kwargs:
             # The name that all published examples use; diffusers has begun to warn of it.
             kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
-        config = EngineConfig.from_name(kwargs.get("engine", "exact"))
-        source, hub = pretrained_model_name_or_path, hub_arguments(kwargs)
-        if not is_quantized_checkpoint(source):
-            config.check_machine()
-        if kwargs.pop("use_safetensors", None) is False:
-            raise ValueError("use_safetensors=False: loading a pickle can run any code; allowed: True")
-        if not _AS_UPSTREAM.isdisjoint(name for name, value in kwargs.items() if value is not None):
+        source = pretrained_model_name_or_path
+        ready = loading.prepare(cls, source, kwargs)
+        if ready is None:
             return super().from_pretrained(source, **kwargs)
-        folder = quantized_folder(source, hub)
-        if folder is not None:
-            kwargs |= _as_quantized(folder, cls._reference, kwargs)
-        found = opened(folder or source, cls._reference.__name__, kwargs, **hub)
-        if found is None:  # diffusers says why nothing can be had
-            return super().from_pretrained(source, **kwargs)
-        if folder is not None:
-            kwargs |= _quantized_parts(folder, kwargs)
-        elif config.memory_limit is not None and "transformer" in found.configs and kwargs.keys().isdisjoint(_MODELS):
-            dtype = kwargs["dtype"] if isinstance(kwargs.get("dtype"), torch.dtype) else None
-            dtype = dtype or default_dtype(found.checkpoint, kwargs)[0] or torch.float32
-            _check_limit(config, _models(found.configs), dtype, cls._reference)
-        if found.folder is None:
-            files = {name: kwargs[name] for name in ("variant", "proxies", *found.given) if name in kwargs}
-            found = found.in_folder(Path(cls.download(source, **hub, **files, use_safetensors=True)))
-        found.check_files(apart=() if folder is None else ("transformer", "text_encoder"))
-        dtype, why = default_dtype(found.checkpoint, kwargs)
-        if dtype is not None:
-            kwargs["dtype"] = dtype
-        with found.loading():
-            pipe: Any = super().from_pretrained(found.folder, **kwargs, use_safetensors=True)
+        with ready.found.loading():
+            pipe: Any = super().from_pretrained(ready.folder, **ready.arguments, use_safetensors=True)
         pipe.register_to_config(_name_or_path=str(source))
-        pipe._why_dtype = why
+        pipe._why_dtype = ready.why_dtype
         if "tokenizer" not in kwargs and pipe.tokenizer is not None:
             check_tokenizer(pipe.tokenizer, source, getattr(pipe.text_encoder, "config", None))
         return pipe
@@ -381,42 +345,6 @@ def _fast_class(cls: type[DiffusionPipeline]) -> type[FastPipelineMixin]:
     _FAST[cls] = type(f"Fast{cls.__name__}", (fast, cls), {"__module__": cls.__module__})
     _FAST[cls]._stand_before(cls)
     return _FAST[cls]
-
-
-def _as_quantized(folder: Path, pipeline_class: type, asked: dict[str, Any]) -> dict[str, Any]:
-    """Engine and dtype for the quantized checkpoint in `folder`, once what was asked for is found to fit it."""
-    manifest = read_manifest(folder)
-    own: dict[str, Any] = {"recipe": manifest.recipe, "text_encoder": manifest.text_encoder or NATIVE}
-    config = EngineConfig.from_name(asked.get("engine", EngineConfig(**own)))
-    check_engine(config, manifest.recipe)
-    check_dtype(manifest, folder, asked.get("dtype"))
-    check_small_files(folder, manifest)
-    dtype = getattr(torch, manifest.dtype)
-    if config.memory_limit is not None:
-        models = Models.from_checkpoint(folder, RECIPES[manifest.recipe], text_encoder_scheme(manifest) or NATIVE)
-        _check_limit(config, models, dtype, pipeline_class)
-    return {"engine": config, "dtype": dtype}
-
-
-def _quantized_parts(folder: Path, asked: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that make `from_pretrained` take the quantized models of `folder`."""
-    manifest, parts = read_manifest(folder), {}
-    check_files(folder, manifest)
-    if "transformer" not in asked:
-        parts["transformer"] = load_transformer(folder, manifest)
-    if "text_encoder" not in asked:
-        parts["text_encoder"] = load_text_encoder(folder, manifest)
-    return parts
-
-
-def _models(configs: dict[str, dict[str, Any]]) -> Models:
-    """The models of a checkpoint's configurations, without weights."""
-    return Models.from_configs(configs["transformer"], configs.get("text_encoder"), configs.get("vae"))
-
-
-def _check_limit(config: EngineConfig, models: Models, dtype: torch.dtype, pipeline_class: type) -> None:
-    """Raise a `LimitError` for a checkpoint that will not fit, before its weights are read."""
-    resolve_new(config, models, targets()[0], dtype, Request.default(models.variant, pipeline_class))
 
 
 def _device(*args: Any, **kwargs: Any) -> torch.device | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate, pipelines
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate, loading
 from cogvx_fast.memory import LimitError
 from cogvx_fast.memory.options import offload_of
 from cogvx_fast.memory.weights import Models
@@ -98,7 +98,7 @@ class OnGpu:
     """A pipeline that believes in a GPU: what it would offload is noted, and nothing moves."""
 
     def __init__(self, monkeypatch, limit):
-        for module in (quantization, pipelines):
+        for module in (quantization, loading):
             monkeypatch.setattr(module, "targets", lambda: [GPU])
         monkeypatch.setattr(Target, "of", classmethod(lambda cls, device: GPU if device.type == "cuda" else CPU))
         self.offloaded, self.moved = [], []
