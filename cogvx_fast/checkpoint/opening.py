@@ -65,9 +65,16 @@ class Opened:
         """What a library dies of on a value that it takes as it is, as a `CheckpointError`: no one can list these."""
         try:
             yield
-        except (TypeError, KeyError, IndexError, AttributeError, AssertionError, NotImplementedError) as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise CheckpointError(f"cannot be loaded ({reason})", self.source) from error
+        except NotImplementedError as error:
+            raise self._unfit(error) from error
+        except (OSError, ValueError, RuntimeError, MemoryError):  # they say what it is; and memory is no fault of it
+            raise
+        except Exception as error:
+            raise self._unfit(error) from error
+
+    def _unfit(self, error: Exception) -> CheckpointError:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        return CheckpointError(f"cannot be loaded ({reason})", self.source)
 
 
 def opened(

@@ -179,3 +179,10 @@ def test_a_tokenizer_that_knows_more_than_the_text_encoder(folder):
     tokenizer.add_tokens(["word"])
     tokenizer.save_pretrained(folder / "tokenizer")
     refused(folder, "its tokenizer has 33 words, its text encoder 32")
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"version": 0}', b'{"decoder": 3}', b"null"])
+def test_a_tokenizer_that_its_library_does_not_understand(folder, content):
+    (folder / "tokenizer" / "tokenizer.json").write_bytes(content)
+    with pytest.raises((ValueError, OSError)):
+        FastCogVideoXPipeline.from_pretrained(folder)
