@@ -231,9 +231,10 @@ class Comparison(TimedSeries):
 
     @classmethod
     def choices(cls) -> Mapping[str, Contender]:
+        from .busy import BESIDE
         from .contenders import CONTENDERS
 
-        return CONTENDERS
+        return {**CONTENDERS, **BESIDE}
 
     @classmethod
     def readme(cls, found: Sequence[Series], plots: str) -> list[str]:

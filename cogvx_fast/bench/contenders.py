@@ -24,7 +24,7 @@ from .workloads import Workload
 
 DENOISING = ("dit-step", "generation")
 VAE = ("vae-decode", "vae-encode")
-_ALL = ("text", "dit-step", *VAE, "generation", "cold-start")
+_ALL = ("text", "dit-step", *VAE, "denoise", "generation", "cold-start")
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 _IN_SESSION = (
     "inside an engine session whose tables are made already; what a session's first step costs more is in extras"

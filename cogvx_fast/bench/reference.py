@@ -268,6 +268,26 @@ def _generation(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> Stage
     return call
 
 
+def _denoise(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
+    """A generation of a pipeline that has a transformer alone: from embeddings to latents."""
+    clip, arguments, config = Clip.of(workload, pipe), _arguments(pipe, workload), pipe.transformer.config
+    shape = (1, config.max_text_seq_length, config.text_embed_dim)
+    prompt, negative = ((_noise(shape, 1000 + seed, dtype) / 4).to(pipe.transformer.dtype) for seed in range(2))
+
+    def call(number: int) -> torch.Tensor:
+        latents: torch.Tensor = pipe(
+            prompt_embeds=prompt,
+            negative_prompt_embeds=negative,
+            latents=_noise(clip.latents, number % workload.gate_samples, dtype).to(pipe.transformer.dtype),
+            generator=torch.Generator().manual_seed(number),
+            output_type="latent",
+            **arguments,
+        ).frames
+        return latents
+
+    return call
+
+
 def _cold_start(pipe: Pipeline, workload: Workload, dtype: torch.dtype) -> StageCall:
     clip, arguments = Clip.of(workload, pipe), _arguments(pipe, workload)
     order = {
@@ -311,5 +331,6 @@ STAGES: dict[str, Stage] = {
         "a fresh process: start Python, import, load the checkpoint, make one generation, write its frames",
         in_process=False,
     ),
+    "denoise": Stage(_denoise, "one call of the pipeline with guidance, from embeddings to latents"),
     "generation": Stage(_generation, "one call of the pipeline with guidance, from the prompt to frames in memory"),
 }

@@ -144,6 +144,8 @@ _TOY_VAE: dict[str, Any] = {
 _BOUNDS = ("arithmetic", "products", "attention")
 _ATTENTIONS = ("attention-cudnn", "attention-flash", "attention-efficient", "attention-triton")
 _OURS = ("ours-eager", "ours", "ours-compile", "ours-triton")
+# The second three beside other processes.
+_BESIDE = ("diffusers", "ours", "ours-one-thread", "diffusers-busy", "ours-busy", "ours-busy-one-thread")
 # A pipeline has a transformer, also where only its VAE is measured.
 _SMALLEST = {"num_attention_heads": 1, "num_layers": 1, "text_embed_dim": 64}
 
@@ -163,6 +165,29 @@ WORKLOADS: dict[str, Workload] = {
             stages=("cold-start",),
             checkpoint=DEMO,
             gate_samples=1,
+        ),
+        Workload(
+            name="demo-busy",
+            summary="ten steps of the demo checkpoint, alone and beside two processes that want a core each",
+            stages=("denoise",),
+            checkpoint=DEMO,
+            steps=10,
+            gate_samples=1,
+            warmup=1,
+            contenders=_BESIDE,
+        ),
+        Workload(
+            name="dit-2b-busy",
+            summary="two steps of dit-2b, alone and beside two processes that want a core each",
+            stages=("denoise",),
+            transformer=_2B | _REDUCED_SAMPLE | {"num_layers": 3},
+            layers_of=30,
+            steps=2,
+            gate_samples=1,
+            warmup=1,
+            dtypes=("bfloat16",),
+            contenders=_BESIDE,
+            **_REDUCED,
         ),
         Workload(
             name="dit-2b",
