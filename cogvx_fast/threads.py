@@ -18,7 +18,7 @@ import torch
 
 _LOADAVG, _STAT = Path("/proc/loadavg"), Path("/proc/stat")
 _GLANCES, _GLANCE = 8, 0.001  # how often the number of running threads is read, and seconds between
-_LOOK = 0.06  # seconds in which the kernel's counters, which count in hundredths, are compared
+_LOOK = 0.04  # seconds in which the kernel's counters, which count in hundredths, are compared
 _IDLE = (3, 4)  # columns of /proc/stat: idle, and waiting for a disk
 _MOSTLY = 0.75  # part of a core that counts as one
 
@@ -26,7 +26,7 @@ _MOSTLY = 0.75  # part of a core that counts as one
 def choose(wanted: int) -> tuple[int, str]:
     """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
 
-    It takes 8 ms where cores are free, 70 where they may not be. Where the kernel does not tell, it is all.
+    It takes 8 ms where cores are free, 50 where they may not be. Where the kernel does not tell, it is all.
     """
     if wanted < 2:
         return wanted, ""

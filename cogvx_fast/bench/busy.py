@@ -21,7 +21,7 @@ from .workloads import Workload
 
 PROCESSES = 2
 _SPIN = "while True: pass"
-_SETTLED = 0.2  # seconds until the system has given them cores
+_SETTLED = 0.02  # seconds until the system has given them cores
 
 
 @functools.cache
@@ -51,7 +51,7 @@ def busy() -> Iterator[None]:
 def beside(build: Builder, is_busy: bool = True, most: int | None = None) -> Builder:
     """The same contender, called beside `PROCESSES` busy processes and on at most so many threads.
 
-    The time in which those settle counts, 0.2 s.
+    The time in which those settle counts, 0.02 s.
     """
 
     def prepare(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
