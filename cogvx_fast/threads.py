@@ -8,10 +8,12 @@ threads as on one.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,13 +22,25 @@ _LOADAVG, _STAT = Path("/proc/loadavg"), Path("/proc/stat")
 _GLANCES, _GLANCE = 8, 0.001  # how often the number of running threads is read, and seconds between
 _LOOK = 0.04  # seconds in which the kernel's counters, which count in hundredths, are compared
 _IDLE = (3, 4)  # columns of /proc/stat: idle, and waiting for a disk
+_FRESH = 5.0  # seconds for which what was seen counts, as long as glances see as much
 _MOSTLY = 0.75  # part of a core that counts as one
+
+
+@dataclass
+class _Recent:
+    """When was looked last, in seconds of the monotonic clock, and how many cores were free."""
+
+    at: float = -math.inf
+    free: float = 0.0
+
+
+_recent = _Recent()
 
 
 def choose(wanted: int) -> tuple[int, str]:
     """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
 
-    It takes 8 ms where cores are free, 50 where they may not be. Where the kernel does not tell, it is all.
+    It takes 8 ms where cores are free, 50 where they may not be, and that once in some seconds. Where the kernel does not tell, it is all.
     """
     if wanted < 2:
         return wanted, ""
@@ -34,9 +48,10 @@ def choose(wanted: int) -> tuple[int, str]:
     cores = _cores()
     if running is None or not cores or running + wanted <= len(cores):
         return wanted, ""
-    free = _free(cores)
+    free = _recent.free if time.monotonic() - _recent.at < _FRESH else _free(cores)
     if free is None:
         return wanted, ""
+    _recent.at, _recent.free = time.monotonic(), free
     threads = min(wanted, max(1, int(free + 1 - _MOSTLY)))
     return threads, "" if threads == wanted else f"other processes have {len(cores) - free:.1f} of {len(cores)} cores"
 

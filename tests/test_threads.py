@@ -18,6 +18,7 @@ class Kernel:
         self.busy, self.jiffies = busy, 0
         self.loadavg, self.stat = tmp_path / "loadavg", tmp_path / "stat"
         self.write(1 + round(sum(busy)))
+        monkeypatch.setattr(threads, "_recent", threads._Recent())
         monkeypatch.setattr(threads, "_LOADAVG", self.loadavg)
         monkeypatch.setattr(threads, "_STAT", self.stat)
         monkeypatch.setattr(threads, "_cores", lambda: list(range(len(busy))))
@@ -55,6 +56,20 @@ def test_no_more_threads_than_cores_that_are_free(monkeypatch, tmp_path, busy, w
     assert number == chosen and bool(why) == (chosen < wanted)
     if why:
         assert why == f"other processes have {sum(busy):.1f} of {len(busy)} cores"
+
+
+def test_what_was_seen_counts_for_a_while_unless_glances_see_less(monkeypatch, tmp_path):
+    kernel, looked = Kernel(monkeypatch, tmp_path, [1, 1]), []
+    look = threads._free
+    monkeypatch.setattr(threads, "_free", lambda cores: looked.append(1) or look(cores))
+    assert [threads.choose(2)[0] for _ in range(3)] == [1, 1, 1] and len(looked) == 1
+    kernel.busy = [0, 0]
+    kernel.write(1)
+    assert threads.choose(2) == (2, "") and len(looked) == 1
+    kernel.busy = [1, 0]
+    kernel.write(2)
+    threads._recent.at -= threads._FRESH
+    assert threads.choose(2)[0] == 1 and len(looked) == 2
 
 
 @pytest.mark.parametrize("content", [None, "", "1 2", "a b c d/e", "1.0 1.0 1.0 /"])
