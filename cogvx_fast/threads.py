@@ -40,7 +40,8 @@ _recent = _Recent()
 def choose(wanted: int) -> tuple[int, str]:
     """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
 
-    It takes 8 ms where cores are free, 50 where they may not be, and that once in some seconds. Where the kernel does not tell, it is all.
+    It takes 8 ms where cores are free, 50 where they may not be, and that once in some seconds. Where the kernel does
+    not tell, it is all.
     """
     if wanted < 2:
         return wanted, ""
@@ -48,10 +49,12 @@ def choose(wanted: int) -> tuple[int, str]:
     cores = _cores()
     if running is None or not cores or running + wanted <= len(cores):
         return wanted, ""
-    free = _recent.free if time.monotonic() - _recent.at < _FRESH else _free(cores)
-    if free is None:
-        return wanted, ""
-    _recent.at, _recent.free = time.monotonic(), free
+    if time.monotonic() - _recent.at >= _FRESH:
+        seen = _free(cores)
+        if seen is None:
+            return wanted, ""
+        _recent.at, _recent.free = time.monotonic(), seen
+    free = _recent.free
     threads = min(wanted, max(1, int(free + 1 - _MOSTLY)))
     return threads, "" if threads == wanted else f"other processes have {len(cores) - free:.1f} of {len(cores)} cores"
 
