@@ -52,7 +52,7 @@ def orders():
         yield made
 
 
-@examples(150)
+@examples(100)
 @given(line=lines())
 def test_generate(orders, line):
     orders.clear()

@@ -59,7 +59,7 @@ def undisturbed(tmp_path_factory):
     return folder / "model", found
 
 
-@examples(3)
+@examples(2)
 @given(
     what=st.sampled_from(["quantize", "generate"]),
     number=st.sampled_from([signal.SIGKILL, *sorted(GENTLE)]),
