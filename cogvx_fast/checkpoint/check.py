@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
@@ -83,6 +84,18 @@ def check_tensors(folder: Path, part: str, model: nn.Module, variant: str | None
     ]
     if surplus:
         raise CheckpointError(f"has {_listed(surplus)}, of which its configuration makes nothing", where)
+
+
+def check_scheduler(name: str, config: Mapping[str, Any], source: object) -> None:
+    """Raise a `CheckpointError` unless diffusers' class `name` can be made of a configuration."""
+    scheduler = getattr(diffusers, name, None)
+    if scheduler is None or not hasattr(scheduler, "from_config"):
+        raise CheckpointError(f"its scheduler is a {name}, which diffusers does not have", source)
+    try:
+        scheduler.from_config(dict(config))
+    except Exception as error:  # whatever a library makes of a value of the wrong type
+        reason = f"makes no {name} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        raise CheckpointError(f"its {CONFIGS['scheduler']} {reason}", source) from None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: object, text_encoder: Any = None) -> None:

@@ -88,6 +88,7 @@ class Checkpoint:
     Attributes:
         source: a folder, or the id of a repository on the Hugging Face Hub.
         tokenizer_class: of transformers.
+        scheduler_class: of diffusers.
         stored_dtype: of the transformer's weights; None where that is not known before they are read.
         num_train_timesteps: of its scheduler, the most steps that it can take.
         variant: which member of the family it is.
@@ -97,6 +98,7 @@ class Checkpoint:
     source: str
     pipeline_class: str = "CogVideoXPipeline"
     tokenizer_class: str = "T5Tokenizer"
+    scheduler_class: str = "CogVideoXDDIMScheduler"
     stored_dtype: str | None = None
     num_train_timesteps: int = 1000
     variant: Variant = field(default_factory=Variant)
@@ -180,11 +182,16 @@ def describe(
             check_config(part, configs[part])
         except CheckpointError as error:
             raise CheckpointError(f"its {CONFIGS[part]} {error.reason}", source) from None
-    tokenizer = index.get("tokenizer")
+
+    def class_of(part: str, default: str) -> str:
+        entry = index.get(part)
+        return entry[1] if part not in given and isinstance(entry, list) and entry[1] else default
+
     return Checkpoint(
         source,
         pipeline_class,
-        tokenizer_class=tokenizer[1] if isinstance(tokenizer, list) and tokenizer[1] else Checkpoint.tokenizer_class,
+        tokenizer_class=class_of("tokenizer", Checkpoint.tokenizer_class),
+        scheduler_class=class_of("scheduler", Checkpoint.scheduler_class),
         stored_dtype=stored_dtype,
         num_train_timesteps=configs.get("scheduler", {}).get("num_train_timesteps", Checkpoint.num_train_timesteps),
         variant=Variant.of(configs.get("transformer", {})),

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from .. import machine
-from .check import check_tensors, made_of
+from .check import check_scheduler, check_tensors, made_of
 from .description import CLASSES, Checkpoint, Read, check_vocabulary, describe, folder_reader, read_json
 from .errors import CheckpointError
 from .kinds import why_not
@@ -57,6 +57,8 @@ class Opened:
             if part in self.configs and part not in apart and not self.configs[part].get("quantization_config"):
                 model = made_of(part, self.configs[part], self.source)
                 check_tensors(self.folder, part, model, self.variant)
+        if "scheduler" in self.configs:
+            check_scheduler(self.checkpoint.scheduler_class, self.configs["scheduler"], self.source)
         if "tokenizer" not in self.given:
             check_vocabulary(self.folder)
 
@@ -65,16 +67,11 @@ class Opened:
         """What a library dies of on a value that it takes as it is, as a `CheckpointError`: no one can list these."""
         try:
             yield
-        except NotImplementedError as error:
-            raise self._unfit(error) from error
         except (OSError, ValueError, RuntimeError, MemoryError):  # they say what it is; and memory is no fault of it
             raise
         except Exception as error:
-            raise self._unfit(error) from error
-
-    def _unfit(self, error: Exception) -> CheckpointError:
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return CheckpointError(f"cannot be loaded ({reason})", self.source)
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            raise CheckpointError(f"cannot be loaded ({reason})", self.source) from error
 
 
 def opened(

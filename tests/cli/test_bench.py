@@ -115,7 +115,7 @@ def test_a_real_run_of_toy_size(run, checkpoint, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nothing"], "WORKLOAD 'nothing': is unknown; allowed: demo, demo-cold, dit-2b"),
+        (["nothing"], "WORKLOAD 'nothing': is unknown; allowed: demo, demo-cold, "),
         (["dit-2b-full", "--device", "cpu"], "WORKLOAD 'dit-2b-full': needs a CUDA device, not cpu: one step is 240"),
         (["dit-2b", "--contenders", "ours,theirs"], "--contenders 'theirs': is unknown; allowed: diffusers, "),
         (

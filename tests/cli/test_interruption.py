@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from cogvx_fast.cli.console import OutputError, exit_codes
+from tests.signals import heard
 
 ROOT = Path(__file__).parents[2]
 # The command, with a model that stands still when it has decoded all: the encoder has written a part of it.
@@ -30,6 +31,12 @@ def standing_still(self, *arguments):
 FastCogVideoXPipeline.decode_stream = standing_still
 main()
 """
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    with heard():
+        yield
 
 
 def start(code, arguments, folder, **options):

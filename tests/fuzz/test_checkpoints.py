@@ -23,7 +23,9 @@ FREE = ("scheduler/", "generation_config", "README", "tokenizer/")
 def latents(pipe):
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
-        text = pipe.encode_prompt("a cat", do_classifier_free_guidance=False, max_sequence_length=toy.TEXT_LENGTH)[0]
+        # A configuration that was changed may say another length, as any model may.
+        length = pipe.transformer.config.max_text_seq_length
+        text = pipe.encode_prompt("a cat", do_classifier_free_guidance=False, max_sequence_length=length)[0]
         noise = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
         step = pipe.transformer(noise, text, torch.tensor([500]), return_dict=False)[0]
         return torch.cat([step.flatten(), pipe.decode_latents(noise[:, :1]).flatten()])

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import toy
+from tests.signals import heard
 
 from .harness import count, examples, limited
 
@@ -43,6 +44,12 @@ def run(arguments):
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    with heard():
+        yield
 
 
 @pytest.fixture(scope="module")

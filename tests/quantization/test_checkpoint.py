@@ -162,7 +162,7 @@ def test_a_manifest_that_does_not_fit_says_what_would(copied, field, value, mess
     ],
 )
 def test_what_a_quantized_checkpoint_cannot_be_is_said_before_it_is_read(finished, arguments, message, monkeypatch):
-    monkeypatch.setattr("cogvx_fast.pipelines.check_files", lambda *_: pytest.fail("read too early"))
+    monkeypatch.setattr("cogvx_fast.loading.check_files", lambda *_: pytest.fail("read too early"))
     with pytest.raises(ValueError, match=message):
         FastCogVideoXPipeline.from_pretrained(finished, **arguments)
 
