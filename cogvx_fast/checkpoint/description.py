@@ -32,6 +32,8 @@ CONFIGS = {
     "scheduler": "scheduler/scheduler_config.json",
 }
 VOCABULARIES = ("tokenizer/tokenizer.json", "tokenizer/spiece.model")
+TOKENIZER_CONFIG = "tokenizer/tokenizer_config.json"
+_LARGEST_EXTRA = 1 << 16  # words that a tokenizer makes besides its vocabulary, one by one; T5 has 100
 _LARGEST_JSON = 64 << 20  # bytes; a shard index of 5b has 80,000, a vocabulary of T5 2.4 million
 
 # The largest values of what makes memory or work; what is not here may be anything that JSON calls a number.
@@ -229,6 +231,10 @@ def check_vocabulary(folder: Path) -> None:
     empty = next((path for path in there if path.stat().st_size == 0), None)
     if empty is not None:
         raise CheckpointError("is empty", empty)
+    config = folder / TOKENIZER_CONFIG
+    extra = read_json(config).get("extra_ids", 0) if config.is_file() else 0
+    if type(extra) is not int or not 0 <= extra <= _LARGEST_EXTRA:
+        raise CheckpointError(f"has extra_ids={_short(extra)}; must be a whole number of 0 to {_LARGEST_EXTRA}", config)
 
 
 def check_config(part: str, config: Mapping[str, Any]) -> None:

@@ -186,3 +186,10 @@ def test_a_tokenizer_that_its_library_does_not_understand(folder, content):
     (folder / "tokenizer" / "tokenizer.json").write_bytes(content)
     with pytest.raises((ValueError, OSError)):
         FastCogVideoXPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("extra", [10**30, -1, "100", [], 1.5, None, True])
+def test_a_tokenizer_that_would_make_words_without_end(changed, extra):
+    refused(
+        changed("tokenizer/tokenizer_config.json", extra_ids=extra), "has extra_ids=.*; must be a whole number of 0 to"
+    )

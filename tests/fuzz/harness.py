@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import faulthandler
 import os
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -46,7 +47,7 @@ def count(what: str, outcome: str) -> None:
 @contextlib.contextmanager
 def limited() -> Iterator[None]:
     """A process that is still at one input after `SECONDS` says where, and ends."""
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    faulthandler.dump_traceback_later(SECONDS, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
