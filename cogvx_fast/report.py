@@ -71,7 +71,7 @@ def describe(
     lines.extend(_transformer(pipeline.transformer, plan, quantized, ran))
     lines.append(_precision(plan, getattr(pipeline, "_why_dtype", "")))
     if ran is not None and ran.why_threads:
-        said = f"{ran.threads} of the CPU: at the start of the generation {ran.why_threads}"
+        said = f"{ran.threads} in this generation: at its start {ran.why_threads}"
         lines.append(ReportLine(THREADS, False, said))
     lines.append(_vae(pipeline, plan, ran))
     return EngineReport(config, plan.tier, tuple(lines))

@@ -56,7 +56,7 @@ def choose(wanted: int) -> tuple[int, str]:
         _recent.at, _recent.free = time.monotonic(), seen
     free = _recent.free
     threads = min(wanted, max(1, int(free + 1 - _MOSTLY)))
-    return threads, "" if threads == wanted else f"other processes have {len(cores) - free:.1f} of {len(cores)} cores"
+    return threads, "" if threads == wanted else f"other processes had {len(cores) - free:.1f} of {len(cores)} cores"
 
 
 @contextlib.contextmanager

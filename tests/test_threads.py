@@ -55,7 +55,7 @@ def test_no_more_threads_than_cores_that_are_free(monkeypatch, tmp_path, busy, w
     number, why = threads.choose(wanted)
     assert number == chosen and bool(why) == (chosen < wanted)
     if why:
-        assert why == f"other processes have {sum(busy):.1f} of {len(busy)} cores"
+        assert why == f"other processes had {sum(busy):.1f} of {len(busy)} cores"
 
 
 def test_what_was_seen_counts_for_a_while_unless_glances_see_less(monkeypatch, tmp_path):
@@ -119,12 +119,12 @@ def seen(monkeypatch):
 
 def test_all_of_a_generation_takes_them_and_the_report_says_why(monkeypatch, two_threads, seen):
     pipe, found = seen
-    monkeypatch.setattr(threads, "choose", lambda wanted: (1, "other processes have 2.0 of 2 cores"))
+    monkeypatch.setattr(threads, "choose", lambda wanted: (1, "other processes had 2.0 of 2 cores"))
     pipe(**toy.inputs(num_steps=2))
     assert found == {"text": {1}, "step": {1}, "decode": {1}} and torch.get_num_threads() == 2
     line = pipe.engine_report().line("threads")
     assert not line.applied
-    assert line.detail == "1 of the CPU: at the start of the generation other processes have 2.0 of 2 cores"
+    assert line.detail == "1 in this generation: at its start other processes had 2.0 of 2 cores"
     monkeypatch.setattr(threads, "choose", lambda wanted: (wanted, ""))
     found.clear()
     pipe(**toy.inputs(num_steps=1))

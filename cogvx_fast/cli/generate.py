@@ -223,7 +223,7 @@ def run(job: Job) -> None:
         say(results, f"wrote {sheet}: a contact sheet, {_size_on_disk(sheet)}")
     threads = next((line for line in pipe.engine_report().lines if line.name == "threads"), None)
     if threads is not None:
-        say(messages, f"note: took {threads.detail}", style="yellow")
+        say(messages, f"note: threads: {threads.detail}", style="yellow")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
     say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().tier}, {job.steps} steps: {times}")
 
