@@ -28,7 +28,7 @@ from .resolve import resolve
 from .session import EngineSession, Ran, current
 from .transformer.attention import default_of_diffusers
 from .vae import FastAutoencoderKLCogVideoX, choose_vae
-from .vae.model import check_frames
+from .vae.model import check_frames, check_layout
 
 # Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
@@ -296,16 +296,7 @@ def _check_latents(latents: torch.Tensor, vae: Any) -> None:
         raise ValueError("this pipeline has no autoencoder to decode latents with: its vae is None")
     if not isinstance(latents, torch.Tensor):
         raise TypeError(f"latents={shown(latents)} must be a tensor, got {type(latents).__name__}")
-    shape, channels = tuple(latents.shape), vae.config.latent_channels
-    if latents.ndim != 5:
-        raise ValueError(f"latents must be (batch, time, channels, height, width), got {latents.ndim} axes: {shape}")
-    if shape[2] != channels:
-        hint = ""
-        if shape[1] == channels:
-            hint = "; they look like (batch, channels, time, height, width): permute(0, 2, 1, 3, 4) turns them"
-        raise ValueError(f"latents must have {channels} channels in axis 2, got {shape[2]} in shape {shape}{hint}")
-    if 0 in shape:
-        raise ValueError(f"latents must have no empty axis, got shape {shape}")
+    check_layout("latents", latents, vae.config.latent_channels, axis=2)
 
 
 def _check_num_frames(num_frames: int, held: int) -> None:

@@ -86,6 +86,11 @@ def cpu_bf16_units() -> str | None:
     return CPU_FEATURES["avx512_bf16"] if torch.cpu._is_avx512_bf16_supported() else None
 
 
+def cpu_dtype() -> str:
+    """bfloat16 where the CPU has units for it, else float32."""
+    return "float32" if cpu_bf16_units() is None else "bfloat16"
+
+
 def cpu_int8_units() -> str | None:
     """The name of what multiplies int8 matrices in this CPU, twice as fast as bf16 ones; None if nothing does."""
     import torch

@@ -19,8 +19,9 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
 
+from ..config import shown
 from .description import CONFIGS
-from .errors import CheckpointError
+from .errors import CheckpointError, said
 from .tensors import stored_tensors
 
 _CLASSES: dict[str, Any] = {"transformer": CogVideoXTransformer3DModel, "vae": AutoencoderKLCogVideoX}
@@ -37,9 +38,8 @@ def made_of(part: str, config: Mapping[str, Any], source: object) -> nn.Module:
             if part == "text_encoder":
                 return T5EncoderModel(T5Config(**config))
             return _CLASSES[part].from_config(dict(config))
-    except Exception as error:  # whatever a library makes of a value of the wrong type
-        reason = f"makes no model ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise CheckpointError(f"its {CONFIGS[part]} {reason}", source) from None
+    except Exception as error:
+        raise CheckpointError(f"its {CONFIGS[part]} makes no model ({said(error)})", source) from None
 
 
 def _check_kinds(part: str, config: Mapping[str, Any]) -> None:
@@ -54,8 +54,7 @@ def _check_kinds(part: str, config: Mapping[str, Any]) -> None:
         for kind, allowed in ((bool, "true or false"), (str, "text"), (int | float, "a number")):
             if isinstance(default, kind):
                 if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
-                    shown = repr(value) if len(repr(value)) < 60 else f"{repr(value)[:57]}..."
-                    raise CheckpointError(f"has {name}={shown}; must be {allowed}")
+                    raise CheckpointError(f"has {name}={shown(value)}; must be {allowed}")
                 break
 
 
@@ -93,9 +92,8 @@ def check_scheduler(name: str, config: Mapping[str, Any], source: object) -> Non
         raise CheckpointError(f"its scheduler is a {name}, which diffusers does not have", source)
     try:
         scheduler.from_config(dict(config))
-    except Exception as error:  # whatever a library makes of a value of the wrong type
-        reason = f"makes no {name} ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
-        raise CheckpointError(f"its {CONFIGS['scheduler']} {reason}", source) from None
+    except Exception as error:
+        raise CheckpointError(f"its {CONFIGS['scheduler']} makes no {name} ({said(error)})", source) from None
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: object, text_encoder: Any = None) -> None:
@@ -112,9 +110,8 @@ def check_stored_tokenizer(folder: Path, text_encoder: Any) -> None:
     """The same of the tokenizer in the checkpoint in `folder`, which is loaded for it."""
     try:
         tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
-    except Exception as error:  # whatever a library dies of while it reads files
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(f"its tokenizer cannot be loaded ({reason})", folder) from None
+    except Exception as error:
+        raise CheckpointError(f"its tokenizer cannot be loaded ({said(error)})", folder) from None
     check_tokenizer(tokenizer, folder, text_encoder)
 
 

@@ -159,6 +159,20 @@ def folder_reader(folder: Path) -> Read:
     return read
 
 
+def hub_reader(repository: str, **hub: Any) -> Read:
+    """Reads a JSON file of a repository on the Hugging Face Hub by its name; raises what the Hub does."""
+    import huggingface_hub
+
+    def read(name: str) -> dict[str, Any]:
+        path = Path(huggingface_hub.hf_hub_download(repository, name, **hub))
+        try:
+            return read_json(path)
+        except CheckpointError as error:
+            raise CheckpointError(f"its {name} {error.reason}", repository) from None
+
+    return read
+
+
 def describe(
     source: str, read: Read, stored_dtype: str | None = None, given: Collection[str] = ()
 ) -> tuple[Checkpoint, dict[str, dict[str, Any]]]:

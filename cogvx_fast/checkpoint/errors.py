@@ -13,3 +13,8 @@ class CheckpointError(ValueError):
     def __init__(self, reason: str, source: object = None) -> None:
         self.reason = reason
         super().__init__(reason if source is None else f"{source}: {reason}")
+
+
+def said(error: Exception) -> str:
+    """What a library died of, in one line: whatever it makes of a value of the wrong type."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

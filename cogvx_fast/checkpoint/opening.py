@@ -13,8 +13,8 @@ import torch
 
 from .. import machine
 from .check import check_scheduler, check_tensors, made_of
-from .description import CLASSES, Checkpoint, Read, check_vocabulary, describe, folder_reader, read_json
-from .errors import CheckpointError
+from .description import CLASSES, Checkpoint, check_vocabulary, describe, folder_reader, hub_reader
+from .errors import CheckpointError, said
 from .kinds import why_not
 from .tensors import STEMS, stored_dtype
 
@@ -70,8 +70,7 @@ class Opened:
         except (OSError, ValueError, RuntimeError, MemoryError):  # they say what it is; and memory is no fault of it
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-            raise CheckpointError(f"cannot be loaded ({reason})", self.source) from error
+            raise CheckpointError(f"cannot be loaded ({said(error)})", self.source) from error
 
 
 def opened(
@@ -108,20 +107,6 @@ def opened(
     return Opened(str(source), folder, checkpoint, configs, given, variant)
 
 
-def hub_reader(repository: str, **hub: Any) -> Read:
-    """Reads a JSON file of a repository on the Hugging Face Hub by its name; raises what the Hub does."""
-    import huggingface_hub
-
-    def read(name: str) -> dict[str, Any]:
-        path = Path(huggingface_hub.hf_hub_download(repository, name, **hub))
-        try:
-            return read_json(path)
-        except CheckpointError as error:
-            raise CheckpointError(f"its {name} {error.reason}", repository) from None
-
-    return read
-
-
 def default_dtype(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> tuple[torch.dtype | None, str]:
     """The dtype of all parts where `from_pretrained` was given none, and why in words; None where it was.
 
@@ -140,9 +125,4 @@ def default_dtype(checkpoint: Checkpoint, arguments: Mapping[str, Any]) -> tuple
             getattr(torch, stored or checkpoint.native_dtype),
             "as the checkpoint is stored" if stored else "as its kind was trained",
         )
-    return default_on_cpu(), "what this CPU is good at"
-
-
-def default_on_cpu() -> torch.dtype:
-    """bfloat16 where the CPU has units for it, else float32."""
-    return torch.float32 if machine.cpu_bf16_units() is None else torch.bfloat16
+    return getattr(torch, machine.cpu_dtype()), "what this CPU is good at"

@@ -12,8 +12,8 @@ from typing import Any
 
 from rich.text import Text
 
-from cogvx_fast.checkpoint import Checkpoint, CheckpointError, describe, folder_reader, read_json, stored_dtype
-from cogvx_fast.checkpoint.description import check_vocabulary
+from cogvx_fast.checkpoint import Checkpoint, CheckpointError, describe, folder_reader, stored_dtype
+from cogvx_fast.checkpoint.description import check_vocabulary, hub_reader
 from cogvx_fast.quantization.manifest import is_quantized_checkpoint, read_manifest
 
 from .console import UsageError, messages
@@ -91,10 +91,10 @@ def _asking_the_hub(model: str) -> Iterator[None]:
 
 
 def _read_from_hub(model: str, name: str) -> dict[str, Any]:
-    from huggingface_hub import hf_hub_download
-
     try:
-        path = Path(hf_hub_download(model, name))
+        return hub_reader(model)(name)
+    except CheckpointError:
+        raise
     except (OSError, ValueError) as error:  # not found, not allowed, offline: all of the hub's errors are one of these
         reason = " ".join(str(error).split())
         raise UsageError(
@@ -102,7 +102,3 @@ def _read_from_hub(model: str, name: str) -> dict[str, Any]:
             repr(model),
             f"is no folder here, and its {name} could not be had from the Hugging Face Hub ({reason})",
         ) from None
-    try:
-        return read_json(path)
-    except CheckpointError as error:
-        raise CheckpointError(f"its {name} {error.reason}", model) from None

@@ -44,7 +44,7 @@ def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
     if dtype is not None or checkpoint.dtype is not None:
         return dtype or str(checkpoint.dtype)
     if device == "cpu":
-        return "float32" if machine.cpu_bf16_units() is None else "bfloat16"
+        return machine.cpu_dtype()
     return checkpoint.native_dtype
 
 

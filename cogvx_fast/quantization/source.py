@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from transformers import T5Config
 
+from ..checkpoint import read_json
 from ..checkpoint.check import check_stored_tokenizer
 from ..checkpoint.opening import opened
 from .manifest import CheckpointError, is_quantized_checkpoint
@@ -87,7 +86,6 @@ def tensors_of(folder: Path, scheme_of: Callable[[str], Scheme | None]) -> list[
     names = {tensor.name for tensor in tensors}
     if len(names) < len(tensors):
         raise CheckpointError(f"{folder} has tensors in more than one file: keep one of its variants")
-    _check_index(folder, names)
     return sorted(tensors, key=lambda tensor: (tensor.path, tensor.name))
 
 
@@ -102,7 +100,7 @@ def other_files(source: Path) -> list[str]:
     """
     found = [INDEX]
     found += [path.name for path in source.iterdir() if _PAPERS.fullmatch(path.name) and path.is_file()]
-    index = _read_json(source / INDEX)
+    index = read_json(source / INDEX)
     found += [f"{part}/config.json" for part in QUANTIZED]
     for part in (part for part, what in index.items() if isinstance(what, list) and part not in QUANTIZED):
         if Path(part).name != part or part == "..":
@@ -141,21 +139,3 @@ def _check_link(path: Path, source: Path) -> None:
     is_download = target.parent.name == "blobs" and target.parent.parent.name.startswith("models--")
     if not is_download and not target.is_relative_to(source.resolve()):
         raise CheckpointError(f"{path} leads out of {source}, to {target}; put the file itself there")
-
-
-def _check_index(folder: Path, names: set[str]) -> None:
-    """A file that the index names and that is not there would leave the model without some of its weights."""
-    for index in folder.glob("*.safetensors.index.json"):
-        missing = set(_read_json(index).get("weight_map", ())) - names
-        if missing:
-            raise CheckpointError(f"{folder} is incomplete: {min(missing)} is in none of its files")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} cannot be read: it is not a JSON object")
-    return content

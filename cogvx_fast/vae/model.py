@@ -332,20 +332,32 @@ def check_input(name: str, tensor: torch.Tensor, channels: int, smallest: int) -
         TypeError: for anything but a tensor.
         ValueError: for a wrong rank or number of channels, an empty axis and a frame that is too small.
     """
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    check_layout(name, tensor, channels, axis=1)
     shape = tuple(tensor.shape)
-    if tensor.ndim != 5:
-        raise ValueError(f"{name} must be (batch, channels, time, height, width), got {tensor.ndim} axes: {shape}")
-    if shape[1] != channels:
-        hint = ""
-        if shape[2] == channels:
-            hint = "; they look like (batch, time, channels, height, width): permute(0, 2, 1, 3, 4) turns them"
-        raise ValueError(f"{name} must have {channels} channels in axis 1, got {shape[1]} in shape {shape}{hint}")
-    if 0 in shape:
-        raise ValueError(f"{name} must have no empty axis, got shape {shape}")
     if min(shape[3:]) < smallest:
         raise ValueError(f"{name} must be at least {smallest} high and wide, got {shape[3]}x{shape[4]}")
+
+
+def check_layout(name: str, tensor: torch.Tensor, channels: int, axis: int) -> None:
+    """Raise for what is no video with `channels` in `axis`, 1 or 2; the other one of these is its time.
+
+    Raises:
+        TypeError, ValueError: as `check_input`.
+    """
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    shape, layouts = tuple(tensor.shape), ("batch, channels, time", "batch, time, channels")
+    own, other = layouts if axis == 1 else layouts[::-1]
+    if tensor.ndim != 5:
+        raise ValueError(f"{name} must be ({own}, height, width), got {tensor.ndim} axes: {shape}")
+    if shape[axis] != channels:
+        looks = f"; they look like ({other}, height, width): permute(0, 2, 1, 3, 4) turns them"
+        hint = looks if shape[3 - axis] == channels else ""
+        raise ValueError(
+            f"{name} must have {channels} channels in axis {axis}, got {shape[axis]} in shape {shape}{hint}"
+        )
+    if 0 in shape:
+        raise ValueError(f"{name} must have no empty axis, got shape {shape}")
 
 
 def check_place(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
