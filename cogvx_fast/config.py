@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -10,11 +11,15 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, QuantizedAttention, check_possible
+from .turbo.speeds import MOST_SPEED, SPEEDS
 
-# Tier -> what it may change. Tiers of the design that this version cannot keep yet are named, so that
-# asking for one says so instead of silently running another.
-TIERS = {"exact": "the order of rounding", BALANCED: "the precision of GEMMs and attention"}
-PLANNED_TIERS = {"turbo": "also which steps are computed"}
+TURBO = "turbo"
+# Tier -> what it may change.
+TIERS = {
+    "exact": "the order of rounding",
+    BALANCED: "the precision of GEMMs and attention",
+    TURBO: "which steps are computed, and the precision of GEMMs and attention",
+}
 
 
 class AttentionBackend(enum.StrEnum):
@@ -114,6 +119,10 @@ class EngineConfig:
         attention: an `AttentionBackend` or its value. Whether it can work is decided for the device
             when a generation starts; one that works nowhere is refused when the pipeline is made.
         quantized_attention: how attention in 8 bits, chosen by "auto" or by name, treats V; None: as the recipe says.
+        speed: of tier "turbo": steps of a generation for each evaluation of the network, a number from 1 or one of
+            `turbo.SPEEDS`.
+        schedule: of tier "turbo": the file of schedules that `cogvx-fast calibrate` wrote; None: the one that comes
+            with the package for the checkpoint, or one from published coefficients. Read when a pipeline is made.
     """
 
     tier: str | None = None
@@ -131,6 +140,8 @@ class EngineConfig:
     compile: CompileMode | str = CompileMode.AUTO
     attention: AttentionBackend | str = AttentionBackend.AUTO
     quantized_attention: QuantizedAttention | None = None
+    speed: float | str = 2.0
+    schedule: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.tier is None and self.recipe is not None:
@@ -139,8 +150,6 @@ class EngineConfig:
             object.__setattr__(self, "tier", "exact")
         if self.tier is not None and not isinstance(self.tier, str):
             raise ValueError(f"EngineConfig.tier={shown(self.tier)} must be a string or None; strings: {_names()}")
-        if self.tier in PLANNED_TIERS:
-            raise ValueError(f"engine tier {self.tier!r} is planned but not in this version; available: {_names()}")
         if self.tier not in (None, *TIERS):
             raise ValueError(f"engine tier {shown(self.tier)} is unknown; available: {_names()}")
         for field in fields(self):
@@ -154,6 +163,7 @@ class EngineConfig:
                 f"EngineConfig.quantized_attention={shown(self.quantized_attention)} must be None or a"
                 " cogvx_fast.quantization.QuantizedAttention"
             )
+        self._check_turbo()
         self._check_recipe()
         self._enforce("gemm", QuantizedGemm)
         self._enforce("attention", AttentionBackend)
@@ -186,6 +196,32 @@ class EngineConfig:
             return
         if self.recipe is None:
             object.__setattr__(self, "recipe", BALANCED)
+
+    def _check_turbo(self) -> None:
+        speed: object = self.speed
+        number = isinstance(speed, int | float) and not isinstance(speed, bool) and 1 <= speed <= MOST_SPEED
+        if not (number or _is_one_of(speed, SPEEDS)):
+            names = ", ".join(map(repr, SPEEDS))
+            raise ValueError(
+                f"EngineConfig.speed={shown(speed)} must be a number from 1 to {MOST_SPEED} or one of {names}"
+            )
+        if not isinstance(self.schedule, str | os.PathLike | None):
+            raise ValueError(f"EngineConfig.schedule={shown(self.schedule)} must be a path or None")
+        for name, default in (("speed", 2.0), ("schedule", None)):
+            value = getattr(self, name)
+            if self.tier != TURBO and value != default:
+                raise ValueError(
+                    f"EngineConfig.{name}={shown(value)} must be left at {default}: only tier {TURBO!r} has it"
+                )
+
+    @property
+    def skips_steps(self) -> bool:
+        """Whether not all steps are computed."""
+        return self.tier == TURBO
+
+    @property
+    def schedule_path(self) -> str | None:
+        return None if self.schedule is None else os.fspath(self.schedule)
 
     def check_machine(self) -> None:
         """Raise a ValueError if no device of this machine can run this; called before anything is loaded."""

@@ -87,6 +87,11 @@ class Variant:
         """Along height and width."""
         return PIXELS_PER_LATENT * self.patch_size
 
+    @property
+    def numbers_per_token(self) -> int:
+        """Of the latents that the transformer predicts."""
+        return self.patch_size**2 * (self.patch_size_t or 1) * self.out_channels
+
     def video_tokens(self, num_frames: int, height: int, width: int) -> int:
         """Tokens of one video of this size in pixels; where a token spans latent frames, the last is filled up."""
         frames = -(-latent_frames(num_frames) // (self.patch_size_t or 1))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from . import devices, lowering, threads
 from .checkpoint.kinds import why_not
@@ -26,13 +27,17 @@ from .memory import Models, Request
 from .plan import EnginePlan, Offload
 from .resolve import resolve
 from .session import EngineSession, Ran, current
+from .transformer import FastCogVideoXTransformer3DModel, why_not_adopted
 from .transformer.attention import default_of_diffusers
+from .turbo import Source, StepSchedule, StepSkipping
+from .turbo.skipping import watched_callback
 from .vae import FastAutoencoderKLCogVideoX, choose_vae
 from .vae.model import check_frames, check_layout
 
 # Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
 _MAKING_LOCKS = threading.Lock()
+DEFAULT_STEPS = 50  # of every pipeline of the family
 # The pipeline that a fast one was made from, while that is there.
 _ORIGINS: "weakref.WeakKeyDictionary[Any, weakref.ref[DiffusionPipeline]]" = weakref.WeakKeyDictionary()
 
@@ -65,6 +70,7 @@ class GenerationMixin(_Behind):
     scheduler: Any
     _config: EngineConfig
     _plan: EnginePlan | None = None  # of the last generation
+    _schedules: Source | None = None  # None: all steps are computed
     _ran: Ran | None = None
     stage_seconds: dict[str, float]
 
@@ -86,8 +92,46 @@ class GenerationMixin(_Behind):
         arguments = _bound_arguments(self._reference.__call__, self, args, kwargs)
         self._check_call(arguments)
         watched = arguments.get("callback_on_step_end") is not None
-        with self.engine_session(self._request(arguments), watched=watched):
+        schedule = self._schedule_of(arguments)
+        with self.engine_session(self._request(arguments), watched=watched, schedule=schedule) as session:
+            if watched and session.skipping is not None:
+                args, kwargs = self._with_watched_callback(session.skipping, args, kwargs)
             return super().__call__(*args, **kwargs)
+
+    def _with_watched_callback(self, skipping: StepSkipping, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """The arguments of a call whose callback tells `skipping` what it has changed."""
+        try:
+            bound = inspect.signature(self._reference.__call__).bind(self, *args, **kwargs)
+        except TypeError:  # the call itself says so
+            return args, kwargs
+        callback = bound.arguments["callback_on_step_end"]
+        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # diffusers asks these what they want
+            bound.arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
+        bound.arguments["callback_on_step_end"] = watched_callback(callback, skipping)
+        return bound.args[1:], bound.kwargs
+
+    def _schedule_of(self, arguments: Mapping[str, Any]) -> StepSchedule | None:
+        """Which steps of a call with these arguments are computed; None: all."""
+        steps = arguments.get("num_inference_steps", DEFAULT_STEPS)
+        if self._schedules is None or not isinstance(steps, int) or steps < 1:
+            return None  # upstream says so
+        self._check_skipping()
+        return self._schedules.schedule(self.scheduler, self._config.speed, steps, arguments.get("timesteps"))
+
+    def _check_skipping(self) -> None:
+        """Raise a ValueError where something stands in the way of skipping steps, or skips them itself."""
+        transformer: Any = unwrapped(self.transformer)
+        reason = None
+        if transformer is not self.transformer or getattr(transformer, "_compiled_call_impl", None) is not None:
+            reason = (
+                "the whole transformer is compiled, steps and all; EngineConfig(compile='blocks') compiles its blocks"
+            )
+        elif getattr(transformer, "is_cache_enabled", False):
+            reason = "diffusers' cache is enabled, which skips by itself; transformer.disable_cache() turns it off"
+        elif not isinstance(transformer, FastCogVideoXTransformer3DModel):
+            reason = f"diffusers' own transformer runs: {why_not_adopted(transformer)}"
+        if reason is not None:
+            raise ValueError(f"tier 'turbo' cannot work: {reason}")
 
     def _check_call(self, arguments: Mapping[str, Any]) -> None:
         """Raise a ValueError for a call that upstream would end with shapes that do not fit, or without a step."""
@@ -178,7 +222,9 @@ class GenerationMixin(_Behind):
         self._plan, self._ran = plan, ran
 
     @contextlib.contextmanager
-    def engine_session(self, request: Request | None = None, watched: bool = True) -> Iterator[EngineSession]:
+    def engine_session(
+        self, request: Request | None = None, watched: bool = True, schedule: StepSchedule | None = None
+    ) -> Iterator[EngineSession]:
         """One generation: its plan, its session, and the time that each stage of it takes.
 
         On one pipeline there is one at a time: other threads wait. Calls of the transformer in a loop of your own are
@@ -188,6 +234,7 @@ class GenerationMixin(_Behind):
             request: the size of what is made; None: the model's own.
             watched: whether something may write to weights or embeddings between steps in a way that torch does not
                 count, as merging adapters in a callback does.
+            schedule: which steps are computed, for an engine that skips some; None: as it does of 50 steps.
 
         Raises:
             ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
@@ -196,12 +243,15 @@ class GenerationMixin(_Behind):
             if self._is_other_precision():
                 self._make_fast(self._config)  # the user has put another model in place since
             lowering.adopt_models(self)
-            plan = self._resolve(request)
+            if schedule is None:
+                schedule = self._schedule_of({})
+            plan = self._resolve(request, schedule)
             lowering.adopt_vae(self, plan.vae)
             transformer: Any = unwrapped(self.transformer)
             if plan.offload is Offload.MODELS and not moves_weights(transformer):
                 self.enable_model_cpu_offload(device=plan.device)
             session = EngineSession(plan, *lowering.models_of(self), self.scheduler, watched)
+            session.skipping = self._make_skipping(plan)
             session.ran.ignored_default = default_of_diffusers()
             if session.ran.ignored_default:
                 warnings.warn(
@@ -222,13 +272,16 @@ class GenerationMixin(_Behind):
             seconds = self.stage_seconds
             seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
 
-    def _resolve(self, request: Request | None) -> EnginePlan:
-        """The plan of a generation of this size, where the models are now."""
+    def _make_skipping(self, plan: EnginePlan) -> StepSkipping | None:
+        return None if plan.steps == "all" else StepSkipping(plan.steps)
+
+    def _resolve(self, request: Request | None, schedule: StepSchedule | None = None) -> EnginePlan:
+        """The plan of a generation of this size and these steps, where the models are now."""
         device, dtype = lowering.device_and_dtype(self)
         if self.transformer is not None and self._config.memory_limit is not None:
             request = request or self._default_request(Models.of(self))
         vae = choose_vae(*self._where_vae(), self._config.fast_vae, self._config.vae_memory, self.vae)
-        return resolve(self._config, Models.of(self), device, dtype, vae, request)
+        return resolve(self._config, Models.of(self), device, dtype, vae, request, schedule or "all")
 
     def _where_vae(self) -> tuple[torch.device, torch.dtype]:
         return self._execution_device, lowering.device_and_dtype(self)[1] if self.vae is None else self.vae.dtype

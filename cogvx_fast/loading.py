@@ -23,6 +23,8 @@ from .quantization.manifest import (
 from .quantization.pipeline import check_engine
 from .quantization.recipes import NATIVE, RECIPES, targets
 from .resolve import resolve_new
+from .turbo import ScheduleError
+from .turbo import choice as turbo
 
 _MODELS = ("transformer", "text_encoder", "vae")
 # Arguments of `from_pretrained` with which it is not a folder of files that is loaded, or not into our class.
@@ -71,6 +73,10 @@ def prepare(pipeline_class: Any, source: Any, asked: dict[str, Any]) -> Ready | 
     found = opened(quantized or source, reference.__name__, asked, **hub)
     if found is None:
         return None
+    if config.skips_steps and "transformer" in found.configs:
+        reason = turbo.why_not(config.schedule_path, found.configs["transformer"])
+        if reason:
+            raise ScheduleError(reason)
     arguments = asked | own
     if quantized is not None:
         arguments |= _quantized_parts(quantized, asked)

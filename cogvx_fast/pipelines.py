@@ -35,6 +35,7 @@ from .quantization.pipeline import check_engine, destination, precision, quantiz
 from .quantization.recipes import AS_THEY_ARE, NATIVE, Recipe, Target, TextScheme
 from .report import EngineReport
 from .resolve import resolve_new
+from .turbo import choose_source
 from .vae import choose_vae
 
 _MODELS = ("transformer", "text_encoder", "vae")
@@ -87,6 +88,9 @@ class FastPipelineMixin(GenerationMixin):
         self.stage_seconds: dict[str, float] = {}
         check_available(AttentionBackend(config.attention), exact=config.tier == "exact")
         lowering.adopt_models(self)
+        self._schedules = None
+        if config.skips_steps and self.transformer is not None:
+            self._schedules = choose_source(config.schedule_path, unwrapped(self.transformer))
         self._quantized = ""
         if self.transformer is not None or self.text_encoder is not None:
             self._precision = self._choose_precision(config)

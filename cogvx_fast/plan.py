@@ -16,6 +16,7 @@ import torch
 from .attention.backends import CAPABILITIES, Capability
 from .config import AttentionBackend, CompileMode
 from .quantization.recipes import QuantizedAttention, Recipe, Scheme
+from .turbo.schedule import StepSchedule
 
 # Who computes what stands between the matrix products, as `cogvx_kernels.ops` names it.
 Implementation = Literal["torch", "cpu", "triton"]
@@ -39,12 +40,6 @@ class Offload(enum.StrEnum):
     NONE = "none"
     MODELS = "models"  # each model is on the device only while it runs
     BY_HAND = "by hand"  # turned on by the user, finer than whole models
-
-
-class Steps(enum.StrEnum):
-    """Which denoising steps the network computes."""
-
-    ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,8 @@ class EnginePlan:
         keeps_modulation: whether the modulation of all steps is one table.
         keeps_text: whether the prompt is projected to the transformer's width once.
         vae: of the autoencoder.
+        steps: which of them the network computes; a schedule of another number of steps is moved to those of the
+            generation when it starts.
         memory_limit: bytes that the tensors may take, weights included; `UNLIMITED`.
         memory: what that has led to, in words; empty without a limit.
     """
@@ -146,7 +143,7 @@ class EnginePlan:
     keeps_text: bool
     vae: VaePlan
     offload: Offload = Offload.NONE
-    steps: Steps = Steps.ALL
+    steps: StepSchedule | Literal["all"] = "all"
     memory_limit: int = UNLIMITED
     memory: str = ""
     why_not_cpp: str = ""

@@ -20,7 +20,7 @@ from .transformer.attention import FastCogVideoXAttnProcessor
 from .transformer.block import FastCogVideoXBlock
 from .vae import FastAutoencoderKLCogVideoX
 
-MEMORY, THREADS = "memory", "threads"
+MEMORY, THREADS, STEPS = "memory", "threads", "steps"
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
@@ -69,6 +69,8 @@ def describe(
     """
     lines = [ReportLine(MEMORY, True, plan.memory)] if plan.memory_limit != UNLIMITED else []
     lines.extend(_transformer(pipeline.transformer, plan, quantized, ran))
+    if config.skips_steps:
+        lines.append(_steps(plan, ran))
     lines.append(_precision(plan, getattr(pipeline, "_why_dtype", "")))
     if ran is not None and ran.why_threads:
         said = f"{ran.threads} in this generation: at its start {ran.why_threads}"
@@ -228,6 +230,24 @@ def _projections(plan: EnginePlan, ran: Ran | None) -> ReportLine:
     if plan.why_not_cpp:
         parts.append(f"norms, gates and rotations as torch's own operations: {plan.why_not_cpp}")
     return ReportLine(PROJECTIONS, applied, "; ".join(parts))
+
+
+def _steps(plan: EnginePlan, ran: Ran | None) -> ReportLine:
+    """Which steps are computed: as planned, or as it came in the last generation."""
+    skipped = None if ran is None else ran.skipped
+    if ran is not None and ran.steps == 0 and skipped is None:
+        return ReportLine(STEPS, False, "all were computed: our forward pass was never entered")
+    schedule = plan.steps if skipped is None else skipped.schedule
+    if isinstance(schedule, str):
+        return ReportLine(STEPS, True, "which are computed depends on their number: said after a generation")
+    strip = schedule.strip if skipped is None else skipped.strip
+    parts = [f"{strip} {strip.count('#')} of {len(strip)} computed", schedule.source]
+    parts.append("distance not measured" if schedule.distance is None else f"distance found: {schedule.distance}")
+    if skipped is not None:
+        parts.append(f"{skipped.bytes_kept / 1e6:.2f} MB kept")
+        if skipped.why_computed:
+            parts.append(f"some computed that the schedule predicts: {skipped.why_computed}")
+    return ReportLine(STEPS, "." in strip, "; ".join(parts))
 
 
 def _precision(plan: EnginePlan, why: str) -> ReportLine:

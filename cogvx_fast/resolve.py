@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from cogvx_kernels import ops
@@ -26,6 +27,7 @@ from .quantization.recipes import (
     why_no_native_products,
     why_unsupported,
 )
+from .turbo.schedule import StepSchedule
 from .vae import choose_vae
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32)
@@ -38,10 +40,12 @@ def resolve(
     dtype: torch.dtype,
     vae: VaePlan,
     request: Request | None = None,
+    steps: StepSchedule | Literal["all"] = "all",
 ) -> EnginePlan:
     """The plan of one generation on `device`. Precision is as it was chosen when the pipeline was made.
 
     Args:
+        steps: which of them are computed.
         models: of the pipeline, with what they are quantized by.
         dtype: of the transformer.
         vae: the autoencoder's part, with the budget that the user gave.
@@ -51,7 +55,7 @@ def resolve(
         ValueError: for an engine that cannot work there, with the reason and what can; a `LimitError` where nothing
             fits the limit.
     """
-    plan_of = _planner(config, models, device, dtype, vae)
+    plan_of = _planner(config, models, device, dtype, vae, steps)
     if config.memory_limit is None or request is None:
         return plan_of(Option(models.recipe, models.text_scheme, offload_of(models), config.pack_weights))
     return fit_generation(config, models, request, Target.of(device), dtype, plan_of)
@@ -81,7 +85,12 @@ def resolve_new(
 
 
 def _planner(
-    config: EngineConfig, models: Models, device: torch.device, dtype: torch.dtype, vae: VaePlan
+    config: EngineConfig,
+    models: Models,
+    device: torch.device,
+    dtype: torch.dtype,
+    vae: VaePlan,
+    steps: StepSchedule | Literal["all"] = "all",
 ) -> Callable[[Option], EnginePlan]:
     head_dim = HEAD_DIM if models.transformer is None else models.variant.attention_head_dim
 
@@ -96,6 +105,7 @@ def _planner(
             text_encoder=option.text_encoder,
             packs=option.packs,
             offload=option.offload,
+            steps=steps,
         )
 
     return plan_of
@@ -112,6 +122,7 @@ def decide(
     text_encoder: Scheme | str = NATIVE,
     packs: bool | None = None,
     offload: Offload = Offload.NONE,
+    steps: StepSchedule | Literal["all"] = "all",
 ) -> EnginePlan:
     """The plan of a generation, from what does not depend on its size.
 
@@ -122,6 +133,7 @@ def decide(
         recipe, text_encoder: what transformer and text encoder are quantized by.
         packs: whether a CPU may hold copies of weights in oneDNN's order; None: as `config` says.
         offload: which weights are elsewhere until they are needed.
+        steps: which of them are computed.
 
     Raises:
         ValueError: for an engine that cannot work there, with the reason and what can.
@@ -158,6 +170,7 @@ def decide(
         keeps_text=config.reuse_text_projection,
         vae=vae,
         offload=offload,
+        steps=steps,
     )
 
 

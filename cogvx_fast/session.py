@@ -19,6 +19,7 @@ from torch import nn
 from . import devices
 from .plan import EnginePlan
 from .state import State
+from .turbo.skipping import Skipped, StepSkipping
 
 if TYPE_CHECKING:
     from .transformer.binding import BlockRan, BoundBlock
@@ -68,6 +69,7 @@ class Ran:
         counts: how often each constant was computed.
         vae_entered: whether our autoencoder was called.
         vae_why_diffusers: why diffusers' own code ran in it, in words; empty where ours did.
+        skipped: which steps were computed and which predicted; None: all are computed.
         latents: shape `(batch, channels, time, height, width)` of what was decoded last; empty for nothing.
         threads: of a CPU that it took; None: as many as torch was set to.
         why_threads: why not more, in words; empty for all.
@@ -84,6 +86,7 @@ class Ran:
     )
     vae_entered: bool = False
     vae_why_diffusers: str = ""
+    skipped: Skipped | None = None
     latents: tuple[int, ...] = ()
     threads: int | None = None
     why_threads: str = ""
@@ -98,6 +101,7 @@ class EngineSession:
         scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table.
         watched: whether somebody may write to weights and embeddings between two steps, as a callback can.
         bindings: by block, and by the attention of each, how it runs.
+        skipping: what is kept of computed steps for those that are not; None: all are computed.
         guard: int32 of one element on the device, which attention in 8 bits sets where it overflows; None: nobody does,
             the step's result is looked at.
     """
@@ -110,6 +114,7 @@ class EngineSession:
     ran: Ran = field(default_factory=Ran)
     bindings: dict[nn.Module, BoundBlock] = field(default_factory=dict)
     guard: torch.Tensor | None = None
+    skipping: StepSkipping | None = None
     _modulation: _Kept | None = None
     _text: _Kept | None = None
     _positions: dict[tuple, _Kept] = field(default_factory=dict)
@@ -183,6 +188,8 @@ class EngineSession:
 
     def release(self) -> None:
         """Forget all that is kept: the steps are done, and what comes next may need the memory."""
+        if self.skipping is not None:
+            self.skipping.release()
         self.bindings, self.guard, self._modulation, self._text = {}, None, None, None
         self._positions.clear()
 

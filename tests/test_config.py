@@ -20,7 +20,6 @@ def test_presets_are_names_of_configurations():
     ("engine", "error", "message"),
     [
         ("warp", ValueError, r"engine tier 'warp' is unknown; available: 'exact'"),
-        ("turbo", ValueError, r"'turbo' is planned but not in this version; available: 'exact'"),
         (3, TypeError, r"engine=3 must be a string or an EngineConfig"),
         (None, TypeError, r"engine=None must be"),
     ],

@@ -7,7 +7,7 @@ import torch
 
 from cogvx_fast.attention import CAPABILITIES
 from cogvx_fast.config import AttentionBackend, EngineConfig
-from cogvx_fast.plan import AttentionPlan, EnginePlan, Offload, Product, Steps, VaePlan
+from cogvx_fast.plan import AttentionPlan, EnginePlan, Offload, Product, VaePlan
 from cogvx_fast.quantization import QuantizedAttention
 from cogvx_fast.resolve import decide
 from tests import generation
@@ -31,7 +31,7 @@ def test_it_is_frozen_and_compares_by_what_it_says():
 def test_choices_are_enumerated_and_none_is_open():
     for field in dataclasses.fields(EnginePlan):
         assert "None" not in field.type, field.name
-    for kind in (Product, Offload, Steps):
+    for kind in (Product, Offload):
         assert "auto" not in [member.value for member in kind], kind
 
 

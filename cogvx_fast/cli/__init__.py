@@ -10,7 +10,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, doctor, generate, kernels, quantize
+from . import bench, calibrate, doctor, generate, kernels, quantize
 from .console import exit_codes, results, say
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.command()(quantize.quantize)
+app.command()(calibrate.calibrate)
 app.add_typer(bench.app, name="bench")
 app.add_typer(kernels.app, name="kernels")
 

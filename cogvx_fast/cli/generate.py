@@ -70,6 +70,19 @@ def generate(
             show_default="exact, of a quantized model balanced",
         ),
     ] = None,
+    speed: Annotated[
+        str | None,
+        typer.Option(
+            help="Of engine turbo: steps for each evaluation of the network, a number, or quality (2) or fast (2.9).",
+            show_default="2",
+        ),
+    ] = None,
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            help="Of engine turbo: a file that `calibrate` wrote.", show_default="the one that there is for the model"
+        ),
+    ] = None,
     memory_limit: Annotated[
         str | None,
         typer.Option(
@@ -113,7 +126,8 @@ def generate(
         validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
         pixels = validate.video_size(height, width, checkpoint.variant)
         num_frames = validate.num_frames(frames, checkpoint.variant)
-        config = loading.choose_engine(engine, memory_limit, checkpoint)
+        config = loading.choose_engine(engine, memory_limit, checkpoint, speed, schedule)
+        loading.check_schedule(config, checkpoint, steps)
         chosen_device = loading.choose_device(device)
         chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
         size = request_of(checkpoint, *pixels, num_frames)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -48,9 +49,18 @@ def choose_dtype(dtype: str | None, device: str, checkpoint: Checkpoint) -> str:
     return checkpoint.native_dtype
 
 
-def choose_engine(engine: str | None, memory_limit: str | None, checkpoint: Checkpoint) -> EngineConfig:
+def choose_engine(
+    engine: str | None,
+    memory_limit: str | None,
+    checkpoint: Checkpoint,
+    speed: str | None = None,
+    schedule: str | None = None,
+) -> EngineConfig:
     """The engine called `engine`, with a memory limit the one that it leaves open; without either that of `checkpoint`,
     balanced if it is quantized.
+
+    Args:
+        speed, schedule: of engine "turbo".
 
     Raises:
         UsageError: for an engine that does not exist or cannot work, and for what is no size.
@@ -61,12 +71,49 @@ def choose_engine(engine: str | None, memory_limit: str | None, checkpoint: Chec
         named = EngineConfig.from_name(engine or ("exact" if checkpoint.recipe is None else "balanced"))
     except ValueError as error:
         raise UsageError("--engine", repr(engine), str(error)) from None
+    given: dict[str, Any] = {"speed": _as_number(speed), "schedule": schedule}
+    for field, value in given.items():
+        if value is not None:
+            try:
+                named = dataclasses.replace(named, **{field: value})
+            except ValueError as error:
+                raise UsageError(f"--{field}", repr(value), str(error)) from None
     if memory_limit is None:
         return named
     try:
-        return EngineConfig(tier=None if engine is None else named.tier, memory_limit=memory_limit)
+        if engine is None:
+            return EngineConfig(memory_limit=memory_limit)
+        return EngineConfig(named.tier, memory_limit=memory_limit, speed=named.speed, schedule=named.schedule)
     except ValueError as error:
         raise UsageError("--memory-limit", repr(memory_limit), str(error)) from None
+
+
+def check_schedule(engine: EngineConfig, checkpoint: Checkpoint, steps: int) -> None:
+    """Raise a `UsageError` where engine "turbo" has no schedule for the checkpoint, or none of so few steps."""
+    if not engine.skips_steps:
+        return
+    from dataclasses import asdict
+
+    from cogvx_fast.turbo import ScheduleError, choice, schedule
+
+    try:
+        reason = choice.why_not(engine.schedule_path, asdict(checkpoint.variant))
+    except ScheduleError as error:
+        reason = str(error)
+    if reason:
+        argument = ("--schedule", repr(engine.schedule)) if engine.schedule is not None else ("--engine", "'turbo'")
+        raise UsageError(*argument, reason)
+    try:
+        schedule.evaluations_of(engine.speed, steps)
+    except ScheduleError as error:
+        raise UsageError("--steps", steps, str(error)) from None
+
+
+def _as_number(speed: str | None) -> float | str | None:
+    try:
+        return None if speed is None else float(speed)
+    except ValueError:
+        return speed
 
 
 def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:

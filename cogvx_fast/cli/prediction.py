@@ -240,7 +240,8 @@ def _loaded_models(checkpoint: Checkpoint | None, config: EngineConfig) -> tuple
             manifest = read_manifest(Path(checkpoint.source))
             scheme: TextScheme = text_encoder_scheme(manifest) or "native"
             models = dataclasses.replace(models, recipe=RECIPES[manifest.recipe], text_scheme=scheme)
-            config = dataclasses.replace(config, tier=BALANCED, recipe=manifest.recipe, text_encoder=str(scheme))
+            tier = config.tier if config.skips_steps else BALANCED
+            config = dataclasses.replace(config, tier=tier, recipe=manifest.recipe, text_encoder=str(scheme))
     return models, config
 
 

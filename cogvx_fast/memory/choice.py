@@ -215,5 +215,5 @@ def _limit(config: EngineConfig) -> int:
 
 def _of_any_precision(config: EngineConfig, models: Models, target: Target, dtype: torch.dtype) -> Iterable[Option]:
     """What would be tried if the precision were left open, when the pipeline is made."""
-    left_open = replace(config, tier=None, recipe=None, text_encoder="auto")
+    left_open = replace(config, tier=None, recipe=None, text_encoder="auto", speed=2.0, schedule=None)
     return options(left_open, target, dtype, models.recipe, models.text_scheme)

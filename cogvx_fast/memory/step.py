@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..config import CompileMode
+from ..config import TURBO, CompileMode
 from ..family import Variant
 from ..plan import EnginePlan, Product
 from ..quantization.recipes import Scheme
+from ..turbo.schedule import HISTORY
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ def step_memory(variant: Variant, tokens: Tokens, plan: EnginePlan, mapped: bool
         kept += numbers // tokens.batch * each  # one for all samples
     kept += tokens.steps * modulation if plan.keeps_modulation else 0
     kept += tokens.batch * tokens.text * width * each if plan.keeps_text else 0
+    kept += HISTORY * tokens.batch * tokens.video * variant.numbers_per_token * each if plan.tier == TURBO else 0
     peak = _block_peak(plan, numbers, width) + (0 if plan.keeps_modulation else tokens.batch * modulation)
     return StepMemory(layers * _copied(plan, mapped) * width**2 * each, kept, peak)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import warnings
 from collections.abc import Sequence
@@ -28,6 +29,8 @@ from .binding import BoundBlock, bind, is_current
 from .block import FastCogVideoXBlock
 from .modulation import Modulation
 from .stack import StepInputs, run_blocks
+
+_INPUTS = inspect.signature(CogVideoXTransformer3DModel.forward)
 
 
 class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DModel, metaclass=StandsFor):
@@ -84,12 +87,38 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         session = current(self)
         if session is None:
             return super().forward(*args, **kwargs)
+        if session.skipping is None or torch.is_grad_enabled():
+            return self._computed(session, *args, **kwargs)
+        inputs = _INPUTS.bind(self, *args, **kwargs).arguments
+        skipping, step = session.skipping, session.step_of(inputs["timestep"])
+        if step is not None:
+            skipping.follow(session.scheduler.timesteps)
+        if session.watched and not self._is_as_bound(session):
+            skipping.forget()
+        sample = skipping.predicted(step, inputs["hidden_states"])
+        if sample is not None:
+            output = Transformer2DModelOutput(sample=sample) if inputs.get("return_dict", True) else (sample,)
+        else:
+            output = self._computed(session, *args, **kwargs)
+            skipping.computed(step, output[0])
+        session.ran.skipped = skipping.done()
+        return output
+
+    def _computed(
+        self, session: EngineSession, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        """The output of the network, by our formula or diffusers'."""
         reason = _why_not_fast()
         session.ran.steps += 1
         if reason:
             session.ran.why_diffusers = reason
             return super().forward(*args, **kwargs)
         return self._fast_forward(session, *args, **kwargs)
+
+    def _is_as_bound(self, session: EngineSession) -> bool:
+        """Whether modules and weights are those that the last computed step ran with."""
+        pairs = ((block, session.bindings.get(block)) for block in self.transformer_blocks)
+        return all(how is None or is_current(block, how, session.plan, session.watched) for block, how in pairs)
 
     @apply_lora_scale("attention_kwargs")
     def _fast_forward(
