@@ -57,6 +57,7 @@ def one_round(seed: int, folder: Path) -> dict[str, Counter]:
         "-p",
         "no:cacheprovider",
         "tests/fuzz",
+        "--capture=sys",  # what says where a hang is comes from under Python
         f"--hypothesis-seed={seed}",
     ]
     with log.open("w") as file:
