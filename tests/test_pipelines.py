@@ -324,7 +324,7 @@ def test_accelerate_refuses_what_it_cannot_do():
         TypeError, match="pipeline is a str, which is no CogVideoX pipeline; allowed: CogVideoXPipeline"
     ):
         accelerate("THUDM/CogVideoX-2b")
-    with pytest.raises(ValueError, match="needs a schedule of the very checkpoint.*`cogvx-fast calibrate"):
+    with pytest.raises(ValueError, match=r"needs a schedule of the very checkpoint.*`cogvx-fast calibrate"):
         accelerate(toy.pipeline(), engine="turbo")
 
 
