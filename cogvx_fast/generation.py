@@ -18,7 +18,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
-from . import devices, lowering, threads
+from . import devices, lowering, preview, threads
 from .checkpoint.kinds import why_not
 from .config import CompileMode, EngineConfig, shown
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
@@ -89,11 +89,17 @@ class GenerationMixin(_Behind):
             origin._current_timestep = value  # caches ask the pipeline that they were configured with
 
     def _fast_call(self, *args: Any, **kwargs: Any) -> Any:
-        arguments = _bound_arguments(self._reference.__call__, self, args, kwargs)
+        call = self._reference.__call__
+        wanted = preview.is_wanted(call, kwargs)
+        arguments = _bound_arguments(call, self, args, kwargs)
         self._check_call(arguments)
         watched = arguments.get("callback_on_step_end") is not None
         schedule = self._schedule_of(arguments)
+        pictures = preview.StepPreviews(self, call, arguments) if wanted else None
         with self.engine_session(self._request(arguments), watched=watched, schedule=schedule) as session:
+            if pictures is not None:
+                with self._stage("preview"):
+                    args, kwargs = pictures.start(session, args, kwargs)
             if watched and session.skipping is not None:
                 args, kwargs = self._with_watched_callback(session.skipping, args, kwargs)
             return super().__call__(*args, **kwargs)
@@ -160,6 +166,27 @@ class GenerationMixin(_Behind):
             frames = super().decode_latents(latents)
         check_frames(frames)
         return frames
+
+    def preview(self, latents: torch.Tensor) -> torch.Tensor:
+        """A small picture of latents, without decoding them: one pixel for 8 x 8, one frame for 4.
+
+        The first call fits a map from latents to colours on the autoencoder itself, as the first generation with
+        `preview=True` does: about a second, see `preview.LatentPreview.fit`. It is fitted again when weights of the
+        autoencoder change.
+
+        Args:
+            latents: clean ones, as a pipeline with `output_type="latent"` returns them:
+                `(batch, frames, channels, height / 8, width / 8)`.
+
+        Returns:
+            uint8 `(batch, frames, height / 8, width / 8, 3)` on the device of `latents`.
+
+        Raises:
+            TypeError, ValueError: for latents that do not fit, and for a pipeline without an autoencoder.
+        """
+        _check_latents(latents, unwrapped(self.vae))
+        with _lock_of(self):
+            return preview.fitted(self).frames(latents)
 
     def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:
         """What `decode_latents` gives, a few frames at a time as they are ready.
@@ -269,8 +296,7 @@ class GenerationMixin(_Behind):
             finally:
                 self._plan, self._ran = plan, session.ran  # a callback may have run a generation of its own
             elapsed = time.perf_counter() - started
-            seconds = self.stage_seconds
-            seconds["denoise"] = elapsed - seconds.get("text", 0.0) - seconds.get("decode", 0.0)
+            self.stage_seconds["denoise"] = elapsed - sum(self.stage_seconds.values())
 
     def _make_skipping(self, plan: EnginePlan) -> StepSkipping | None:
         return None if plan.steps == "all" else StepSkipping(plan.steps)

@@ -23,7 +23,7 @@ from diffusers import (
 )
 from transformers import T5EncoderModel, T5Tokenizer
 
-from . import adapters, loading, lowering, report
+from . import adapters, loading, lowering, preview, report
 from .attention import check_available
 from .checkpoint.check import check_tokenizer
 from .config import AttentionBackend, EngineConfig
@@ -67,6 +67,9 @@ class FastPipelineMixin(GenerationMixin):
         for name in ("__call__", "encode_prompt", "decode_latents"):
             own = getattr(FastPipelineMixin, f"_fast_{name.strip('_')}")
             setattr(cls, name, _signed(own, getattr(reference, name)))
+        call: Any = cls.__call__
+        call.__signature__ = preview.signature(reference.__call__)
+        call.__doc__ = (reference.__call__.__doc__ or "") + preview.DOCUMENTATION
 
     def __init__(
         self,

@@ -104,6 +104,7 @@ class EngineSession:
         skipping: what is kept of computed steps for those that are not; None: all are computed.
         guard: int32 of one element on the device, which attention in 8 bits sets where it overflows; None: nobody does,
             the step's result is looked at.
+        on_step: is told the transformer's input and output after each forward pass; None: nobody wants them.
     """
 
     plan: EnginePlan
@@ -115,6 +116,7 @@ class EngineSession:
     bindings: dict[nn.Module, BoundBlock] = field(default_factory=dict)
     guard: torch.Tensor | None = None
     skipping: StepSkipping | None = None
+    on_step: Callable[[torch.Tensor, torch.Tensor], None] | None = None
     _modulation: _Kept | None = None
     _text: _Kept | None = None
     _positions: dict[tuple, _Kept] = field(default_factory=dict)
@@ -128,6 +130,7 @@ class EngineSession:
                 yield self
         finally:
             _CURRENT.reset(token)
+            self.on_step = None
             self.release()
 
     def step_of(self, timestep: Any) -> int | None:

@@ -84,3 +84,20 @@ def _adapters(module: nn.Module) -> tuple[Any, ...]:
         for layer in layers
         if hasattr(layer, "active_adapters") and hasattr(layer, "scaling")
     )
+
+
+def fingerprint(module: nn.Module) -> tuple[Any, ...]:
+    """What changes when the weights of `module` do, and not when they are moved, as by offloading.
+
+    Some numbers of each are looked at: on a GPU that waits for the device. Of weights that are nowhere (meta) there is
+    the shape alone.
+    """
+    marks: list[Any] = []
+    samples: dict[torch.device, list[torch.Tensor]] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        marks.append((tuple(tensor.shape), tensor.dtype, _version(tensor)))
+        if tensor.numel() and tensor.device.type != "meta":
+            flat = tensor.detach().reshape(-1)
+            samples.setdefault(tensor.device, []).append(flat[:: -(-flat.numel() // SAMPLED)].float())
+    numbers = [torch.cat(those).cpu().numpy().tobytes() for those in samples.values()]
+    return tuple(marks), b"".join(numbers)  # as bytes, of which NaN is the same as itself

@@ -82,6 +82,14 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             " sequence over several GPUs yet; run one process a GPU, each with its own prompts"
         )
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        # Here, not in forward: what caches and patches put around that is in the output.
+        output = super().__call__(*args, **kwargs)
+        session = current(self)
+        if session is not None and session.on_step is not None:
+            session.on_step(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0], output[0])
+        return output
+
     @functools.wraps(CogVideoXTransformer3DModel.forward)
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor] | Transformer2DModelOutput:
         session = current(self)
