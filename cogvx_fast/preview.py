@@ -8,6 +8,7 @@ transformer took and gave: of the session there are two references, no copies.
 from __future__ import annotations
 
 import contextvars
+import copy
 import inspect
 import threading
 import weakref
@@ -74,7 +75,8 @@ class LatentPreview:
         """The map of an autoencoder, which stays as it is: settings, weights and torch's random state, too.
 
         It takes as long as 72 frames of 64 x 64 pixels take to be encoded and decoded, 2% of CogVideoX-2b's own clip:
-        about a second for the demo checkpoint on a CPU, and for the published autoencoder on a GPU.
+        about a second for the demo checkpoint on a CPU. Half precision takes longer where the CPU has no units for it:
+        two minutes were seen in float16.
 
         Args:
             vae: diffusers' `AutoencoderKLCogVideoX` or ours, of any dtype.
@@ -84,6 +86,8 @@ class LatentPreview:
             ValueError: if what it decodes is not finite.
         """
         device = torch.device(vae.device if device is None else device)
+        vae = copy.copy(vae)  # of the same modules
+        vae.use_tiling = vae.use_slicing = False  # what is this small is done in one piece
         generator = torch.Generator("cpu").manual_seed(0)
         latents, colours = [], []
         for _ in range(_FITTED + _HELD_OUT):

@@ -1,11 +1,13 @@
 """Pictures of latents: the map to colours, and the clean latents that a step of each pipeline predicts."""
 
+import functools
 import gc
 import inspect
 import math
 import weakref
 from types import SimpleNamespace
 
+import accelerate as hf_accelerate
 import pytest
 import torch
 from diffusers.callbacks import PipelineCallback
@@ -28,10 +30,19 @@ EXTRA = {
 }
 
 
-def made(variant="2b", **options):
-    if variant == "video":
-        return accelerate(toy.pipeline("2b", cls="CogVideoXVideoToVideoPipeline", **options))
-    return accelerate(toy.pipeline(variant, **options))
+@functools.cache
+def autoencoder():
+    """The toys' own, ours by now: most tests share it, as to fit takes a second."""
+    return accelerate(toy.pipeline()).vae
+
+
+def made(variant="2b", vae=None, **options):
+    """A fast pipeline, with the autoencoder that tests share or, with `vae="new"`, one of its own."""
+    cls = {"cls": "CogVideoXVideoToVideoPipeline"} if variant == "video" else {}
+    pipe = accelerate(toy.pipeline("2b" if variant == "video" else variant, **cls, **options))
+    if vae is None:
+        pipe.vae = autoencoder()
+    return pipe
 
 
 def generate(pipe, variant="2b", callback=None, **overrides):
@@ -126,12 +137,23 @@ def test_the_last_steps_picture_is_the_videos(demo, prompt):
     assert abs(psnr(demo.preview(final) / 255, video) - last) < 0.5, "the last step's prediction is the result"
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_map_of_each_dtype(demo, dtype):
-    vae = type(demo.vae).from_pretrained(demo_checkpoint() / "vae", torch_dtype=dtype)
-    fitted, exact = LatentPreview.fit(vae), LatentPreview.fit(demo.vae)
-    assert fitted.decibels > 20 and abs(fitted.decibels - exact.decibels) < 0.5
+def test_the_map_of_the_demo(demo):
+    """In its own dtype and in fp32 22.2 dB were found on the clips that it is not fitted on."""
+    half = type(demo.vae).from_pretrained(demo_checkpoint(), subfolder="vae", torch_dtype=torch.bfloat16)
+    found = LatentPreview.fit(half).decibels, LatentPreview.fit(demo.vae).decibels
+    assert min(found) > 21 and abs(found[0] - found[1]) < 0.3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_map_of_another_dtype_is_the_same_but_for_rounding(dtype, monkeypatch):
+    monkeypatch.setattr(preview, "_FITTED", 2)  # float16 takes a CPU long
+    exact, fitted = LatentPreview.fit(toy.vae()), LatentPreview.fit(toy.vae().to(dtype))
     assert fitted.weight.dtype == fitted.bias.dtype == torch.float32
+    final = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
+    shown, expected = (each.frames(final).float() for each in (fitted, exact))
+    assert (shown - expected).abs().mean() < 3 < expected.std()
+    assert fitted.frames(final.to(dtype)).shape == (1, 3, 4, 4, 3)
 
 
 class Affine:
@@ -208,7 +230,7 @@ def fits(monkeypatch):
 
 
 def test_the_map_is_fitted_once_and_again_when_weights_change(fits):
-    pipe, other = made(), None
+    pipe = made(vae="new")
     final, _ = generate(pipe)
     before = pipe.preview(final)
     other = type(pipe)(**pipe.components)
@@ -226,7 +248,7 @@ def test_the_map_is_fitted_once_and_again_when_weights_change(fits):
 
 
 def test_the_map_goes_with_its_autoencoder():
-    pipe = made()
+    pipe = made(vae="new")
     pipe.preview(torch.zeros(1, 3, 16, 4, 4))
     vae = weakref.ref(pipe.vae)
     kept = len(preview._MAPS)
@@ -293,7 +315,7 @@ def louder(pipe, step, timestep, tensors):
 def test_every_pipeline_shows_what_its_scheduler_predicts(variant, callback, clean, steps):
     pipe = made(variant)
     predicted = steps(pipe)
-    final, pictures = generate(pipe, variant, callback)
+    _, pictures = generate(pipe, variant, callback)
     assert len(pictures) == len(predicted) == len(clean) > 1
     for given, wanted in zip(clean, predicted, strict=True):
         assert_same(given, wanted[:, wanted.shape[1] - 3 :])  # 1.5 has a latent frame of padding in front
@@ -318,7 +340,7 @@ def test_a_generation_is_the_same_with_pictures(variant):
 @pytest.mark.slow
 def test_with_model_offloading(model_poison):  # noqa: F811
     expected = frames(toy.pipeline())
-    pipe, away = made(), []
+    pipe, away = made(vae="new"), []
     pipe.enable_model_cpu_offload(device="cpu")
 
     def callback(pipe, step, timestep, tensors):
@@ -336,17 +358,20 @@ def test_with_model_offloading(model_poison):  # noqa: F811
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", ["sequential", "leaves"])
 def test_with_other_offloading(offload, fits):
-    pipe = made()
-    _, expected = generate(made())
+    pipe = made(vae="new")
+    _, expected = generate(made())  # of which the map may be there already
+    fits.clear()
     cpu = torch.device("cpu")
     if offload == "leaves":
         pipe.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
     else:
-        pipe.enable_sequential_cpu_offload(device="cpu")
+        for model in (pipe.text_encoder, pipe.transformer, pipe.vae):
+            hf_accelerate.cpu_offload(model, cpu, offload_buffers=bool(model._parameters))
+        assert pipe.vae.decoder.conv_in.conv.weight.is_meta
     for _ in range(2):
         for given, wanted in zip(generate(pipe)[1], expected, strict=True):
             assert torch.equal(given, wanted)
-    assert len(fits) == 2, "one of each pipeline"
+    assert len(fits) == 1, "once, wherever the weights lie"
 
 
 # What a call leaves, takes and refuses.
@@ -385,7 +410,7 @@ def test_nothing_of_a_generation_is_left(end):
 
 
 def test_what_is_not_asked_for_is_not_made(fits):
-    pipe, seen = made(), []
+    pipe, seen = made(vae="new"), []
 
     def callback(pipe, step, timestep, tensors):
         seen.append((set(tensors), session.current(pipe.transformer).on_step))
