@@ -296,7 +296,8 @@ class GenerationMixin(_Behind):
             finally:
                 self._plan, self._ran = plan, session.ran  # a callback may have run a generation of its own
             elapsed = time.perf_counter() - started
-            self.stage_seconds["denoise"] = elapsed - sum(self.stage_seconds.values())
+            seconds = self.stage_seconds
+            seconds["denoise"] = elapsed - sum(seconds.get(stage, 0.0) for stage in ("preview", "text", "decode"))
 
     def _make_skipping(self, plan: EnginePlan) -> StepSkipping | None:
         return None if plan.steps == "all" else StepSkipping(plan.steps)

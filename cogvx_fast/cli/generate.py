@@ -104,6 +104,14 @@ def generate(
     sheet: Annotated[
         Path | None, typer.Option(help="Also write a contact sheet of all videos, a .png.", show_default=False)
     ] = None,
+    preview: Annotated[
+        Path | None,
+        typer.Option(
+            help="A small picture of the video in the making, renewed once a second and removed at the end: .gif, "
+            ".webp, or .png for the middle frame. To stop early: Ctrl-C.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Make a video from a text.
 
@@ -121,6 +129,7 @@ def generate(
         negative = None if negative is None else validate.as_text("--negative", negative)
         outputs = validate.output_paths(output, len(prompts))
         validate.check_places(outputs, sheet, fps)
+        validate.check_preview(preview, [*outputs, *([] if sheet is None else [sheet])])
         checkpoint = read_checkpoint(validate.model_or_demo(model))
         validate.check_text_only(checkpoint)
         validate.check_numbers(steps, guidance, negative, seed, zoom, checkpoint)
@@ -143,6 +152,7 @@ def generate(
             prompts=prompts,
             outputs=outputs,
             sheet=sheet,
+            preview=preview,
             checkpoint=checkpoint,
             height=pixels[0],
             width=pixels[1],

@@ -15,6 +15,7 @@ from rich.text import Text
 from cogvx_fast.family import decoded_frames, latent_frames
 
 from .console import OutputError, messages, results, say
+from .preview import PreviewFile
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class Job:
     prompts: list[str]
     outputs: list[Path]
     sheet: Path | None
+    preview: Path | None
     checkpoint: Checkpoint
     height: int
     width: int
@@ -68,8 +70,9 @@ class Stages:
 
     def add(self, seconds: dict[str, float]) -> None:
         """Count what a pipeline says of the stages up to its latents."""
-        for stage in ("text", "denoise"):
-            self.seconds[stage] += seconds[stage]
+        for stage in ("text", "preview", "denoise"):
+            if stage in seconds:
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds[stage]
 
 
 def run(job: Job) -> None:
@@ -125,6 +128,7 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
     from . import loading
 
     videos, made = [], []
+    shows = None if job.preview is None else PreviewFile(job.preview, job.fps)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -134,11 +138,15 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
         TimeRemainingColumn(),
     )
     try:
-        with loading.quiet_libraries(), Progress(*columns, console=messages) as progress:
+        with (
+            contextlib.nullcontext() if shows is None else shows.there(),
+            loading.quiet_libraries(),
+            Progress(*columns, console=messages) as progress,
+        ):
             for number, (prompt, path) in enumerate(zip(job.prompts, job.outputs, strict=True), start=1):
                 label = f"{number}/{len(job.prompts)} " if len(job.prompts) > 1 else ""
                 task = progress.add_task(f"{label}text", total=job.steps)
-                latents = _denoise(job, pipe, prompt, progress, task, label)
+                latents = _denoise(job, pipe, prompt, progress, task, label, shows)
                 stages.add(pipe.stage_seconds)
                 progress.update(task, description=f"{label}decode", completed=0, total=job.num_frames)
                 shown = Shown(keeps=job.sheet is not None)
@@ -180,12 +188,20 @@ class Shown:
 
 
 def _denoise(
-    job: Job, pipe: Callable[..., Any], prompt: str, progress: Progress, task: TaskID, label: str
+    job: Job,
+    pipe: Callable[..., Any],
+    prompt: str,
+    progress: Progress,
+    task: TaskID,
+    label: str,
+    shows: PreviewFile | None,
 ) -> torch.Tensor:
     import torch
 
     def on_step_end(_pipe: Any, step: int, _timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
         progress.update(task, completed=step + 1, description=f"{label}denoise")
+        if shows is not None:
+            shows.show(callback_kwargs["preview"])
         return callback_kwargs
 
     return _in_memory(
@@ -204,6 +220,7 @@ def _denoise(
                 callback_on_step_end=on_step_end,
                 max_sequence_length=job.checkpoint.variant.max_text_seq_length,
                 output_type="latent",
+                **({} if shows is None else {"preview": True}),
             ).frames
         ),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from cogvx_fast.family import Variant
@@ -121,6 +122,26 @@ def check_places(outputs: list[Path], sheet: Path | None, fps: int | None) -> No
         for lower, upper in ((sheet, path), (path, sheet)):
             if upper.suffix and _real(upper) in _real(lower).parents:
                 raise UsageError("--sheet", repr(str(sheet)), f"{str(lower)!r} would lie in {str(upper)!r}, a file")
+
+
+def check_preview(path: Path | None, others: list[Path]) -> None:
+    """Raise a `UsageError` for a preview that could not be written, or would be in the way of `others`."""
+    if path is None:
+        return
+    suffix = path.suffix.lower()
+    if suffix not in (".png", ".gif", ".webp"):
+        raise UsageError("--preview", repr(str(path)), "must end in .png, .gif or .webp")
+    try:
+        (check_sheet if suffix == ".png" else check_output)(path)
+    except ValueError as error:
+        raise UsageError("--preview", None, str(error)) from None
+    if os.path.lexists(path):
+        raise UsageError(
+            "--preview", repr(str(path)), "is there already, and would be removed at the end; name a new file"
+        )
+    for other in others:
+        if _real(other) == _real(path) or _real(other) in _real(path).parents or _real(path) in _real(other).parents:
+            raise UsageError("--preview", repr(str(path)), f"is in the way of {str(other)!r}; name another file")
 
 
 def _real(path: Path) -> Path:
