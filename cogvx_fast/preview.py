@@ -236,7 +236,7 @@ class StepPreviews:
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, callback_kwargs: dict[str, Any]) -> Any:
         if self._step is None:
-            raise ValueError(f"{KEYWORD}=True: the pipeline did not call its transformer in step {step}")
+            raise ValueError(f"{KEYWORD}=True: the pipeline did not call its transformer in step {step}, or not ours")
         with torch.no_grad():
             clean = self._clean(*self._step, timestep)
         self._step = None
@@ -290,7 +290,7 @@ def _check(pipeline: Any) -> None:
     transformer, scheduler = pipeline.transformer, pipeline.scheduler
     if not isinstance(transformer, FastCogVideoXTransformer3DModel):
         hint = "; EngineConfig(compile=...) compiles ours" if unwrapped(transformer) is not transformer else ""
-        raise ValueError(f"{KEYWORD}=True does not see the steps of a transformer that is not ours or compiled{hint}")
+        raise ValueError(f"{KEYWORD}=True does not see the steps of a {type(transformer).__name__}, only ours{hint}")
     kind = getattr(scheduler.config, "prediction_type", None)
     if not hasattr(scheduler, "alphas_cumprod") or kind not in _KINDS:
         raise ValueError(

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import accelerate as hf_accelerate
 import pytest
 import torch
+from diffusers import FasterCacheConfig
 from diffusers.callbacks import PipelineCallback
 
 from cogvx_fast import FastCogVideoXPipeline, accelerate, demo_checkpoint, preview, session
@@ -330,6 +331,39 @@ def test_what_stands_around_the_transformers_forward_counts(clean, steps):
     generate(pipe)
     for given, wanted in zip(clean, predicted, strict=True):
         assert_same(given, wanted)
+
+
+def test_with_a_cache_that_leaves_halves_out(clean, steps):
+    """FasterCache computes the conditional half alone in some steps and completes the output around `forward`."""
+    pipe, batches = made(), []
+    pipe.transformer.enable_cache(
+        FasterCacheConfig(
+            spatial_attention_block_skip_range=2,
+            spatial_attention_timestep_skip_range=(-1, 901),
+            unconditional_batch_skip_range=2,
+            unconditional_batch_timestep_skip_range=(-1, 901),
+            attention_weight_callback=lambda _: 0.3,
+            current_timestep_callback=lambda: pipe.current_timestep,
+            tensor_format="BFCHW",
+        )
+    )
+    pipe.transformer.patch_embed.register_forward_hook(lambda module, args, output: batches.append(len(output)))
+    predicted = steps(pipe)
+    generate(pipe, num_steps=8)
+    assert set(batches) == {1, 2}
+    for given, wanted in zip(clean, predicted, strict=True):
+        assert_same(given, wanted)
+
+
+def test_a_step_without_the_transformer_has_no_picture():
+    pipe = made()
+
+    def callback(pipe, step, timestep, tensors):
+        pipe.transformer = toy.transformer()
+        return {}
+
+    with pytest.raises(ValueError, match="did not call its transformer in step 1"):
+        generate(pipe, callback=callback)
 
 
 @pytest.mark.parametrize("variant", ["2b", "5b-i2v"])

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig
 from torch import nn
 
-from cogvx_fast.state import State
+from cogvx_fast.state import State, fingerprint
 from tests import toy
 
 
@@ -98,3 +98,23 @@ def test_what_is_marked_stays_alive():
 def test_nothing_is_fetched_from_elsewhere_than_a_cpu():
     tensor = torch.ones(3, device="meta")
     assert State.of_tensors(tensor, numbers=True) == State.of_tensors(tensor, numbers=True)
+
+
+@torch.no_grad()
+def test_a_fingerprint_is_of_numbers_not_of_places(linear):
+    before = fingerprint(linear)
+    for parameter in linear.parameters():
+        parameter.data = parameter.data.clone()
+    assert fingerprint(linear) == before
+    changes = (
+        lambda: linear.weight.data[0, 0].add_(1),  # which torch does not count
+        lambda: linear.weight.mul_(1),  # which torch does
+        lambda: setattr(linear, "bias", None),
+        lambda: linear.to(torch.bfloat16),
+        lambda: linear.weight.data.fill_(float("nan")),
+        lambda: linear.to_empty(device="meta"),
+    )
+    for change in changes:
+        change()
+        assert fingerprint(linear) != before and fingerprint(linear) == fingerprint(linear)
+        before = fingerprint(linear)
