@@ -75,8 +75,8 @@ class LatentPreview:
         """The map of an autoencoder, which stays as it is: settings, weights and torch's random state, too.
 
         It takes as long as 72 frames of 64 x 64 pixels take to be encoded and decoded, 2% of CogVideoX-2b's own clip:
-        about a second for the demo checkpoint on a CPU. Half precision takes longer where the CPU has no units for it:
-        two minutes were seen in float16.
+        about a second for the demo checkpoint on a CPU in bf16 or fp32, and many times that in fp16, which it has no
+        fast convolutions for.
 
         Args:
             vae: diffusers' `AutoencoderKLCogVideoX` or ours, of any dtype.
