@@ -13,9 +13,11 @@ from .recipes import Quality, Recipes
 from .rows import Row, RowError
 from .series import Series
 from .sizes import Sizes
+from .skipping import Skipping
 
 # All kinds of series, in the order in which a report has them. To add one, write its class and add it here.
-SERIES: dict[str, type[Series]] = {kind.name: kind for kind in (Comparison, Ablation, Recipes, Quality, Sizes)}
+_KINDS = (Comparison, Ablation, Recipes, Quality, Sizes, Skipping)
+SERIES: dict[str, type[Series]] = {kind.name: kind for kind in _KINDS}
 
 
 def series_of(row: Row) -> type[Series]:

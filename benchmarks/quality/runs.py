@@ -1,0 +1,173 @@
+"""Generations of every method, a file for each batch: stopped at any time, a run goes on where it was."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import CogVideoXPipeline
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from cogvx_fast import FastCogVideoXPipeline
+from cogvx_fast.files import complete_or_absent, write_whole
+
+from . import metrics
+from .methods import FAST, REFERENCES, Job, Method, Unreachable
+from .setting import Setting
+
+Wanted = tuple[Method, int]  # a method and its number of evaluations
+
+
+class Runs:
+    """What a setting's methods give, generated where it is not in the folder `work` yet."""
+
+    def __init__(self, setting: Setting, work: Path) -> None:
+        self.setting, self.work = setting, work
+        self._loaded: tuple[str, Any] | None = None  # one pipeline at a time: a real one fills a GPU
+        self._job_known: dict[str, Any] = self._read(self._known) or {}
+
+    # What is there
+
+    @property
+    def _known(self) -> Path:
+        return self.work / "known.json"
+
+    def _path(self, wanted: Wanted, ending: str) -> Path:
+        name = "".join(c if c.isalnum() else "-" for c in wanted[0].name.lower())
+        return self.work / f"{'-'.join(filter(None, name.split('-')))}-{wanted[1]}-{ending}"
+
+    def _batch(self, wanted: Wanted, start: int) -> Path:
+        return self._path(wanted, f"clips-{start:04}.json")
+
+    def _frames(self, base: str, start: int) -> Path:
+        return self.work / f"frames-{base}-{start:04}.safetensors"
+
+    @staticmethod
+    def _read(path: Path) -> Any:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def parameters(self, wanted: Wanted) -> dict[str, Any] | None:
+        """What the method found for this number, `{"unreachable": why}` among it; None before."""
+        return self._read(self._path(wanted, "parameters.json"))
+
+    def missing(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, int]]:
+        """The batches that are still to be generated."""
+        return [
+            (one, start)
+            for one in wanted
+            if "unreachable" not in (self.parameters(one) or {})
+            for start in self.setting.starts
+            if not self._batch(one, start).exists()
+        ]
+
+    def clips(self, wanted: Wanted) -> list[dict[str, Any]] | None:
+        """What was measured of every clip, in order; None for a method that does not reach its number."""
+        if "unreachable" in (self.parameters(wanted) or {}):
+            return None
+        return [clip for start in self.setting.starts for clip in self._read(self._batch(wanted, start))]
+
+    # What is made
+
+    def pipeline(self, base: str) -> Any:
+        """The pipeline of this kind, ready on the device; the other is let go.
+
+        Raises:
+            ValueError, OSError: for a checkpoint that is none; before a weight is read.
+        """
+        if self._loaded is None or self._loaded[0] != base:
+            self._loaded = None
+            gc.collect()
+            arguments = {"torch_dtype": getattr(torch, self.setting.dtype)}
+            if base == FAST:
+                pipe: Any = FastCogVideoXPipeline.from_pretrained(self.setting.model, engine="exact", **arguments)
+            else:
+                pipe = CogVideoXPipeline.from_pretrained(self.setting.model, **arguments)
+            pipe.set_progress_bar_config(disable=True)
+            self._loaded = base, pipe.to(self.setting.device)
+        return self._loaded[1]
+
+    def hours(self, missing: Sequence[tuple[Wanted, int]]) -> float:
+        """About how long they will take: from a generation of two steps and one of six, of the first batch.
+
+        Searches for thresholds by generations are not in it.
+        """
+        pipe = self.pipeline(FAST)
+        taken = []
+        for steps in (2, 2, 6):  # the first warms up
+            begin = time.perf_counter()
+            self._generate(pipe, 0, {"num_inference_steps": steps})
+            taken.append(time.perf_counter() - begin)
+        step = max(taken[2] - taken[1], 0) / 4
+        rest = max(taken[1] - 2 * step, 0)
+        return sum(evaluations * step + rest for (_, evaluations), _ in missing) / 3600
+
+    def make(self, wanted: Sequence[Wanted], progress: bool = True) -> None:
+        """Generate all that is missing, those of one pipeline together, the references first."""
+        missing = self.missing(wanted)
+        with tqdm(
+            total=sum(evaluations for (_, evaluations), _ in missing), unit="evaluation", disable=not progress
+        ) as bar:
+            for one, start in sorted(missing, key=lambda item: item[0][0].base != FAST):
+                bar.set_postfix_str(f"{one[0].name}, {one[1]}")
+                if "unreachable" not in self._found(one):
+                    self._make_batch(one, start)
+                bar.update(one[1])
+
+    def _found(self, wanted: Wanted) -> dict[str, Any]:
+        method, evaluations = wanted
+        parameters = self.parameters(wanted)
+        if parameters is None:
+            pipe = self.pipeline(method.base)
+            try:
+                parameters = method.find(pipe, self._job(evaluations))
+            except Unreachable as reason:
+                parameters = {"unreachable": str(reason)}
+            self._write(self._known, self._job_known)
+            self._write(self._path(wanted, "parameters.json"), parameters)
+        return parameters
+
+    def _job(self, evaluations: int) -> Job:
+        def sample(pipe: Any, **arguments: Any) -> None:
+            self._generate(pipe, 0, {"output_type": "latent", **arguments}, clips=1)
+
+        def trial(pipe: Any, **arguments: Any) -> None:
+            self._generate(pipe, 0, {"output_type": "latent", **arguments})
+
+        return Job(evaluations, self.setting.steps, sample, trial, self._job_known)
+
+    def _make_batch(self, wanted: Wanted, start: int) -> None:
+        (method, evaluations), parameters = wanted, self._found(wanted)
+        pipe = self.pipeline(method.base)
+        with method.count(pipe) as counter, method.apply(pipe, self._job(evaluations), parameters) as ready:
+            frames = self._generate(ready.pipe, start, ready.arguments)
+        if method in REFERENCES.values():
+            with complete_or_absent(self._frames(method.base, start)) as temporary:
+                save_file({"frames": frames}, temporary)
+        # The references are judged by the engine's own: by itself, and by how far diffusers' is from it.
+        judge = FAST if method in REFERENCES.values() else method.base
+        expected = load_file(self._frames(judge, start))["frames"]
+        scenes = self.setting.prompts.scenes
+        clips = []
+        for number, (clip, other) in enumerate(zip(frames, expected, strict=True)):
+            measured = {"evaluations": counter.evaluations, **metrics.distance(clip, other)}
+            if scenes is not None:
+                measured["shows"] = metrics.shows(clip, scenes[start + number])
+            clips.append(measured)
+        self._write(self._batch(wanted, start), clips)
+
+    def _generate(self, pipe: Any, start: int, arguments: dict[str, Any], clips: int | None = None) -> torch.Tensor:
+        """Frames `(clips, frames, 3, height, width)` in [0, 1] on the CPU, in the pipeline's dtype."""
+        texts = list(self.setting.prompts.texts[start : start + (clips or self.setting.batch)])
+        generators = [torch.Generator().manual_seed(start + i) for i in range(len(texts))]
+        given = {"guidance_scale": self.setting.guidance, "output_type": "pt", **arguments}
+        return pipe(texts, generator=generators, **given).frames.cpu().contiguous()
+
+    @staticmethod
+    def _write(path: Path, content: Any) -> None:
+        write_whole(path, json.dumps(content).encode())
