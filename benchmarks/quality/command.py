@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", help=f"folder or Hub id of a text-to-video CogVideoX, or {DEMO!r}")
     parser.add_argument("--work", type=Path, required=True, help="folder for what is generated and measured")
     parser.add_argument("--prompts", help="demo, vbench, shipped, or a file with one a line")
-    parser.add_argument("--clips", type=int, help="only so many of the prompts, at even distances")
+    parser.add_argument("--clips", type=int, help="only the first so many of the prompts; more can follow")
     parser.add_argument("--methods", type=_names, default=list(METHODS), help="names, with commas between; default all")
     parser.add_argument("--evaluations", type=_numbers, default=[25, 21, 17, 14, 12, 10], help="25,21,17,14,12,10")
     parser.add_argument("--steps", type=int, default=50)
@@ -99,7 +99,7 @@ def setting_of(asked: argparse.Namespace) -> Setting:
     return Setting(
         model=model,
         workload=DEMO if is_demo else Path(model).name,
-        prompts=listed if asked.clips is None else listed.some(asked.clips),
+        prompts=listed if asked.clips is None else listed.first(asked.clips),
         dtype=asked.dtype,
         device=asked.device,
         steps=asked.steps,

@@ -1,4 +1,4 @@
-"""How far a clip is from that of all steps, and what it shows. All of raw frames in [0, 1], not of a compressed file."""
+"""How far a clip is from that of all steps, and what it shows. Of raw frames in [0, 1], not of a file."""
 
 from __future__ import annotations
 

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from tools.demo_model.data import HELD_OUT, Scene, describe
 from tools.demo_model.recipes import PROMPTS
 
-_Item = TypeVar("_Item")
 DEMO, VBENCH, SHIPPED = "demo", "vbench", "shipped"
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """Sentences, and for the demo checkpoint what each of them describes. The place of each is its seed."""
+    """Sentences in no order, and for the demo checkpoint what each describes. The place of each is its seed.
+
+    The first of them stand for all, so that more can be asked for later; `digest` is that of the whole list.
+    """
 
     name: str
     texts: tuple[str, ...]
     scenes: tuple[Scene, ...] | None = None
+    digest: str = ""
 
-    def some(self, count: int) -> Prompts:
-        """`count` of them at even distances, as lists are sorted by subject.
+    def __post_init__(self) -> None:
+        if not self.digest:
+            object.__setattr__(self, "digest", hashlib.sha256("\n".join(self.texts).encode()).hexdigest())
+
+    def first(self, count: int) -> Prompts:
+        """The first `count` of them.
 
         Raises:
             ValueError: if there are fewer.
         """
         if not 1 <= count <= len(self.texts):
             raise ValueError(f"--clips {count} must be 1 to {len(self.texts)}, the prompts of {self.name}")
-        scenes = None if self.scenes is None else tuple(_even(self.scenes, count))
-        return Prompts(self.name, tuple(_even(self.texts, count)), scenes)
+        scenes = None if self.scenes is None else self.scenes[:count]
+        return Prompts(self.name, self.texts[:count], scenes, self.digest)
 
 
 def chosen(name: str | None, is_demo: bool) -> Prompts:
@@ -53,7 +59,9 @@ def chosen(name: str | None, is_demo: bool) -> Prompts:
     if name == VBENCH or (name is None and vbench is not None):
         if vbench is None:
             raise ValueError("--prompts vbench needs the list of package vbench, which is not installed")
-        return Prompts("VBench", tuple(entry["prompt_en"] for entry in json.loads(vbench.read_text(encoding="utf-8"))))
+        texts = [entry["prompt_en"] for entry in json.loads(vbench.read_text(encoding="utf-8"))]
+        random.Random(0).shuffle(texts)  # they are sorted by what they are meant to test
+        return Prompts("VBench", tuple(texts))
     ours = name is None or name == SHIPPED
     path = Path(__file__).with_name("prompts.txt") if ours else Path(str(name))
     try:
@@ -75,7 +83,3 @@ def _vbench() -> Path | None:
         [] if found is None else [Path(p) / "VBench_full_info.json" for p in found.submodule_search_locations or ()]
     )
     return next((place for place in places if place.is_file()), None)
-
-
-def _even(items: Sequence[_Item], count: int) -> list[_Item]:
-    return [items[i * len(items) // count] for i in range(count)]

@@ -42,11 +42,11 @@ class Runs:
         name = "".join(c if c.isalnum() else "-" for c in wanted[0].name.lower())
         return self.work / f"{'-'.join(filter(None, name.split('-')))}-{wanted[1]}-{ending}"
 
-    def _batch(self, wanted: Wanted, start: int) -> Path:
-        return self._path(wanted, f"clips-{start:04}.json")
+    def _measured(self, wanted: Wanted, batch: range) -> Path:
+        return self._path(wanted, f"clips-{batch[0]:04}-{batch[-1]:04}.json")
 
-    def _frames(self, base: str, start: int) -> Path:
-        return self.work / f"frames-{base}-{start:04}.safetensors"
+    def _frames(self, base: str, batch: range) -> Path:
+        return self.work / f"frames-{base}-{batch[0]:04}-{batch[-1]:04}.safetensors"
 
     @staticmethod
     def _read(path: Path) -> Any:
@@ -56,21 +56,21 @@ class Runs:
         """What the method found for this number, `{"unreachable": why}` among it; None before."""
         return self._read(self._path(wanted, "parameters.json"))
 
-    def missing(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, int]]:
+    def missing(self, wanted: Sequence[Wanted]) -> list[tuple[Wanted, range]]:
         """The batches that are still to be generated."""
         return [
-            (one, start)
+            (one, batch)
             for one in wanted
             if "unreachable" not in (self.parameters(one) or {})
-            for start in self.setting.starts
-            if not self._batch(one, start).exists()
+            for batch in self.setting.batches
+            if not self._measured(one, batch).exists()
         ]
 
     def clips(self, wanted: Wanted) -> list[dict[str, Any]] | None:
         """What was measured of every clip, in order; None for a method that does not reach its number."""
         if "unreachable" in (self.parameters(wanted) or {}):
             return None
-        return [clip for start in self.setting.starts for clip in self._read(self._batch(wanted, start))]
+        return [clip for batch in self.setting.batches for clip in self._read(self._measured(wanted, batch))]
 
     # What is made
 
@@ -92,7 +92,7 @@ class Runs:
             self._loaded = base, pipe.to(self.setting.device)
         return self._loaded[1]
 
-    def hours(self, missing: Sequence[tuple[Wanted, int]]) -> float:
+    def hours(self, missing: Sequence[tuple[Wanted, range]]) -> float:
         """About how long they will take: from a generation of two steps and one of six, of the first batch.
 
         Searches for thresholds by generations are not in it.
@@ -101,7 +101,7 @@ class Runs:
         taken = []
         for steps in (2, 2, 6):  # the first warms up
             begin = time.perf_counter()
-            self._generate(pipe, 0, {"num_inference_steps": steps})
+            self._generate(pipe, self.setting.batches[0], {"num_inference_steps": steps})
             taken.append(time.perf_counter() - begin)
         step = max(taken[2] - taken[1], 0) / 4
         rest = max(taken[1] - 2 * step, 0)
@@ -113,10 +113,10 @@ class Runs:
         with tqdm(
             total=sum(evaluations for (_, evaluations), _ in missing), unit="evaluation", disable=not progress
         ) as bar:
-            for one, start in sorted(missing, key=lambda item: item[0][0].base != FAST):
+            for one, batch in sorted(missing, key=lambda item: item[0][0].base != FAST):
                 bar.set_postfix_str(f"{one[0].name}, {one[1]}")
                 if "unreachable" not in self._found(one):
-                    self._make_batch(one, start)
+                    self._make_batch(one, batch)
                 bar.update(one[1])
 
     def _found(self, wanted: Wanted) -> dict[str, Any]:
@@ -134,37 +134,37 @@ class Runs:
 
     def _job(self, evaluations: int) -> Job:
         def sample(pipe: Any, **arguments: Any) -> None:
-            self._generate(pipe, 0, {"output_type": "latent", **arguments}, clips=1)
+            self._generate(pipe, range(1), {"output_type": "latent", **arguments})
 
         def trial(pipe: Any, **arguments: Any) -> None:
-            self._generate(pipe, 0, {"output_type": "latent", **arguments})
+            self._generate(pipe, self.setting.batches[0], {"output_type": "latent", **arguments})
 
         return Job(evaluations, self.setting.steps, sample, trial, self._job_known)
 
-    def _make_batch(self, wanted: Wanted, start: int) -> None:
+    def _make_batch(self, wanted: Wanted, batch: range) -> None:
         (method, evaluations), parameters = wanted, self._found(wanted)
         pipe = self.pipeline(method.base)
         with method.count(pipe) as counter, method.apply(pipe, self._job(evaluations), parameters) as ready:
-            frames = self._generate(ready.pipe, start, ready.arguments)
+            frames = self._generate(ready.pipe, batch, ready.arguments)
         if method in REFERENCES.values():
-            with complete_or_absent(self._frames(method.base, start)) as temporary:
+            with complete_or_absent(self._frames(method.base, batch)) as temporary:
                 save_file({"frames": frames}, temporary)
         # The references are judged by the engine's own: by itself, and by how far diffusers' is from it.
         judge = FAST if method in REFERENCES.values() else method.base
-        expected = load_file(self._frames(judge, start))["frames"]
+        expected = load_file(self._frames(judge, batch))["frames"]
         scenes = self.setting.prompts.scenes
         clips = []
-        for number, (clip, other) in enumerate(zip(frames, expected, strict=True)):
+        for number, clip, other in zip(batch, frames, expected, strict=True):
             measured = {"evaluations": counter.evaluations, **metrics.distance(clip, other)}
             if scenes is not None:
-                measured["shows"] = metrics.shows(clip, scenes[start + number])
+                measured["shows"] = metrics.shows(clip, scenes[number])
             clips.append(measured)
-        self._write(self._batch(wanted, start), clips)
+        self._write(self._measured(wanted, batch), clips)
 
-    def _generate(self, pipe: Any, start: int, arguments: dict[str, Any], clips: int | None = None) -> torch.Tensor:
+    def _generate(self, pipe: Any, batch: range, arguments: dict[str, Any]) -> torch.Tensor:
         """Frames `(clips, frames, 3, height, width)` in [0, 1] on the CPU, in the pipeline's dtype."""
-        texts = list(self.setting.prompts.texts[start : start + (clips or self.setting.batch)])
-        generators = [torch.Generator().manual_seed(start + i) for i in range(len(texts))]
+        texts = [self.setting.prompts.texts[number] for number in batch]
+        generators = [torch.Generator().manual_seed(number) for number in batch]
         given = {"guidance_scale": self.setting.guidance, "output_type": "pt", **arguments}
         return pipe(texts, generator=generators, **given).frames.cpu().contiguous()
 

@@ -35,21 +35,21 @@ class Setting:
     batch: int = 1
 
     @property
-    def starts(self) -> range:
-        """The first clip of each batch."""
-        return range(0, len(self.prompts.texts), self.batch)
+    def batches(self) -> list[range]:
+        """The clips of each batch, by their numbers."""
+        count = len(self.prompts.texts)
+        return [range(start, min(start + self.batch, count)) for start in range(0, count, self.batch)]
 
     def identity(self) -> dict[str, Any]:
-        """What results depend on, as JSON has it: the checkpoint by its configurations and the sizes of its files."""
+        """What a clip depends on but its prompt, as JSON has it: the checkpoint by configurations and file sizes."""
         digest, folder = hashlib.sha256(), Path(self.model)
         for path in sorted(p for p in folder.rglob("*") if p.is_file()) if folder.is_dir() else ():
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             if path.suffix == ".json":
                 digest.update(path.read_bytes())
-        texts = hashlib.sha256("\n".join(self.prompts.texts).encode()).hexdigest()
         return {
             "checkpoint": digest.hexdigest() if folder.is_dir() else self.model,
-            "prompts": texts,
+            "prompts": self.prompts.digest,
             "dtype": self.dtype,
             "device": self.device.split(":")[0],
             "steps": self.steps,
@@ -58,7 +58,9 @@ class Setting:
         }
 
     def claim(self, work: Path) -> str:
-        """The run's name, kept in the folder `work` with what it is of, so that stopping and resuming is one run.
+        """The run's name, kept in the folder `work` with what it is of: stopping and resuming is one run.
+
+        More clips than before are another run, which makes only what is not there.
 
         Raises:
             ValueError: for a folder of another setting; names what differs.
@@ -72,7 +74,7 @@ class Setting:
         ]
         if other:
             raise ValueError(f"--work {work} is of another comparison ({'; '.join(other)}): name another folder")
-        return there["run"]
+        return f"{there['run']}-{len(self.prompts.texts)}"
 
 
 def check_evaluations(evaluations: list[int], steps: int) -> None:

@@ -54,8 +54,8 @@ def _nearest(name: str, job: Job, candidates: Iterable[tuple[float, tuple, Param
     if abs(evaluations - job.evaluations) > TOLERANCE:
         least = min(candidate[0] for candidate in found)
         raise Unreachable(
-            f"{name} cannot be brought to {job.evaluations} evaluations of {job.steps}: the nearest is {evaluations:.1f}"
-            f" and the least {least:.1f}, as what it skips is a part of each step's work"
+            f"{name} cannot be brought to {job.evaluations} evaluations of {job.steps}: the nearest is"
+            f" {evaluations:.1f} and the least {least:.1f}, as what it skips is a part of each step's work"
         )
     return parameters
 
@@ -133,16 +133,13 @@ def _taylor_steps(steps: int, interval: int, first: int, last: int) -> list[int]
 
 def _find_taylor(pipe: Any, job: Job) -> Parameters:
     """Warm-up and cool-down as near to those of the periodic rules as K allows."""
-    candidates = [
-        (
-            float(len(_taylor_steps(job.steps, interval, first, last))),
-            (abs(first - FIRST) + abs(job.steps - last - LAST),),
-        )
-        + ({"interval": interval, "first": first, "last": last},)
-        for interval in range(1, job.steps + 1)
-        for first in range(2, min(9, job.steps))
-        for last in range(max(0, job.steps - 6), job.steps + 1)
-    ]
+    candidates = []
+    for interval in range(1, job.steps + 1):
+        for first in range(2, min(9, job.steps)):
+            for last in range(max(0, job.steps - 6), job.steps + 1):
+                count = len(_taylor_steps(job.steps, interval, first, last))
+                unusual = (abs(first - FIRST) + abs(job.steps - last - LAST),)
+                candidates.append((float(count), unusual, {"interval": interval, "first": first, "last": last}))
     return _nearest("TaylorSeer", job, candidates)
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 FAST, DIFFUSERS = "fast", "diffusers"  # the pipelines: FastCogVideoXPipeline with engine="exact", and diffusers' own
 
 
-class Unreachable(Exception):  # noqa: N818: no error of anybody's, but what a row then says
+class Unreachable(Exception):  # noqa: N818
     """A method cannot be brought to the number of evaluations; the message says why."""
 
 

@@ -8,6 +8,7 @@ same, so they are found before the generation.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -50,7 +51,7 @@ def changes(pipe: Any, steps: int) -> list[float]:
     pipe.scheduler.set_timesteps(steps, device=transformer.device)
     embeddings = [time_embedding(transformer, t[None]).float() for t in pipe.scheduler.timesteps]
     found = [0.0]
-    for before, after in zip(embeddings, embeddings[1:], strict=False):
+    for before, after in itertools.pairwise(embeddings):
         x = ((after - before).abs().mean() / before.abs().mean()).item()
         value = 0.0
         for coefficient in POLYNOMIALS[kind(transformer.config)]:
