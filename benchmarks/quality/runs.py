@@ -93,7 +93,7 @@ class Runs:
         return self._loaded[1]
 
     def hours(self, missing: Sequence[tuple[Wanted, range]]) -> float:
-        """About how long they will take: from a generation of two steps and one of six, of the first batch.
+        """About how long they will take: from a generation of two steps and one of six, and from measuring a clip.
 
         Searches for thresholds by generations are not in it.
         """
@@ -101,10 +101,13 @@ class Runs:
         taken = []
         for steps in (2, 2, 6):  # the first warms up
             begin = time.perf_counter()
-            self._generate(pipe, self.setting.batches[0], {"num_inference_steps": steps})
+            frames = self._generate(pipe, self.setting.batches[0], {"num_inference_steps": steps})
             taken.append(time.perf_counter() - begin)
+        begin = time.perf_counter()
+        self._measure(0, frames[0], frames[0])
+        measuring = (time.perf_counter() - begin) * len(frames)
         step = max(taken[2] - taken[1], 0) / 4
-        rest = max(taken[1] - 2 * step, 0)
+        rest = max(taken[1] - 2 * step, 0) + measuring
         return sum(evaluations * step + rest for (_, evaluations), _ in missing) / 3600
 
     def make(self, wanted: Sequence[Wanted], progress: bool = True) -> None:
@@ -152,14 +155,17 @@ class Runs:
         # The references are judged by the engine's own: by itself, and by how far diffusers' is from it.
         judge = FAST if method in REFERENCES.values() else method.base
         expected = load_file(self._frames(judge, batch))["frames"]
-        scenes = self.setting.prompts.scenes
-        clips = []
-        for number, clip, other in zip(batch, frames, expected, strict=True):
-            measured = {"evaluations": counter.evaluations, **metrics.distance(clip, other)}
-            if scenes is not None:
-                measured["shows"] = metrics.shows(clip, scenes[number])
-            clips.append(measured)
+        clips = [
+            {"evaluations": counter.evaluations, **self._measure(number, clip, other)}
+            for number, clip, other in zip(batch, frames, expected, strict=True)
+        ]
         self._write(self._measured(wanted, batch), clips)
+
+    def _measure(self, number: int, frames: torch.Tensor, expected: torch.Tensor) -> dict[str, Any]:
+        measured: dict[str, Any] = metrics.distance(frames, expected)
+        if self.setting.prompts.scenes is not None:
+            measured["shows"] = metrics.shows(frames, self.setting.prompts.scenes[number])
+        return measured
 
     def _generate(self, pipe: Any, batch: range, arguments: dict[str, Any]) -> torch.Tensor:
         """Frames `(clips, frames, 3, height, width)` in [0, 1] on the CPU, in the pipeline's dtype."""
