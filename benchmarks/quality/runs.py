@@ -119,7 +119,7 @@ class Runs:
             for one, batch in sorted(missing, key=lambda item: item[0][0].base != FAST):
                 bar.set_postfix_str(f"{one[0].name}, {one[1]}")
                 if "unreachable" not in self._found(one):
-                    self._make_batch(one, batch)
+                    self._try_batch(one, batch)
                 bar.update(one[1])
 
     def _found(self, wanted: Wanted) -> dict[str, Any]:
@@ -143,6 +143,16 @@ class Runs:
             self._generate(pipe, self.setting.batches[0], {"output_type": "latent", **arguments})
 
         return Job(evaluations, self.setting.steps, sample, trial, self._job_known)
+
+    def _try_batch(self, wanted: Wanted, batch: range) -> None:
+        """Make a batch. A method whose cache does not fit into the device's memory says so in its row, and no more."""
+        try:
+            self._make_batch(wanted, batch)
+        except torch.OutOfMemoryError:
+            if wanted[0] in REFERENCES.values():
+                raise
+            why = f"{wanted[0].name} does not fit into the memory of {self.setting.device}, batch {self.setting.batch}"
+            self._write(self._path(wanted, "parameters.json"), {"unreachable": why})
 
     def _make_batch(self, wanted: Wanted, batch: range) -> None:
         (method, evaluations), parameters = wanted, self._found(wanted)

@@ -1,5 +1,6 @@
 """The comparison as a whole: what is measured and kept, resuming, rows and their picture, and what is refused."""
 
+import dataclasses
 import json
 
 import pytest
@@ -63,6 +64,18 @@ def test_the_reference_is_at_no_distance_from_itself(tmp_path):
     assert itself["ssim"] == pytest.approx(1) and itself["motion"] == 1 and itself["evaluations"] == STEPS
     assert 10 < fewer["psnr_db"] < 60 and fewer["ssim"] < 1 and fewer["evaluations"] == 4
     assert set(fewer["shows"]) == {"background", "color", "shape", "motion"}
+
+
+def test_a_method_that_does_not_fit_is_left_out_and_the_others_go_on(tmp_path):
+    def apply(pipe, job, parameters):
+        raise torch.OutOfMemoryError
+
+    greedy = dataclasses.replace(METHODS["periodic reuse"], apply=apply)
+    runs = Runs(setting(1), tmp_path)
+    runs.make([WANTED[0], (greedy, 4), WANTED[1]], progress=False)
+    assert runs.clips((greedy, 4)) is None and len(runs.clips(WANTED[1])) == 1
+    assert "periodic reuse does not fit" in runs.parameters((greedy, 4))["unreachable"]
+    assert Runs(setting(1), tmp_path).missing([(greedy, 4)]) == []
 
 
 def test_a_folder_is_of_one_setting(tmp_path):
