@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from .comparison import COLORS
 from .rows import Row, RowError
 from .series import Series, markdown_table
 
-ALL = "all"
+ALL, ROUNDING = "all", "all (diffusers)"  # every step computed, by the engine and by diffusers
 _FACTORS = ("background", "color", "shape", "motion")
 # Paul Tol's bright palette and two darker tones: told apart with any colour vision, and by markers besides.
 _COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#222222", "#997700", "#994455", "#6699CC")
@@ -42,8 +43,8 @@ class Skipping(Series):
 
     @property
     def judged(self) -> list[Row]:
-        """The rows that have a distance, without the reference itself."""
-        return [row for row in self.rows if row.gate != "red" and row.contender != ALL]
+        """The rows of methods that have a distance."""
+        return [row for row in self.rows if row.gate != "red" and row.contender not in (ALL, ROUNDING)]
 
     def table(self, others: Sequence[Series]) -> str:
         """A line for each method, a column for each number of evaluations; what was not reached is named below it."""
@@ -63,7 +64,10 @@ class Skipping(Series):
         return "\n\n".join(filter(None, (table, words, "\n".join(refused))))
 
     def plot(self, others: Sequence[Series]) -> bytes:
-        """PSNR over the evaluations that a generation really took: the mean, and the worst clip as a thin line."""
+        """PSNR over the evaluations that a generation really took: the mean, and the worst clip as a thin line.
+
+        A grey line is at the distance of two computations that differ in nothing but rounding.
+        """
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(9, 5), layout="constrained")
@@ -85,6 +89,8 @@ class Skipping(Series):
                 ms=5,
                 label=method,
             )
+        for row in (row for row in self.rows if row.contender == ROUNDING):
+            axes.axhline(row.extras["psnr_db"], color=COLORS["baseline"], lw=1, zorder=1, label="rounding alone")
         axes.set_xlabel("evaluations of the network in a generation", fontsize=9)
         axes.set_ylabel("PSNR against all steps, dB; dotted: the worst clip", fontsize=9)
         axes.grid(alpha=0.25)
