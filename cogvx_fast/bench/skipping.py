@@ -10,8 +10,9 @@ from .series import Series, markdown_table
 
 ALL, ROUNDING = "all", "all (diffusers)"  # every step computed, by the engine and by diffusers
 _FACTORS = ("background", "color", "shape", "motion")
-# Paul Tol's bright palette and two darker tones: told apart with any colour vision, and by markers besides.
-_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377", "#222222", "#997700", "#994455", "#6699CC")
+# Paul Tol's bright palette and darker tones beside it: told apart with any colour vision, and by markers besides.
+_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
+_COLORS += ("#222222", "#997700", "#994455", "#6699CC", "#DD7722", "#8877BB")
 _MARKERS = "osD^vP*X<>"
 
 
@@ -22,7 +23,7 @@ class Skipping(Series):
     """
 
     name = "turbo-quality"
-    label = "step skipping"
+    label = "skipping"
 
     @classmethod
     def check(cls, row: Row) -> None:
