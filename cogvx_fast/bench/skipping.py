@@ -11,8 +11,20 @@ from .series import Series, markdown_table
 ALL, ROUNDING = "all", "all (diffusers)"  # every step computed, by the engine and by diffusers
 _FACTORS = ("background", "color", "shape", "motion")
 # Paul Tol's bright palette and darker tones beside it: told apart with any colour vision, and by markers besides.
-_COLORS = ("#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377")
-_COLORS += ("#222222", "#997700", "#994455", "#6699CC", "#DD7722", "#8877BB")
+_COLORS = [
+    "#4477AA",
+    "#EE6677",
+    "#228833",
+    "#CCBB44",
+    "#66CCEE",
+    "#AA3377",
+    "#222222",
+    "#997700",
+    "#994455",
+    "#6699CC",
+    "#DD7722",
+    "#8877BB",
+]
 _MARKERS = "osD^vP*X<>"
 
 

@@ -158,7 +158,7 @@ def test_bad_input_is_named_before_any_work(tmp_path, capsys):
 @pytest.mark.slow
 def test_rows_and_their_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    rows, asked = tmp_path / "rows.jsonl", ("--clips", "1", "--steps", "8", "--methods")
+    rows, asked = tmp_path / "rows.jsonl", ("--clips", "1", "--steps", "12", "--methods")
     command = ["demo", "--work", str(tmp_path / "work"), "--rows", str(rows), "--evaluations", "4", *asked]
     main([*command, "fewer steps,Pyramid Attention Broadcast (diffusers)"])
     table = capsys.readouterr().out
