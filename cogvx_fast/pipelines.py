@@ -239,7 +239,7 @@ class FastPipelineMixin(GenerationMixin):
         afterwards it says what ran.
         """
         try:
-            plan = self._plan or self._resolve(None)
+            plan = self._plan or self._resolve(None, self._schedule_of({}))
         except ValueError as error:  # asked for before the models are where they are to run
             return report.refused(self._config, error)
         return report.describe(self, self._config, plan, self._quantized, self._ran)

@@ -71,6 +71,11 @@ def _version(tensor: torch.Tensor) -> int | None:
         return None
 
 
+def adapter_settings(model: nn.Module) -> tuple[Any, ...]:
+    """What peft's layers in a model are set to; empty at once for one that has none."""
+    return _adapters(model) if getattr(model, "peft_config", None) else ()
+
+
 def _adapters(module: nn.Module) -> tuple[Any, ...]:
     """What peft's layers in `module` are set to: which adapters count, and how much."""
     layers: Iterable[Any] = module.modules()

@@ -101,14 +101,16 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         skipping, step = session.skipping, session.step_of(inputs["timestep"])
         if step is not None:
             skipping.follow(session.scheduler.timesteps)
-        if session.watched and not self._is_as_bound(session):
-            skipping.forget()
+        if session.watched:
+            skipping.look_at(self)
         sample = skipping.predicted(step, inputs["hidden_states"])
         if sample is not None:
             output = Transformer2DModelOutput(sample=sample) if inputs.get("return_dict", True) else (sample,)
         else:
             output = self._computed(session, *args, **kwargs)
             skipping.computed(step, output[0])
+            if session.watched:
+                skipping.remember(self)
         session.ran.skipped = skipping.done()
         return output
 
@@ -122,11 +124,6 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             session.ran.why_diffusers = reason
             return super().forward(*args, **kwargs)
         return self._fast_forward(session, *args, **kwargs)
-
-    def _is_as_bound(self, session: EngineSession) -> bool:
-        """Whether modules and weights are those that the last computed step ran with."""
-        pairs = ((block, session.bindings.get(block)) for block in self.transformer_blocks)
-        return all(how is None or is_current(block, how, session.plan, session.watched) for block, how in pairs)
 
     @apply_lora_scale("attention_kwargs")
     def _fast_forward(

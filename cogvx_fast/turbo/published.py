@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from ..family import Variant
-from .schedule import COMPUTED, HISTORY, PREDICTED, StepSchedule
+from .schedule import COMPUTED, HISTORY, PREDICTED, ScheduleError, StepSchedule
 
 NOT_MEASURED = "from published coefficients, not measured by us"
 FIRST, LAST = 3, 1  # steps that are always computed
+LEAST_SHARE = 0.8  # of the evaluations that are asked for
 
 # Highest power first: TeaCache4CogVideoX1.5/teacache_sample_video.py and eval/teacache in ali-vilab/TeaCache 7c10efc.
 COEFFICIENTS = {
@@ -70,6 +71,9 @@ def schedule(name: str, embeddings: TimeEmbeddings, timesteps: Sequence[float], 
     Args:
         name: of the coefficients.
         timesteps: of the generation, falling.
+
+    Raises:
+        ScheduleError: where the rule gives far fewer.
     """
     moved = [_polynomial(COEFFICIENTS[name], x) for x in embeddings.changes(timesteps)]
     low, high = 0.0, sum(map(abs, moved)) + 1.0
@@ -79,7 +83,13 @@ def schedule(name: str, embeddings: TimeEmbeddings, timesteps: Sequence[float], 
             low = middle
         else:
             high = middle
-    return StepSchedule(_strip(moved, high), tuple(timesteps), source=f"{NOT_MEASURED}: TeaCache's of {name}")
+    strip = _strip(moved, high)
+    if strip.count(COMPUTED) < LEAST_SHARE * evaluations:
+        raise ScheduleError(
+            f"the published coefficients of {name} give {strip.count(COMPUTED)} evaluations where {evaluations} were"
+            " wanted: the checkpoint's time embedding is another one; `cogvx-fast calibrate` finds its own schedule"
+        )
+    return StepSchedule(strip, tuple(timesteps), source=f"{NOT_MEASURED}: TeaCache's of {name}")
 
 
 def _strip(moved: Sequence[float], threshold: float) -> str:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from ..state import State
+from ..state import State, adapter_settings
 from .schedule import COMPUTED, HISTORY, PREDICTED, StepSchedule
 
 
@@ -43,6 +44,8 @@ class StepSkipping:
         self.schedule = schedule
         self._strip = ""
         self._why_computed = ""
+        self._parameters: tuple[nn.Parameter, ...] = ()
+        self._weights: Any = None  # what they were at the last look
         self._buffers: list[torch.Tensor] = []
         self._steps: list[int] = []  # whose outputs the buffers hold, the newest first
 
@@ -103,8 +106,22 @@ class StepSkipping:
         """What is kept is of no use for the next step: latents, embeddings or weights were changed."""
         self._steps = []
 
+    def look_at(self, model: nn.Module) -> None:
+        """Forget what is kept if weights of `model` were written to since the last computed step, as adapters that are
+        merged or set anew do. What goes around torch's count of writes, as writing to `.data`, is not seen."""
+        if self._weights is not None and self._state(model) != self._weights:
+            self.forget()
+
+    def remember(self, model: nn.Module) -> None:
+        """What the weights are, after a computed step: it may have laid them out anew."""
+        self._parameters = tuple(model.parameters())
+        self._weights = self._state(model)
+
+    def _state(self, model: nn.Module) -> Any:
+        return State.of_tensors(*self._parameters), adapter_settings(model)
+
     def release(self) -> None:
-        self._buffers, self._steps = [], []
+        self._buffers, self._steps, self._parameters, self._weights = [], [], (), None
 
 
 def watched_callback(callback: Callable[..., Any], skipping: StepSkipping) -> Callable[..., Any]:

@@ -67,4 +67,5 @@ def turbo(tmp_path):
 
 def latents(pipe, **arguments):
     torch.manual_seed(0)
-    return pipe(**toy.inputs(**{"num_steps": STEPS, "output_type": "latent", **arguments})).frames
+    inputs = toy.inputs(**{"num_steps": STEPS, "output_type": "latent", **arguments})
+    return pipe(**{name: value for name, value in inputs.items() if value is not None}).frames

@@ -1,5 +1,6 @@
 """Whose schedule it is: named, shipped or published, and for which checkpoint."""
 
+import itertools
 import json
 
 import pytest
@@ -37,19 +38,41 @@ def test_every_published_checkpoint_has_coefficients_and_no_other_has():
     assert [member(Variant.of(config)) for config in others] == [None] * len(others)
 
 
-@pytest.mark.parametrize("name", COEFFICIENTS)
-@pytest.mark.parametrize("evaluations", [31, 25, 17])
-def test_a_published_schedule_is_the_rule_with_that_many_evaluations(name, evaluations):
-    model, timesteps = toy.transformer("1.5-5b-i2v" if name == "1.5-i2v" else "5b"), list(range(999, -1, -20))
-    embeddings = TimeEmbeddings(model)
-    made = schedule(name, embeddings, timesteps, evaluations)
-    assert made.evaluations <= evaluations and made.evaluations >= evaluations - 6
-    assert "not measured by us" in made.source and made.distance is None
-    # The rule written out: what has gathered since the last computed step, against one threshold.
+@pytest.mark.parametrize("variant", ["5b", "1.5-5b-i2v"])
+def test_the_time_embedding_is_the_transformers(variant):
+    model, timesteps = toy.transformer(variant), [999, 500, 20]
     with torch.no_grad():
         rows = [model.time_embedding(model.time_proj(torch.tensor([t]))) for t in timesteps]
         if model.ofs_embedding is not None:
             rows = [row + model.ofs_embedding(model.ofs_proj(torch.tensor([2.0]))) for row in rows]
+    changes = [((b - a).abs().mean() / a.abs().mean()).item() for a, b in itertools.pairwise(rows)]
+    assert TimeEmbeddings(model).changes(timesteps) == pytest.approx([0.0, *changes], rel=1e-4)
+
+
+@pytest.fixture
+def drifting():
+    """Embeddings that move by 2% to 12% from step to step, as those of real checkpoints may."""
+    made, generator = TimeEmbeddings(toy.transformer()), torch.Generator().manual_seed(0)
+    moves = torch.randn(1000, 64, generator=generator) * torch.linspace(0.004, 0.03, 1000)[:, None]
+    made.table = 1 + torch.rand(64, generator=generator) + moves.cumsum(0)
+    return made
+
+
+def test_coefficients_that_do_not_fit_the_embedding_are_refused(drifting):
+    drifting.table = drifting.table[:1] + (drifting.table - drifting.table[:1]) * 1e-4
+    with pytest.raises(ScheduleError, match=r"published coefficients of 5b give . evaluations where 25 were wanted"):
+        schedule("5b", drifting, list(range(999, -1, -20)), 25)
+
+
+@pytest.mark.parametrize("name", COEFFICIENTS)
+@pytest.mark.parametrize("evaluations", [31, 25, 17])
+def test_a_published_schedule_is_the_rule_with_that_many_evaluations(name, evaluations, drifting):
+    timesteps = list(range(999, -1, -20))
+    made = schedule(name, drifting, timesteps, evaluations)
+    assert 0.8 * evaluations <= made.evaluations <= evaluations
+    assert "not measured by us" in made.source and made.distance is None
+    # The rule written out: what has gathered since the last computed step, against one threshold.
+    rows = [drifting.table[t] for t in timesteps]
     gathered, skipped, taken = 0.0, [], []
     for step in range(1, 49):
         x = ((rows[step] - rows[step - 1]).abs().mean() / rows[step - 1].abs().mean()).item()
