@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, help=f"clips of one generation: {_DEMO_BATCH} for the demo, else 1")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), default="bfloat16")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--schedule", help="file that `cogvx-fast calibrate` wrote, for turbo; default the shipped one")
     parser.add_argument("--rows", type=Path, help="JSONL file that the result rows are added to")
     return parser
 
@@ -105,6 +106,7 @@ def setting_of(asked: argparse.Namespace) -> Setting:
         steps=asked.steps,
         guidance=asked.guidance,
         batch=asked.batch or (_DEMO_BATCH if is_demo else 1),
+        schedule=asked.schedule,
     )
 
 
@@ -143,6 +145,7 @@ def _compare(asked: argparse.Namespace) -> None:
 def _options(asked: argparse.Namespace) -> list[str]:
     """What decides a row, as it is typed again."""
     options = ["--steps", str(asked.steps), "--dtype", asked.dtype, "--rows", "FILE"]
+    options += [] if asked.schedule is None else ["--schedule", "FILE"]
     options += [] if asked.prompts is None else ["--prompts", asked.prompts]
     return options + ([] if asked.clips is None else ["--clips", str(asked.clips)])
 

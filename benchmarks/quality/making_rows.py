@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogvx_fast import EngineConfig
 from cogvx_fast.bench.accuracy import relative_error_at
 from cogvx_fast.bench.engine import as_plain
 from cogvx_fast.bench.provenance import Provenance
@@ -67,7 +66,7 @@ def row(runs: Runs, setting: Setting, wanted: Wanted, run: str, command: str, pr
         shapes={"batch": setting.batch, "steps": setting.steps, "clips": count, "evaluations": evaluations},
         dtype=setting.dtype,
         contender=method.name,
-        engine=as_plain(EngineConfig()) if method.base == FAST else None,
+        engine=as_plain(method.engine(runs.job(evaluations))) if method.base == FAST else None,
         engine_report=[method.what],
         command=command,
         gate=gate,

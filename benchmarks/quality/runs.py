@@ -128,21 +128,21 @@ class Runs:
         if parameters is None:
             pipe = self.pipeline(method.base)
             try:
-                parameters = method.find(pipe, self._job(evaluations))
+                parameters = method.find(pipe, self.job(evaluations))
             except Unreachable as reason:
                 parameters = {"unreachable": str(reason)}
             self._write(self._known, self._job_known)
             self._write(self._path(wanted, "parameters.json"), parameters)
         return parameters
 
-    def _job(self, evaluations: int) -> Job:
+    def job(self, evaluations: int) -> Job:
         def sample(pipe: Any, **arguments: Any) -> None:
             self._generate(pipe, range(1), {"output_type": "latent", **arguments})
 
         def trial(pipe: Any, **arguments: Any) -> None:
             self._generate(pipe, self.setting.batches[0], {"output_type": "latent", **arguments})
 
-        return Job(evaluations, self.setting.steps, sample, trial, self._job_known)
+        return Job(evaluations, self.setting.steps, sample, trial, self.setting.schedule, self._job_known)
 
     def _try_batch(self, wanted: Wanted, batch: range) -> None:
         """Make a batch. A method whose cache does not fit into the device's memory says so in its row, and no more."""
@@ -157,7 +157,7 @@ class Runs:
     def _make_batch(self, wanted: Wanted, batch: range) -> None:
         (method, evaluations), parameters = wanted, self._found(wanted)
         pipe = self.pipeline(method.base)
-        with method.count(pipe) as counter, method.apply(pipe, self._job(evaluations), parameters) as ready:
+        with method.count(pipe) as counter, method.apply(pipe, self.job(evaluations), parameters) as ready:
             frames = self._generate(ready.pipe, batch, ready.arguments)
         if method in REFERENCES.values():
             with complete_or_absent(self._frames(method.base, batch)) as temporary:

@@ -23,6 +23,7 @@ class Setting:
     workload: its name in rows.
     dtype: name of a torch dtype.
     batch: clips of one generation.
+    schedule: file of the schedules that the engine's own method follows; None: those that there are.
     """
 
     model: str
@@ -33,6 +34,7 @@ class Setting:
     steps: int = 50
     guidance: float = 6.0
     batch: int = 1
+    schedule: str | None = None
 
     @property
     def batches(self) -> list[range]:
@@ -55,6 +57,7 @@ class Setting:
             "steps": self.steps,
             "guidance": self.guidance,
             "batch": self.batch,
+            "schedule": self.schedule and hashlib.sha256(Path(self.schedule).read_bytes()).hexdigest(),
         }
 
     def claim(self, work: Path) -> str:

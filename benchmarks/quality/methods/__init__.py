@@ -8,12 +8,14 @@ from .method import DIFFUSERS, FAST, Job, Method, Prepared, Unreachable
 from .periodic import PERIODIC
 from .plain import ALL, ALL_DIFFUSERS, FEWER_STEPS
 from .teacache import TEACACHE
+from .turbo import TURBO
 
 # What the others are judged by, for each of the pipelines.
 REFERENCES: dict[str, Method] = {FAST: ALL, DIFFUSERS: ALL_DIFFUSERS}
 
-# In the order of tables. The engine's own schedules belong between `fewer steps` and the periodic rules: a method on
-# FAST whose `apply` yields a pipeline made with the schedule for `job.evaluations`, counted by `whole_calls`.
-METHODS: dict[str, Method] = {method.name: method for method in (FEWER_STEPS, *PERIODIC, TEACACHE, MAGCACHE, *CACHES)}
+# In the order of tables.
+METHODS: dict[str, Method] = {
+    method.name: method for method in (TURBO, FEWER_STEPS, *PERIODIC, TEACACHE, MAGCACHE, *CACHES)
+}
 
 __all__ = ["DIFFUSERS", "FAST", "METHODS", "REFERENCES", "Job", "Method", "Prepared", "Unreachable"]

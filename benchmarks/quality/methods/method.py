@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from cogvx_fast import EngineConfig
+
 FAST, DIFFUSERS = "fast", "diffusers"  # the pipelines: FastCogVideoXPipeline with engine="exact", and diffusers' own
 
 
@@ -33,6 +35,7 @@ class Job:
         sample: makes one generation of one prompt by the pipeline it is given, up to the latents; its arguments go
             to the call.
         trial: the same of the first batch of prompts.
+        schedule: file of the schedules that the engine follows; None: those that there are for the checkpoint.
         known: what methods found out and share, by a name; kept in the work folder, so JSON.
     """
 
@@ -40,6 +43,7 @@ class Job:
     steps: int
     sample: Callable[..., None]
     trial: Callable[..., None]
+    schedule: str | None = None
     known: dict[str, Any] = field(default_factory=dict)
 
 
@@ -61,6 +65,7 @@ class Method:
         find: the method's parameters for a job, as JSON has them. May make generations to find them.
             Raises `Unreachable`.
         apply: sets the pipeline up for one generation with these parameters, and takes everything away again.
+        engine: the engine's configuration for a job, on `FAST`.
         count: counts what a generation takes while it is open. It is opened first, below the method.
     """
 
@@ -70,6 +75,7 @@ class Method:
     find: Callable[[Any, Job], dict[str, Any]]
     apply: Callable[[Any, Job, dict[str, Any]], AbstractContextManager[Prepared]]
     count: Callable[[Any], AbstractContextManager[Counter]]
+    engine: Callable[[Job], EngineConfig] = lambda job: EngineConfig()
 
 
 @contextlib.contextmanager
