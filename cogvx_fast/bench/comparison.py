@@ -233,8 +233,9 @@ class Comparison(TimedSeries):
     def choices(cls) -> Mapping[str, Contender]:
         from .busy import BESIDE
         from .contenders import CONTENDERS
+        from .turbo import TURBO
 
-        return {**CONTENDERS, **BESIDE}
+        return {**CONTENDERS, **BESIDE, **TURBO}
 
     @classmethod
     def readme(cls, found: Sequence[Series], plots: str) -> list[str]:

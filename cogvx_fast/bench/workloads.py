@@ -146,6 +146,7 @@ _ATTENTIONS = ("attention-cudnn", "attention-flash", "attention-efficient", "att
 _OURS = ("ours-eager", "ours", "ours-compile", "ours-triton")
 # The second three beside other processes.
 _BESIDE = ("diffusers", "ours", "ours-one-thread", "diffusers-busy", "ours-busy", "ours-busy-one-thread")
+_SKIPPING = ("diffusers", "ours", "ours-turbo-25", "ours-turbo-17", "ours-balanced", "ours-balanced-turbo-17")
 # A pipeline has a transformer, also where only its VAE is measured.
 _SMALLEST = {"num_attention_heads": 1, "num_layers": 1, "text_embed_dim": 64}
 
@@ -187,6 +188,27 @@ WORKLOADS: dict[str, Workload] = {
             warmup=1,
             dtypes=("bfloat16",),
             contenders=_BESIDE,
+            **_REDUCED,
+        ),
+        Workload(
+            name="demo-turbo",
+            summary="the demo checkpoint's 50 steps with some of them left out",
+            stages=("denoise", "generation"),
+            checkpoint=DEMO,
+            gate_samples=1,
+            warmup=1,
+            contenders=_SKIPPING,
+        ),
+        Workload(
+            name="dit-2b-turbo",
+            summary="50 steps of dit-2b with one of its layers, some of them left out",
+            stages=("denoise",),
+            transformer=_2B | _REDUCED_SAMPLE | {"num_layers": 1},
+            layers_of=30,
+            gate_samples=1,
+            warmup=0,
+            dtypes=("bfloat16",),
+            contenders=_SKIPPING,
             **_REDUCED,
         ),
         Workload(

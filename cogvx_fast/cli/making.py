@@ -90,6 +90,9 @@ def run(job: Job) -> None:
     threads = next((line for line in pipe.engine_report().lines if line.name == "threads"), None)
     if threads is not None:
         say(messages, f"note: threads: {threads.detail}", style="yellow")
+    steps = next((line for line in pipe.engine_report().lines if line.name == "steps"), None)
+    if steps is not None:
+        say(results, f"steps: {steps.detail}")
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
     say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().tier}, {job.steps} steps: {times}")
 

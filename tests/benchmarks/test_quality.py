@@ -140,7 +140,7 @@ def refused(capsys, *arguments):
 
 def test_bad_input_is_named_before_any_work(tmp_path, capsys):
     work = ("--work", tmp_path / "work")
-    assert "swiftly unknown; allowed: fewer steps, periodic reuse" in refused(
+    assert "swiftly unknown; allowed: turbo, fewer steps, periodic reuse" in refused(
         capsys, "demo", *work, "--methods", "swiftly"
     )
     assert "--evaluations 51 must be 4 to 50" in refused(capsys, "demo", *work, "--evaluations", "51,20")
@@ -197,7 +197,7 @@ def test_rows_state_their_distance_and_no_times():
 def test_the_demo_is_known_by_its_folder(tmp_path):
     def of(model):
         values = {"model": model, "evaluations": [5], "steps": 6, "batch": None, "prompts": None, "clips": None}
-        values |= {"dtype": "float32", "device": "cpu", "guidance": 6.0}
+        values |= {"dtype": "float32", "device": "cpu", "guidance": 6.0, "schedule": None}
         return setting_of(type("Asked", (), values))
 
     assert of("demo") == of(demo_checkpoint()) and of("demo").batch == 10

@@ -55,7 +55,7 @@ ASKED = {"Pyramid Attention Broadcast (diffusers)": 9, "FasterCache (diffusers)"
 @pytest.mark.parametrize("name", METHODS)
 def test_a_generation_takes_the_evaluations_that_are_stated(name, runs):
     method, asked = METHODS[name], ASKED.get(name, 7)
-    pipe, job = runs.pipeline(method.base), runs._job(asked)
+    pipe, job = runs.pipeline(method.base), runs.job(asked)
     parameters = method.find(pipe, job)
     before = pipe.transformer.forward
     with method.count(pipe) as counter, method.apply(pipe, job, parameters) as ready, counted(pipe) as samples:
@@ -76,7 +76,7 @@ def test_a_generation_takes_the_evaluations_that_are_stated(name, runs):
 def test_what_cannot_be_reached_says_why(name, runs):
     method = METHODS[name]
     with pytest.raises(Unreachable, match=rf"{name[:6]}.* cannot be brought to 3 evaluations of 12: the nearest is"):
-        method.find(runs.pipeline(method.base), runs._job(3))
+        method.find(runs.pipeline(method.base), runs.job(3))
     first = METHODS["first block cache (diffusers)"]
     with pytest.raises(Unreachable, match=r"one of 6 blocks at every step .* at least 9\.2 evaluations of 50"):
         first.find(runs.pipeline(first.base), Job(4, 50, None, None))

@@ -23,10 +23,13 @@ from .recording import Recording
 from .search import best_schedules
 
 SPAN = 2  # steps that are predicted to see what an error comes to
-BLACK = 2e-3  # of frames in [0, 1]: a spread below which there is nothing on them
+BLACK = 2e-3  # of frames in [0, 1]: a spread of every colour below which there is nothing on them
 # Shares of the steps at which errors are made on purpose: closer at the end, where nothing is left to correct them.
 PLACES = (0.06, 0.16, 0.3, 0.46, 0.62, 0.76, 0.86, 0.92, 0.96)
 # Evaluations that are checked, as shares of the steps: 25, 21, 17, 14, 12, 10 and 8 of 50.
+# Powers of the measured gains that schedules are searched with. All of it is right for small errors; of large ones in
+# the first steps, which decide what is seen, a clip does not come back, and the measurement does not know it.
+POWERS = (0.0, 0.5, 1.0)
 CHECKED = (0.5, 0.42, 0.34, 0.28, 0.24, 0.2, 0.16)
 
 
@@ -44,6 +47,7 @@ class Plan:
         checks: likewise of those that the schedules are checked on.
         steps, guidance: of all of them.
         disturbed: of the calls, on how many it is measured what an error comes to.
+        tried: likewise, on how many the powers of the gains are tried.
     """
 
     calls: Sequence[dict[str, Any]]
@@ -51,6 +55,7 @@ class Plan:
     steps: int = 50
     guidance: float = 6.0
     disturbed: int = 2
+    tried: int = 4
 
     @property
     def places(self) -> list[int]:
@@ -68,7 +73,8 @@ class Plan:
         """Of the network, in all of it."""
         full = (len(self.calls) + len(self.checks)) * self.steps
         disturbed = min(self.disturbed, len(self.calls)) * sum(self.steps - place - 1 - SPAN for place in self.places)
-        return full + disturbed + len(self.checks) * sum(self.checked)
+        tried = min(self.tried, len(self.calls)) * (self.steps + len(POWERS) * sum(self.checked))
+        return full + disturbed + tried + len(self.checks) * sum(self.checked)
 
 
 @dataclass
@@ -112,8 +118,19 @@ def calibrate(pipeline: Any, plan: Plan, folder: Path, tell: Callable[[int], Non
     ]
     products = np.mean([entry["products"] for entry in learned], axis=0)
     gains, measured = _gains([entry["gains"] for entry in learned if entry["gains"]], plan)
-    schedules = best_schedules(products, runs.sizes, gains, every.timesteps)
-    checked = [number for number in plan.checked if number in schedules]
+    candidates = {power: best_schedules(products, runs.sizes, gains**power, every.timesteps) for power in POWERS}
+    checked = [number for number in plan.checked if number in candidates[1.0]]
+    cost = plan.steps + len(POWERS) * sum(checked)
+    tried = [
+        kept.get(f"tried-{number}", cost, lambda: runs.compare(number, candidates, checked))  # noqa: B023
+        for number in range(min(plan.tried, len(plan.calls)))
+    ]
+    errors = np.mean(tried, axis=0)  # powers, evaluations
+    powers = [POWERS[place] for place in errors.argmin(axis=0)]
+    schedules = {
+        number: candidates[min(zip(checked, powers, strict=True), key=lambda pair: abs(pair[0] - number))[1]][number]
+        for number in candidates[1.0]
+    }
     psnrs = [
         kept.get(f"checked-{number}", plan.steps + sum(checked), lambda: runs.check(number, schedules, checked))  # noqa: B023
         for number in range(len(plan.checks))
@@ -129,6 +146,10 @@ def calibrate(pipeline: Any, plan: Plan, folder: Path, tell: Callable[[int], Non
         "size": {name: plan.calls[0][name] for name in ("num_frames", "height", "width") if name in plan.calls[0]},
         "gains": {str(place): round(float(gains[place]), 4) for place in plan.places},
         "gains_from": measured,
+        "error_by_power_of_gains": {
+            str(number): dict(zip(map(str, POWERS), np.sqrt(errors[:, place]).round(5).tolist(), strict=True))
+            for place, number in enumerate(checked)
+        },
         "cogvx_fast": __version__,
         "torch": torch.__version__,
     }
@@ -194,6 +215,21 @@ class _Runs:
         _, found = self._recorded(call, known)
         return float((found.float() - latents.float()).norm())
 
+    def compare(
+        self, number: int, candidates: dict[float, dict[int, StepSchedule]], checked: list[int]
+    ) -> list[list[float]]:
+        """Squared errors of a clip's latents, relative, by power and number of evaluations."""
+        call = self.plan.calls[number]
+        expected = self._run(call, StepSkipping(self.every)).double()
+        made: dict[str, float] = {}
+        for schedules in candidates.values():
+            for evaluations in checked:
+                strip = schedules[evaluations].strip
+                if strip not in made:
+                    found = self._run(call, StepSkipping(schedules[evaluations])).double()
+                    made[strip] = float((found - expected).square().sum() / expected.square().sum())
+        return [[made[schedules[n].strip] for n in checked] for schedules in candidates.values()]
+
     def check(self, number: int, schedules: dict[int, StepSchedule], checked: list[int]) -> list[float]:
         """PSNR of a clip's frames for each of those numbers of evaluations, in dB."""
         call = self.plan.checks[number]
@@ -228,7 +264,7 @@ class _Runs:
         return (torch.cat(pieces, dim=2) / 2 + 0.5).clamp(0, 1)
 
     def _check_frames(self, frames: torch.Tensor, call: dict[str, Any]) -> None:
-        if float(frames.std()) < BLACK:
+        if float(frames.std(dim=(0, 2, 3, 4)).max()) < BLACK:
             raise CalibrationError(
                 f"the video of {call.get('prompt')!r} is of one colour: nothing can be learned from it"
             )
