@@ -26,6 +26,8 @@ OPTIONS = {
     "--fps": WHOLE,
     "--zoom": WHOLE,
     "--engine": st.one_of(st.sampled_from(["exact", "balanced", "turbo"]), NAME),
+    "--speed": st.one_of(st.sampled_from(["2", "fast", "quality", "12.5"]), NAME, REAL),
+    "--schedule": PATH,
     "--memory-limit": st.one_of(st.sampled_from(["8GiB", "1 MB", "300MiB"]), NAME, WHOLE),
     "--dtype": st.one_of(st.sampled_from(["float32", "bfloat16", "float16"]), NAME),
     "--device": st.one_of(st.sampled_from(["cpu", "cuda", "mps"]), NAME),
@@ -71,9 +73,10 @@ def test_generate(orders, line):
 
 @examples(60)
 @given(
-    name=st.sampled_from(["doctor", "quantize", "bench", "kernels", "nonsense"]),
+    name=st.sampled_from(["doctor", "quantize", "calibrate", "bench", "kernels", "nonsense"]),
     rest=st.lists(
-        st.one_of(NAME, st.sampled_from(["--model", "--frames", "run", "list", "check", "report"])), max_size=4
+        st.one_of(NAME, st.sampled_from(["--model", "--frames", "--prompts", "run", "list", "check", "report"])),
+        max_size=4,
     ),
 )
 def test_other_commands(name, rest):

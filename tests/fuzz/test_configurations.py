@@ -17,7 +17,9 @@ from .values import ANYTHING, JSON, REAL, WHOLE
 
 FIELDS = [field.name for field in dataclasses.fields(EngineConfig)]
 GOOD = {
-    "tier": ["exact", "balanced"],
+    "tier": ["exact", "balanced", "turbo"],
+    "speed": [2.0, 3, "fast"],
+    "schedule": ["schedule.json", None],
     "recipe": ["int8", "fp8", "native", "balanced"],
     "memory_limit": ["4GiB", 2**30],
     "vae_memory": ["1GiB"],
