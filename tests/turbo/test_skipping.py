@@ -1,7 +1,12 @@
 """Generations that follow a schedule: every output is checked against the formula, every step counted."""
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from accelerate import cpu_offload
+from peft import LoraConfig
 from PIL import Image
 
 from cogvx_fast import EngineConfig, accelerate
@@ -148,6 +153,57 @@ def test_after_a_change_in_a_callback_steps_are_computed_until_there_is_somethin
     # "##.#..#.##": the line at 4 and 5 is through outputs of before the change, and both are computed.
     assert asked.timesteps == [timesteps[i] for i in (0, 1, 3, 4, 5, 6, 8, 9)]
     assert "something was changed" in pipe.engine_report().line("steps").detail
+
+
+def test_an_adapter_that_is_set_anew_is_such_a_change(turbo):
+    def weaker(pipe, step, timestep, values):
+        if step == 3:
+            pipe.set_adapters("style", 0.3)
+        return values
+
+    pipe = turbo()
+    pipe.transformer.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False), "style")
+    asked, timesteps = recorded(pipe), timesteps_of(pipe, STEPS)
+    latents(pipe, callback_on_step_end=weaker)
+    assert asked.timesteps == [timesteps[i] for i in (0, 1, 3, 4, 5, 6, 8, 9)]
+    asked.timesteps.clear()
+    latents(pipe, callback_on_step_end=lambda pipe, step, timestep, values: values)
+    assert len(asked.timesteps) == STRIP.count("#")
+
+
+def test_weights_that_are_brought_for_each_module_are_no_change(turbo):
+    def look(pipe, step, timestep, values):
+        return values
+
+    expected, pipe = latents(turbo(weights=WEIGHTS)), turbo(weights=WEIGHTS)
+    cpu_offload(pipe.transformer, execution_device="cpu")
+    asked = recorded(pipe)
+    torch.testing.assert_close(latents(pipe, callback_on_step_end=look), expected, rtol=1e-4, atol=1e-4)
+    assert len(asked.timesteps) == STRIP.count("#")
+
+
+@pytest.mark.parametrize("config", [{"compile": "blocks"}, {"memory_limit": "1GiB"}, {"vae_memory": "1GiB"}], ids=str)
+def test_with_what_else_the_engine_can_do(turbo, config):
+    pipe = turbo(weights=WEIGHTS, **config)
+    torch.testing.assert_close(latents(pipe), latents(turbo(weights=WEIGHTS)), rtol=2e-4, atol=2e-4)
+    assert pipe._ran.steps == STRIP.count("#")
+
+
+def test_in_inference_mode_it_is_the_same(turbo):
+    with torch.inference_mode():
+        found = latents(turbo(weights=WEIGHTS))
+    assert torch.equal(found, latents(turbo(weights=WEIGHTS)))
+
+
+def test_threads_that_share_weights_do_not_see_each_others_outputs(turbo):
+    first = turbo(weights=WEIGHTS)
+    second = accelerate(first, first._config)
+    second.scheduler = copy.deepcopy(first.scheduler)
+    expected = latents(first), latents(first, prompt="a dog")
+    with ThreadPoolExecutor(2) as pool:
+        futures = pool.submit(latents, first), pool.submit(latents, second, prompt="a dog")
+        for future, one in zip(futures, expected, strict=True):
+            torch.testing.assert_close(future.result(), one, rtol=1e-4, atol=1e-4)
 
 
 def test_a_callback_that_changes_nothing_changes_nothing(turbo):
