@@ -120,6 +120,7 @@ NOTHING_KEPT = {"merges": False, "keeps_modulation": False, "keeps_text": False}
     ("fields", "copies", "kept", "peak"),
     [
         ({"device": GPU}, 0, 133, 1432),
+        ({"device": GPU, "tier": "turbo"}, 0, 142, 1432),  # two outputs of both halves
         ({"device": GPU, "operations": "torch"}, 0, 133, 1302),
         ({"device": GPU, "product": Product.MODULES, **NOTHING_KEPT}, 0, 65, 1825),
         ({"recipe": RECIPES["int8"], "product": Product.SCALED}, 0, 133, 1302),

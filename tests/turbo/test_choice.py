@@ -8,12 +8,12 @@ import torch
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline, accelerate, demo_checkpoint
 from cogvx_fast.family import Variant
-from cogvx_fast.turbo import ScheduleError, choose_source
+from cogvx_fast.turbo import ScheduleError, choose_source, published
 from cogvx_fast.turbo.identity import Identity, sampled_weights
 from cogvx_fast.turbo.published import COEFFICIENTS, TimeEmbeddings, member, schedule
 from tests import toy
 
-from .conftest import schedule_file, timesteps_of
+from .conftest import latents, schedule_file, timesteps_of
 
 FIVE = {"num_attention_heads": 48, "num_layers": 42, "use_rotary_positional_embeddings": True}
 MEMBERS = {
@@ -132,3 +132,13 @@ def test_an_identity_is_that_of_the_file(tmp_path):
     assert content["scheduler"] == "CogVideoXDDIMScheduler"
     assert not Identity.of(pipe.transformer, pipe.scheduler).why_not_scheduler(pipe.scheduler)
     assert timesteps_of(pipe, 4) == (999.0, 749.0, 499.0, 249.0)
+
+
+def test_a_published_checkpoint_follows_the_rule_and_says_so(monkeypatch):
+    monkeypatch.setattr(published, "member", lambda variant: "5b")
+    monkeypatch.setattr(TimeEmbeddings, "changes", lambda self, timesteps: [0.0, *[0.05] * (len(timesteps) - 1)])
+    pipe = accelerate(toy.pipeline(scheduler_kind="dpm"), EngineConfig("turbo", recipe="native", speed=2))
+    before = pipe.engine_report().line("steps").detail
+    assert "from published coefficients, not measured by us: TeaCache's of 5b; distance not measured" in before
+    latents(pipe, num_steps=20)
+    assert pipe._ran.steps <= 10 and pipe.engine_report().line("steps").detail.startswith("###.#.#")
