@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,9 @@ class Skipped:
     strip: str
     why_computed: str
     bytes_kept: int
+
+
+STEPS, OUTPUT = "skipping.steps", "skipping.output."  # names of what is carried
 
 
 class StepSkipping:
@@ -101,6 +104,18 @@ class StepSkipping:
         self._buffers.insert(0, self._buffers.pop())
         self._buffers[0].copy_(output)
         self._steps = [step, *self._steps][:HISTORY]
+
+    def carried(self) -> dict[str, torch.Tensor]:
+        """What later steps need of those so far, by name: the buffers themselves."""
+        steps = torch.tensor(self._steps, dtype=torch.int64)
+        return {STEPS: steps} | {f"{OUTPUT}{number}": buffer for number, buffer in enumerate(self._buffers)}
+
+    def take_up(self, carried: Mapping[str, torch.Tensor]) -> None:
+        """Go on with what `carried` gave in the same generation, which was parked in between; if this is its start."""
+        if STEPS in carried and not self._buffers:
+            count = sum(name.startswith(OUTPUT) for name in carried)
+            self._buffers = [carried[f"{OUTPUT}{number}"] for number in range(count)]
+            self._steps = carried[STEPS].tolist()
 
     def forget(self) -> None:
         """What is kept is of no use for the next step: latents, embeddings or weights were changed."""
