@@ -42,7 +42,7 @@ DEFAULT_STEPS = 50  # of every pipeline of the family
 _ORIGINS: "weakref.WeakKeyDictionary[Any, weakref.ref[DiffusionPipeline]]" = weakref.WeakKeyDictionary()
 
 
-def _lock_of(owner: Any) -> Any:
+def lock_of(owner: Any) -> Any:
     """A lock for `owner` that one thread may take several times."""
     with _MAKING_LOCKS:
         return _LOCKS.setdefault(owner, threading.RLock())
@@ -156,7 +156,7 @@ class GenerationMixin(_Behind):
 
     def _fast_encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         # Tokenizers keep how they pad on themselves, and pipelines share them.
-        shared = contextlib.nullcontext() if self.tokenizer is None else _lock_of(self.tokenizer)
+        shared = contextlib.nullcontext() if self.tokenizer is None else lock_of(self.tokenizer)
         with self._stage("text"), shared:
             return super().encode_prompt(*args, **kwargs)
 
@@ -266,7 +266,7 @@ class GenerationMixin(_Behind):
         Raises:
             ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
         """
-        with _lock_of(self):
+        with lock_of(self):
             if self._is_other_precision():
                 self._make_fast(self._config)  # the user has put another model in place since
             lowering.adopt_models(self)

@@ -98,13 +98,16 @@ class EngineSession:
 
     Attributes:
         transformer, vae: whose generation it is; None: the pipeline has none.
-        scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table.
+        scheduler: whose `timesteps`, once set by the loop, are the steps of the modulation table. Where the loop is to
+            do only the last of them, its `all_timesteps` are: the table, and so its bits, are those of the whole.
         watched: whether somebody may write to weights and embeddings between two steps, as a callback can.
         bindings: by block, and by the attention of each, how it runs.
         skipping: what is kept of computed steps for those that are not; None: all are computed.
         guard: int32 of one element on the device, which attention in 8 bits sets where it overflows; None: nobody does,
             the step's result is looked at.
         on_step: is told the transformer's input and output after each forward pass; None: nobody wants them.
+        carried: tensors that a step leaves to later ones, by name. A generation that is parked takes them along; what
+            is not in here is computed anew when it goes on.
     """
 
     plan: EnginePlan
@@ -117,6 +120,7 @@ class EngineSession:
     guard: torch.Tensor | None = None
     skipping: StepSkipping | None = None
     on_step: Callable[[torch.Tensor, torch.Tensor], None] | None = None
+    carried: dict[str, torch.Tensor] = field(default_factory=dict)
     _modulation: _Kept | None = None
     _text: _Kept | None = None
     _positions: dict[tuple, _Kept] = field(default_factory=dict)
@@ -142,7 +146,7 @@ class EngineSession:
         Args:
             timestep: `(batch,)`, one view of a step expanded over the batch.
         """
-        steps = getattr(self.scheduler, "timesteps", None)
+        steps = self._timesteps()
         if not isinstance(steps, torch.Tensor) or not _is_view(timestep, steps):
             return None
         return timestep.storage_offset() - steps.storage_offset()
@@ -161,7 +165,7 @@ class EngineSession:
             modules: that the table is computed with.
             compute: makes the table from all timesteps `(steps,)`.
         """
-        steps = self.scheduler.timesteps
+        steps = self._timesteps()
         state = State.of(*modules, numbers=self.watched), State.of_tensors(steps, ofs, numbers=self.watched)
         if self._modulation is None or self._modulation.state != state:
             self._modulation = _Kept(compute(steps), state)
@@ -195,6 +199,11 @@ class EngineSession:
             self.skipping.release()
         self.bindings, self.guard, self._modulation, self._text = {}, None, None, None
         self._positions.clear()
+        self.carried.clear()
+
+    def _timesteps(self) -> Any:
+        """Those of the whole generation, whichever of them its loop does."""
+        return getattr(self.scheduler, "all_timesteps", getattr(self.scheduler, "timesteps", None))
 
 
 def _is_view(timestep: Any, steps: torch.Tensor) -> bool:

@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ _LOOK = 0.04  # seconds in which the kernel's counters, which count in hundredth
 _IDLE = (3, 4)  # columns of /proc/stat: idle, and waiting for a disk
 _FRESH = 5.0  # seconds for which what was seen counts, as long as glances see as much
 _MOSTLY = 0.75  # part of a core that counts as one
+_FIXED: ContextVar[int | None] = ContextVar("cogvx_fast_threads", default=None)
 
 
 @dataclass
@@ -41,8 +43,10 @@ def choose(wanted: int) -> tuple[int, str]:
     """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
 
     It takes 8 ms where cores are free, 50 where they may not be, and that once in some seconds. Where the kernel does
-    not tell, it is all.
+    not tell, it is all. Within `fixed`, it is that number.
     """
+    if (fixed_number := _FIXED.get()) is not None:
+        return fixed_number, ""
     if wanted < 2:
         return wanted, ""
     running = _running_elsewhere()
@@ -57,6 +61,17 @@ def choose(wanted: int) -> tuple[int, str]:
     free = _recent.free
     threads = min(wanted, max(1, int(free + 1 - _MOSTLY)))
     return threads, "" if threads == wanted else f"other processes had {len(cores) - free:.1f} of {len(cores)} cores"
+
+
+@contextlib.contextmanager
+def fixed(threads: int) -> Iterator[None]:
+    """Within the block generations take so many threads, whoever else is busy: matrix products are split among them, so
+    that the last bits of a result are those of a number of threads."""
+    token = _FIXED.set(threads)
+    try:
+        yield
+    finally:
+        _FIXED.reset(token)
 
 
 @contextlib.contextmanager
