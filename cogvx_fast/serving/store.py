@@ -1,0 +1,397 @@
+"""Jobs, in a database: who wants which video, who is making it, and what became of it.
+
+A job is *queued*, then *in progress* under the lease of one worker, then *completed* or *failed*. Whoever writes about
+a job in progress names its lease: a worker that lost it, because it was taken for dead, changes nothing any more. Every
+change is one statement, so that there is no moment at which a killed process leaves it half made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import secrets
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+MAX_KILLS = 3
+QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
+CANCELLED = "cancelled"  # the code of a failed job that was cancelled: clients know no other end
+_CANCELLED = "it was cancelled"
+_WAIT = 30.0  # seconds for which a statement waits for others' to end
+
+_metadata = sa.MetaData()
+_jobs = sa.Table(
+    "jobs",
+    _metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("owner", sa.String(64), nullable=False),
+    sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False, index=True),
+    sa.Column("priority", sa.Integer, nullable=False),
+    sa.Column("created_at", sa.Float, nullable=False, index=True),
+    sa.Column("started_at", sa.Float),
+    sa.Column("completed_at", sa.Float),
+    sa.Column("not_before", sa.Float, nullable=False),
+    sa.Column("done", sa.Integer, nullable=False),
+    sa.Column("total", sa.Integer, nullable=False),
+    sa.Column("kills", sa.Integer, nullable=False),
+    sa.Column("worker", sa.String(64)),
+    sa.Column("lease", sa.String(64)),
+    sa.Column("lease_until", sa.Float),
+    sa.Column("cancel", sa.Boolean, nullable=False),
+    sa.Column("busy_seconds", sa.Float, nullable=False),
+    sa.Column("error_code", sa.String(64)),
+    sa.Column("error_message", sa.Text),
+    sa.Column("result", sa.JSON, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("remixed_from", sa.String(64)),
+)
+_workers = sa.Table(
+    "workers",
+    _metadata,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("seen_at", sa.Float, nullable=False),
+    sa.Column("about", sa.JSON, nullable=False),
+)
+_totals = sa.Table(
+    "totals",
+    _metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("value", sa.Float, nullable=False),
+)
+
+
+class StorageFullError(Exception):
+    """There is no room for another job, or for what one made."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video that somebody wants. Times are seconds since the epoch.
+
+    Attributes:
+        owner: who may see it; "" where there are no keys.
+        request: an `orders.Order`, as a dictionary.
+        priority: a higher one goes first.
+        not_before: when it may be taken; 0: at once.
+        done, total: denoising steps.
+        kills: how many workers died while they made it.
+        cancel: whether its worker is to stop.
+        busy_seconds: of a device that it has had.
+        result: of a completed job: `stage_seconds`, `engine_report`, `warnings`.
+        bytes: of its files.
+    """
+
+    id: str
+    owner: str
+    request: Mapping[str, Any]
+    status: str = QUEUED
+    priority: int = 0
+    created_at: float = field(default_factory=time.time)
+    started_at: float | None = None
+    completed_at: float | None = None
+    not_before: float = 0.0
+    done: int = 0
+    total: int = 0
+    kills: int = 0
+    worker: str | None = None
+    lease: str | None = None
+    lease_until: float | None = None
+    cancel: bool = False
+    busy_seconds: float = 0.0
+    error_code: str | None = None
+    error_message: str | None = None
+    result: Mapping[str, Any] = field(default_factory=dict)
+    bytes: int = 0
+    remixed_from: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.status in (COMPLETED, FAILED)
+
+
+class Signal(enum.Enum):
+    """What a worker hears when it says how far it is."""
+
+    GO_ON = "go on"
+    CANCEL = "cancel"
+    LOST = "lost"  # the job is another's now, or gone
+
+
+def new_id() -> str:
+    """The id of a job, which nobody can guess: 192 random bits."""
+    return f"video_{secrets.token_hex(24)}"
+
+
+class Store:
+    """The jobs in one database.
+
+    Args:
+        url: of SQLAlchemy: `sqlite:///path`, `postgresql://…`.
+        durable: whether a statement returns only when a loss of power cannot undo it; what a worker writes is made
+            again, to the same bits, if it is lost.
+
+    Raises:
+        ValueError: for a URL that cannot be opened.
+    """
+
+    def __init__(self, url: str, durable: bool = True) -> None:
+        try:
+            place = sa.make_url(url)
+            is_sqlite = place.get_backend_name() == "sqlite"
+            options: dict[str, Any] = {"connect_args": {"timeout": _WAIT}} if is_sqlite else {"pool_pre_ping": True}
+            self._engine = sa.create_engine(place, **options)
+            if is_sqlite:
+                synchronous = "FULL" if durable else "NORMAL"
+                sa.event.listen(self._engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
+            _metadata.create_all(self._engine)
+        except (sa.exc.SQLAlchemyError, ImportError) as error:
+            reason = " ".join(str(error).split()).split(" (Background")[0]
+            raise ValueError(
+                f"store {url!r} cannot be opened ({reason}); must be sqlite:///PATH or postgresql://…"
+            ) from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # Clients of the server.
+
+    def add(self, *jobs: Job) -> None:
+        """Put new jobs into the queue, all or none.
+
+        Raises:
+            StorageFullError: if there is no room for them.
+        """
+        with self._writing() as connection:
+            connection.execute(_jobs.insert(), [dict(vars(job)) for job in jobs])
+
+    def get(self, job_id: str) -> Job | None:
+        found = self._read(sa.select(_jobs).where(_jobs.c.id == job_id))
+        return found[0] if found else None
+
+    def page(self, owner: str, after: Job | None, limit: int, ascending: bool = False) -> list[Job]:
+        """Jobs of `owner` in the order in which they came, at most `limit`, from the one behind `after`."""
+        place = sa.tuple_(_jobs.c.created_at, _jobs.c.id)
+        query = sa.select(_jobs).where(_jobs.c.owner == owner).limit(limit)
+        if after is not None:
+            mark = sa.tuple_(sa.literal(after.created_at), sa.literal(after.id))
+            query = query.where(place > mark if ascending else place < mark)
+        columns = (_jobs.c.created_at, _jobs.c.id)
+        return self._read(query.order_by(*(column.asc() if ascending else column.desc() for column in columns)))
+
+    def cancel(self, job_id: str) -> None:
+        """End a job that is queued; tell its worker to, if it has one."""
+        is_queued = _jobs.c.status == QUEUED
+        ended = {"status": FAILED, "error_code": CANCELLED, "error_message": _CANCELLED, "completed_at": time.time()}
+        statement = (
+            _jobs.update()
+            .where(_jobs.c.id == job_id, _jobs.c.status.in_((QUEUED, IN_PROGRESS)))
+            .values(cancel=True, **{n: sa.case((is_queued, value), else_=_jobs.c[n]) for n, value in ended.items()})
+            .returning(_jobs.c.status)
+        )
+        with self._writing() as connection:
+            if connection.scalar(statement) == FAILED:
+                self._count(connection, CANCELLED)
+
+    def delete(self, job_id: str) -> bool:
+        """Forget a job, whatever its state; its worker hears that it is lost. False: there was none."""
+        with self._writing() as connection:
+            return bool(connection.execute(_jobs.delete().where(_jobs.c.id == job_id)).rowcount)
+
+    def set_bytes(self, job_id: str, size: int) -> None:
+        with self._writing() as connection:
+            connection.execute(_jobs.update().where(_jobs.c.id == job_id).values(bytes=size))
+
+    # Workers.
+
+    def waiting(self) -> list[Job]:
+        """The jobs that may be taken now."""
+        ready = (_jobs.c.status == QUEUED) & (_jobs.c.not_before <= time.time())
+        return self._read(sa.select(_jobs).where(ready).order_by(_jobs.c.created_at))
+
+    def running(self) -> list[Job]:
+        return self._read(sa.select(_jobs).where(_jobs.c.status == IN_PROGRESS))
+
+    def take(self, job_id: str, worker: str, seconds: float) -> str | None:
+        """A lease of a queued job for so many seconds; None: another was quicker."""
+        lease, now = secrets.token_hex(16), time.time()
+        with self._writing() as connection:
+            taken = connection.execute(
+                _jobs.update()
+                .where(_jobs.c.id == job_id, _jobs.c.status == QUEUED)
+                .values(
+                    status=IN_PROGRESS,
+                    worker=worker,
+                    lease=lease,
+                    lease_until=now + seconds,
+                    started_at=sa.func.coalesce(_jobs.c.started_at, now),
+                )
+            )
+        return lease if taken.rowcount else None
+
+    def report(self, job_id: str, lease: str, seconds: float, **values: Any) -> Signal:
+        """Keep a lease for so many seconds from now, note `values` (`done`, `total`, `busy_seconds`), hear what to do."""
+        statement = (
+            _jobs.update()
+            .where(_jobs.c.id == job_id, _jobs.c.lease == lease)
+            .values(lease_until=time.time() + seconds, **values)
+            .returning(_jobs.c.cancel)
+        )
+        with self._writing() as connection:
+            row = connection.execute(statement).first()
+        if row is None:
+            return Signal.LOST
+        return Signal.CANCEL if row.cancel else Signal.GO_ON
+
+    def give_back(self, job_id: str, lease: str, after: float = 0.0) -> bool:
+        """Put a job back into the queue, for `after` seconds from now; False: the lease was lost."""
+        not_before = time.time() + after if after else 0.0
+        return self._end_lease(job_id, lease, None, status=QUEUED, worker=None, not_before=not_before)
+
+    def complete(self, job_id: str, lease: str, result: Mapping[str, Any], size: int) -> bool:
+        """Note that a video is there, with `size` bytes; False: the lease was lost."""
+        values = {"status": COMPLETED, "result": dict(result), "bytes": size}
+        return self._end_lease(job_id, lease, COMPLETED, **values, completed_at=time.time())
+
+    def fail(self, job_id: str, lease: str, code: str, message: str) -> bool:
+        """Note why there is no video; False: the lease was lost."""
+        values = {"status": FAILED, "error_code": code, "error_message": message, "completed_at": time.time()}
+        return self._end_lease(job_id, lease, CANCELLED if code == CANCELLED else FAILED, **values)
+
+    def _end_lease(self, job_id: str, lease: str, end: str | None, **values: Any) -> bool:
+        with self._writing() as connection:
+            where = _jobs.c.id == job_id, _jobs.c.lease == lease
+            statement = _jobs.update().where(*where).values(**values, lease=None, lease_until=None)
+            done = connection.execute(statement).rowcount
+            if done and end is not None:
+                self._count(connection, end)
+            return bool(done)
+
+    def reap(self, worker: str | None = None) -> int:
+        """Put the jobs of dead workers back into the queue; those that killed `MAX_KILLS` of them fail.
+
+        Args:
+            worker: that is known to be dead; None: all whose lease has run out.
+
+        Returns:
+            How many jobs these were.
+        """
+        dead = _jobs.c.lease_until < time.time() if worker is None else _jobs.c.worker == worker
+        where = _jobs.c.status == IN_PROGRESS, dead
+        message = f"its worker died {MAX_KILLS} times while it made this video"
+        free = {"worker": None, "lease": None, "lease_until": None, "kills": _jobs.c.kills + 1}
+        ended = {**free, "status": FAILED, "completed_at": time.time()}
+        ends: list[tuple[Any, str, dict[str, Any]]] = [
+            # One that was to be cancelled has nobody left who would hear it.
+            (_jobs.c.cancel, CANCELLED, {**ended, "error_code": CANCELLED, "error_message": _CANCELLED}),
+            (
+                _jobs.c.kills + 1 >= MAX_KILLS,
+                FAILED,
+                {**ended, "error_code": "worker_died", "error_message": message},
+            ),
+            (sa.true(), "requeued", {**free, "status": QUEUED}),
+        ]
+        found = 0
+        with self._writing() as connection:
+            for which, name, values in ends:
+                changed = connection.execute(_jobs.update().where(*where, which).values(**values)).rowcount
+                if changed:
+                    self._count(connection, name, changed)
+                found += changed
+        return found
+
+    # What is learned, kept and counted.
+
+    def finished(self, limit: int) -> list[Job]:
+        """The jobs that were completed last, the last one first."""
+        done = sa.select(_jobs).where(_jobs.c.status == COMPLETED)
+        return self._read(done.order_by(_jobs.c.completed_at.desc()).limit(limit))
+
+    def usage(self, seconds: float) -> dict[str, float]:
+        """Seconds of a device that each owner has had, of jobs that were not ended before the last so many seconds."""
+        recent = _jobs.c.completed_at.is_(None) | (_jobs.c.completed_at > time.time() - seconds)
+        query = sa.select(_jobs.c.owner, sa.func.sum(_jobs.c.busy_seconds)).where(recent).group_by(_jobs.c.owner)
+        with self._engine.connect() as connection:
+            return {owner: float(busy) for owner, busy in connection.execute(query)}
+
+    def outdated(self, max_age: float, max_bytes: int) -> list[Job]:
+        """Ended jobs that are older than so many seconds, and the oldest of those that take more than so many bytes."""
+        ended = sa.select(_jobs).where(_jobs.c.status.in_((COMPLETED, FAILED)))
+        left, outdated = max_bytes, []
+        for job in self._read(ended.order_by(_jobs.c.completed_at.desc())):
+            left -= job.bytes
+            if left < 0 or (job.completed_at or 0.0) < time.time() - max_age:
+                outdated.append(job)
+        return outdated
+
+    def ids(self) -> set[str]:
+        with self._engine.connect() as connection:
+            return set(connection.scalars(sa.select(_jobs.c.id)))
+
+    def queue_length(self, owner: str | None = None) -> int:
+        """Jobs that have not ended, of `owner` or of all."""
+        query = sa.select(sa.func.count()).where(_jobs.c.status.in_((QUEUED, IN_PROGRESS)))
+        with self._engine.connect() as connection:
+            return connection.scalar(query if owner is None else query.where(_jobs.c.owner == owner)) or 0
+
+    def seen(self, worker: str, about: Mapping[str, Any]) -> None:
+        """Note that a worker lives, and what it says of itself."""
+        with self._writing() as connection:
+            values = {"seen_at": time.time(), "about": dict(about)}
+            if not connection.execute(_workers.update().where(_workers.c.id == worker).values(**values)).rowcount:
+                connection.execute(_workers.insert().values(id=worker, **values))
+
+    def gone(self, worker: str) -> None:
+        with self._writing() as connection:
+            connection.execute(_workers.delete().where(_workers.c.id == worker))
+
+    def workers(self, seconds: float) -> dict[str, dict[str, Any]]:
+        """What workers say of themselves that were seen in the last so many seconds, by their ids."""
+        query = sa.select(_workers.c.id, _workers.c.about).where(_workers.c.seen_at > time.time() - seconds)
+        with self._engine.connect() as connection:
+            return {row.id: row.about for row in connection.execute(query)}
+
+    def totals(self) -> dict[str, float]:
+        """How many jobs ended how since the database was made, were queued again, and what else was counted."""
+        with self._engine.connect() as connection:
+            return {row.name: row.value for row in connection.execute(sa.select(_totals))}
+
+    def count(self, **amounts: float) -> None:
+        with self._writing() as connection:
+            for name, amount in amounts.items():
+                self._count(connection, name, amount)
+
+    @staticmethod
+    def _count(connection: sa.Connection, name: str, amount: float = 1) -> None:
+        added = _totals.update().where(_totals.c.name == name).values(value=_totals.c.value + amount)
+        if connection.execute(added).rowcount:
+            return
+        try:
+            with connection.begin_nested():
+                connection.execute(_totals.insert().values(name=name, value=amount))
+        except IntegrityError:  # another was quicker
+            connection.execute(added)
+
+    def _read(self, query: sa.Select[Any]) -> list[Job]:
+        with self._engine.connect() as connection:
+            return [Job(**row) for row in connection.execute(query).mappings()]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as error:
+            if "full" in str(error.orig):  # SQLite: "database or disk is full"
+                raise StorageFullError("there is no room for the jobs' database") from error
+            raise
+
+
+def _set_up_sqlite(connection: Any, synchronous: str) -> None:
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}"):
+        connection.execute(f"PRAGMA {pragma}")
