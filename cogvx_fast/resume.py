@@ -98,11 +98,17 @@ class Parked:
 
 @dataclass(frozen=True)
 class Step:
-    """What is known when a step was made: so many of `total` are `done`; the latents, where they were computed."""
+    """What is known when a step was made: so many of `total` are `done`.
+
+    Attributes:
+        latents: as the next step takes them, where they were computed.
+        prediction: of the latents at the end, as of this step; without noise, so for pictures on the way.
+    """
 
     done: int
     total: int
     latents: torch.Tensor
+    prediction: torch.Tensor
 
 
 class ResumableGeneration:
@@ -261,7 +267,7 @@ class _StandIn:
         self.done += 1
         self.latents = sample.to(arguments["sample"].dtype)  # the loop's own cast
         self.history = prediction if isinstance(self, CogVideoXDPMScheduler) else None
-        if self.after_step is not None and self.after_step(Step(self.done, self.total, self.latents)):
+        if self.after_step is not None and self.after_step(Step(self.done, self.total, self.latents, prediction)):
             self.generation._stop()
             self.stopped = True
 

@@ -10,7 +10,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, calibrate, doctor, generate, kernels, quantize
+from . import bench, calibrate, doctor, generate, kernels, quantize, serve
 from .console import exit_codes, results, say
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ app.command()(generate.generate)
 app.command()(doctor.doctor)
 app.command()(quantize.quantize)
 app.command()(calibrate.calibrate)
+app.command()(serve.serve)
+app.command()(serve.serve_key)
 app.add_typer(bench.app, name="bench")
 app.add_typer(kernels.app, name="kernels")
 

@@ -144,7 +144,6 @@ def load_pipeline(
 ) -> FastCogVideoXPipeline:
     """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own."""
     import torch
-    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
 
     from cogvx_fast import FastCogVideoXPipeline
 
@@ -152,11 +151,18 @@ def load_pipeline(
         source, torch_dtype = checkpoint.source, getattr(torch, dtype)
         pipe: Any = FastCogVideoXPipeline.from_pretrained(source, dtype=torch_dtype, engine=engine)
     if scheduler is not None:
-        scheduler_class = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[scheduler]
-        # All published checkpoints are used with this spacing, though not all of their configurations say so.
-        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config, timestep_spacing="trailing")
+        pipe.scheduler = make_scheduler(scheduler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def make_scheduler(kind: str, own: Any) -> Any:
+    """A scheduler of `kind` ("ddim" or "dpm") for the checkpoint whose `own` is given."""
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXDPMScheduler
+
+    scheduler_class = {"ddim": CogVideoXDDIMScheduler, "dpm": CogVideoXDPMScheduler}[kind]
+    # All published checkpoints are used with this spacing, though not all of their configurations say so.
+    return scheduler_class.from_config(own.config, timestep_spacing="trailing")
 
 
 @contextlib.contextmanager

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .store import Job
+
 REMEMBERED = 200  # jobs
 _UNKNOWN_STEP, _UNKNOWN_REST = 1.0, 1.0  # seconds, before anything was made
 
@@ -40,6 +42,10 @@ class Estimator:
     def __init__(self) -> None:
         self._steps: dict[Size, float] = {}
         self._rests: dict[Size, float] = {}
+
+    def learn_from(self, jobs: Iterable[Job]) -> None:
+        """Learn from completed jobs."""
+        self.learn((job.request, job.result["stage_seconds"], job.result["made_steps"]) for job in jobs)
 
     def learn(self, finished: Iterable[tuple[Mapping[str, Any], Mapping[str, float], int]]) -> None:
         """Forget what was, and learn from these: request, seconds by stage, and steps of each."""

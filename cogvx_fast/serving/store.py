@@ -83,7 +83,8 @@ class Job:
         kills: how many workers died while they made it.
         cancel: whether its worker is to stop.
         busy_seconds: of a device that it has had.
-        result: of a completed job: `stage_seconds`, `engine_report`, `warnings`.
+        result: `stage_seconds` and `made_steps` of those workers that did not die, `warnings`; of a completed job also
+            `engine_report`.
         bytes: of its files.
     """
 
@@ -235,7 +236,7 @@ class Store:
         return lease if taken.rowcount else None
 
     def report(self, job_id: str, lease: str, seconds: float, **values: Any) -> Signal:
-        """Keep a lease for so many seconds from now, note `values` (`done`, `total`, `busy_seconds`), hear what to do."""
+        """Keep a lease for so many seconds from now, note `values` (`done`, `total`, …) and hear what to do."""
         statement = (
             _jobs.update()
             .where(_jobs.c.id == job_id, _jobs.c.lease == lease)
@@ -248,14 +249,14 @@ class Store:
             return Signal.LOST
         return Signal.CANCEL if row.cancel else Signal.GO_ON
 
-    def give_back(self, job_id: str, lease: str, after: float = 0.0) -> bool:
-        """Put a job back into the queue, for `after` seconds from now; False: the lease was lost."""
+    def give_back(self, job_id: str, lease: str, after: float = 0.0, **values: Any) -> bool:
+        """Put a job back into the queue, not to be taken for `after` seconds; False: the lease was lost."""
         not_before = time.time() + after if after else 0.0
-        return self._end_lease(job_id, lease, None, status=QUEUED, worker=None, not_before=not_before)
+        return self._end_lease(job_id, lease, None, status=QUEUED, worker=None, not_before=not_before, **values)
 
-    def complete(self, job_id: str, lease: str, result: Mapping[str, Any], size: int) -> bool:
+    def complete(self, job_id: str, lease: str, result: Mapping[str, Any], size: int, **more: Any) -> bool:
         """Note that a video is there, with `size` bytes; False: the lease was lost."""
-        values = {"status": COMPLETED, "result": dict(result), "bytes": size}
+        values = {"status": COMPLETED, "result": dict(result), "bytes": size, **more}
         return self._end_lease(job_id, lease, COMPLETED, **values, completed_at=time.time())
 
     def fail(self, job_id: str, lease: str, code: str, message: str) -> bool:

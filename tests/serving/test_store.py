@@ -155,9 +155,9 @@ def test_pages(store, clock):
         pages.append([job.id for job in page])
         after = page[-1]
     assert [len(page) for page in pages] == [3, 3, 1]
-    assert sorted(sum(pages, [])) == sorted(ids)
+    assert sorted([*pages[0], *pages[1], *pages[2]]) == sorted(ids)
     ascending = [job.id for job in store.page("anna", None, 100, ascending=True)]
-    assert ascending == sum(pages, [])[::-1]
+    assert ascending == [*pages[0], *pages[1], *pages[2]][::-1]
 
 
 def test_what_is_old_or_too_much_goes(store, clock):

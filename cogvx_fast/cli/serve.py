@@ -1,0 +1,193 @@
+"""`cogvx-fast serve`: a video server at an address; `cogvx-fast serve-key` makes keys for it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.util
+import ipaddress
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .console import UsageError, exit_codes, messages, results, say
+from .generate import Precision
+
+if TYPE_CHECKING:
+    from cogvx_fast.serving.settings import Settings
+
+_NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "fsspec", "python_multipart", "prometheus_client")
+_GIB = 2**30
+
+
+def serve(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL", help="Folder or Hub id of a CogVideoX in diffusers format.", show_default="the demo"
+        ),
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
+    name: Annotated[
+        str | None, typer.Option(help="By which requests know the model.", show_default="the last part of MODEL")
+    ] = None,
+    folder: Annotated[
+        Path, typer.Option(help="Where jobs and videos are kept, unless --store and --files say otherwise.")
+    ] = Path("cogvx-fast-server"),
+    store: Annotated[
+        str | None, typer.Option(help="Database of the jobs: sqlite:///PATH or postgresql://….", show_default=False)
+    ] = None,
+    files: Annotated[
+        str | None, typer.Option(help="Place of the videos: a folder or a URL of fsspec.", show_default=False)
+    ] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a worker: cpu, cuda:0; once for each worker.", show_default="every GPU, or the CPU"),
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="As in `generate`.", show_default="exact")] = None,
+    memory_limit: Annotated[str | None, typer.Option(help="As in `generate`.", show_default=False)] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="As in `generate`.", show_default="the model's own")] = None,
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="Keys that may ask, made by `cogvx-fast serve-key`.", show_default=False)
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let everybody who reaches --host ask, without a key.")
+    ] = False,
+    max_queue: Annotated[int, typer.Option(help="Jobs of one key that have not ended.")] = 100,
+    max_work: Annotated[
+        int | None, typer.Option(help="Of one job: width x height x frames x steps.", show_default=False)
+    ] = None,
+    keep_days: Annotated[float, typer.Option(help="After which videos are removed.")] = 7.0,
+    keep_gib: Annotated[float, typer.Option(help="Of all videos together; the oldest go first.")] = 50.0,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints of a job.")] = 30.0,
+    lease_seconds: Annotated[float, typer.Option(help="After which a silent worker counts as dead.")] = 30.0,
+) -> None:
+    """Serve videos over HTTP, as OpenAI's Videos API does, and more.
+
+    Jobs survive the server: they are in a database before a request is answered, and go on after a restart.
+    """
+    with exit_codes("jobs go on at the next start"):
+        _check_installed()
+        from . import validate
+
+        source = validate.model_or_demo(model)
+        model_name = name or (Path(source).name if model is None or os.path.isdir(source) else source)
+        _check_exposed(host, api_keys_file, insecure)
+        _check_range("--max-queue", max_queue, 1)
+        _check_range("--checkpoint-seconds", checkpoint_seconds, 0)
+        _check_range("--lease-seconds", lease_seconds, 1)
+        _check_range("--keep-days", keep_days, 0)
+        _check_range("--keep-gib", keep_gib, 0)
+        from cogvx_fast.serving.context import Context, Limits
+        from cogvx_fast.serving.files import Files
+        from cogvx_fast.serving.keys import Keys
+        from cogvx_fast.serving.logs import set_up
+        from cogvx_fast.serving.orders import Served
+        from cogvx_fast.serving.server import open_socket, serve
+        from cogvx_fast.serving.settings import Settings
+        from cogvx_fast.serving.store import Store
+
+        devices = _devices(device)
+        served = Served.of(source, model_name, engine, memory_limit, dtype and dtype.value, devices[0])
+        limits = Limits(queued=max_queue, work=max_work, max_age=keep_days * 86400, max_bytes=int(keep_gib * _GIB))
+        settings = Settings(
+            model=source,
+            store=store or f"sqlite:///{folder.absolute() / 'jobs.sqlite'}",
+            files=files or str(folder.absolute() / "videos"),
+            dtype=served.dtype,
+            engine=engine,
+            memory_limit=memory_limit,
+            checkpoint_seconds=checkpoint_seconds,
+            lease_seconds=lease_seconds,
+        )
+        try:
+            keys = None if api_keys_file is None else Keys(api_keys_file)
+            if store is None:
+                folder.mkdir(parents=True, exist_ok=True)
+            context = Context(
+                served, Store(settings.store), Files(settings.files, limits.least_free), keys, limits, settings
+            )
+        except ValueError as error:
+            raise UsageError("serve", None, str(error)) from None
+        except OSError as error:
+            raise UsageError("--folder", repr(str(folder)), f"cannot be written ({error.strerror})") from None
+        try:
+            listening = open_socket(host, port)
+        except OSError as error:
+            raise UsageError("--port", port, f"cannot listen at {host} ({error.strerror})") from None
+        set_up()
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+        say(results, f"{address}  (model {model_name!r}, {', '.join(devices)}; loading)")
+        results.file.flush()
+
+        def ready() -> None:
+            say(results, f"ready: {address}/v1/videos, documentation at {address}/docs")
+            results.file.flush()
+
+        serve(context, _workers(settings, devices), listening, ready)
+
+
+def _workers(settings: Settings, devices: list[str]) -> list[Settings]:
+    """Of each worker: those of a CPU share its threads."""
+    import torch
+
+    threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
+    return [dataclasses.replace(settings, device=device, threads=threads) for device in devices]
+
+
+def _devices(asked: list[str] | None) -> list[str]:
+    from . import loading
+
+    if asked:
+        return [loading.choose_device(device) for device in asked]
+    import torch
+
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or [loading.choose_device(None)]
+
+
+def _check_installed() -> None:
+    missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError("serve", None, f"needs {', '.join(missing)}: pip install 'cogvx_fast[serve]'")
+
+
+def _check_exposed(host: str, keys: Path | None, insecure: bool) -> None:
+    """Others than this machine's own programs reach a server only by keys, or by somebody's express wish."""
+    if keys is not None or insecure:
+        return
+    with contextlib.suppress(ValueError):
+        if ipaddress.ip_address(host).is_loopback:
+            return
+    if host != "localhost":
+        raise UsageError(
+            "--host", repr(host), "lets others ask; give --api-keys-file, or --insecure if everybody there may"
+        )
+
+
+def _check_range(argument: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise UsageError(argument, value, f"must be at least {least:g}")
+
+
+def serve_key(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; videos belong to the name.")],
+    api_keys_file: Annotated[Path, typer.Option(help="The file that `serve` is given.")] = Path("keys.txt"),
+) -> None:
+    """Make a key for a server, print it, and keep its hash. To revoke it, take its line out of the file."""
+    with exit_codes():
+        _check_installed()
+        from cogvx_fast.serving.keys import add_key
+
+        try:
+            key = add_key(api_keys_file, name)
+        except ValueError as error:
+            raise UsageError("NAME", repr(name), str(error)) from None
+        except OSError as error:
+            raise UsageError(
+                "--api-keys-file", repr(str(api_keys_file)), f"cannot be written ({error.strerror})"
+            ) from None
+        say(messages, "the key is shown once:")
+        say(results, key)

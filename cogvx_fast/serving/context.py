@@ -1,0 +1,157 @@
+"""What the routes of the API share, and what they ask of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field
+
+from .errors import ApiError
+from .estimate import REMEMBERED, Estimator
+from .files import Files
+from .keys import Keys
+from .orders import Order, Served
+from .scheduler import Candidate, in_order
+from .schemas import Video
+from .settings import Settings
+from .store import IN_PROGRESS, QUEUED, Job, Store
+from .worker import USAGE_SECONDS
+
+_LEARN_SECONDS = 10.0
+_ALIVE_SECONDS = 10.0  # since a worker said something
+_RETRY_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one key may ask for; times in seconds.
+
+    Attributes:
+        queued: jobs that have not ended.
+        work: of one job, pixels of all frames times steps; None: what the device can make.
+        body_bytes, body_seconds: of a request, and that it may take to come.
+        max_age, max_bytes: after which ended jobs go, and of all files together.
+        least_free: bytes of the disk below which no job is taken.
+    """
+
+    queued: int = 100
+    work: int | None = None
+    body_bytes: int = 30 * 2**20
+    body_seconds: float = 60.0
+    max_age: float = 7 * 86400.0
+    max_bytes: int = 50 * 2**30
+    least_free: int = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """Where a job stands in the queue, from 0 for the next or one that runs, and seconds until it is there."""
+
+    position: int
+    seconds: float
+
+
+@dataclass
+class Context:
+    """A server: its model, its jobs, its files, who may use it.
+
+    Attributes:
+        settings: of its workers.
+        keys: None: anybody may.
+        closing: set when open answers are to end.
+    """
+
+    served: Served
+    store: Store
+    files: Files
+    keys: Keys | None
+    limits: Limits
+    settings: Settings
+    started_at: float = field(default_factory=time.time)
+    closing: threading.Event = field(default_factory=threading.Event)
+    adding: threading.Lock = field(default_factory=threading.Lock)
+    _estimator: Estimator = field(default_factory=Estimator)
+    _learned_at: float = float("-inf")
+
+    def owner(self, authorization: str | None) -> str:
+        """Whose request it is, by its header; "" where there are no keys.
+
+        Raises:
+            ApiError: 401.
+        """
+        if self.keys is None:
+            return ""
+        kind, _, key = (authorization or "").partition(" ")
+        owner = self.keys.owner(key.strip()) if kind.lower() == "bearer" else None
+        if owner is None:
+            message = "a key of this server is needed: Authorization: Bearer KEY"
+            raise ApiError(401, message, "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return owner
+
+    def job(self, job_id: str, owner: str) -> Job:
+        """A job of `owner`. Raises an ApiError, 404: another's is not there for whoever asks."""
+        job = self.store.get(job_id)
+        if job is None or job.owner != owner:
+            raise ApiError(404, f"there is no video {job_id[:80]!r}", "not_found", "video_id")
+        return job
+
+    def check_order(self, order: Order) -> None:
+        """Raise an ApiError for an order beyond this server's limit."""
+        most = self.limits.work
+        if most is not None and order.work > most:
+            message = f"width x height x num_frames x steps is {order.work}; must be at most {most} on this server"
+            raise ApiError(400, message, "too_much_work", "num_inference_steps")
+
+    def add(self, jobs: list[Job]) -> None:
+        """Put the jobs of one request into the queue.
+
+        Raises:
+            ApiError: 429, if their owner has too many there.
+            StorageFullError: if there is no room for them, or for what they make.
+        """
+        self.files.check_room()
+        with self.adding:
+            there = self.store.queue_length(jobs[0].owner)
+            if there + len(jobs) > self.limits.queued:
+                message = f"{there} videos wait or are made already; at most {self.limits.queued} at a time"
+                raise ApiError(429, message, "queue_full", headers={"Retry-After": str(_RETRY_SECONDS)})
+            self.store.add(*jobs)
+
+    def is_ready(self) -> bool:
+        """Whether a worker has its model warm."""
+        return any(about.get("ready") for about in self.store.workers(_ALIVE_SECONDS).values())
+
+    def workers(self) -> dict[str, dict]:
+        return self.store.workers(_ALIVE_SECONDS)
+
+    def prospects(self) -> dict[str, Prospect]:
+        """Of all jobs that have not ended, if nothing else comes."""
+        if time.monotonic() - self._learned_at > _LEARN_SECONDS:
+            self._estimator.learn_from(self.store.finished(REMEMBERED))
+            self._learned_at = time.monotonic()
+        found = {job.id: Prospect(0, self._expected(job)) for job in self.store.running()}
+        # Devices that are free come first; a job takes the one that is free next.
+        free_at = sorted(prospect.seconds for prospect in found.values())
+        devices = max(1, len(self.workers()))
+        free_at = [0.0] * (devices - len(free_at)) + free_at[:devices]
+        candidates = [
+            Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, self._expected(job))
+            for job in self.store.waiting()
+        ]
+        order = in_order(candidates, self.store.usage(USAGE_SECONDS), self.settings.patience)
+        for position, candidate in enumerate(order):
+            done_at = min(free_at) + candidate.expected
+            free_at[free_at.index(min(free_at))] = done_at
+            found[candidate.id] = Prospect(position, done_at)
+        return found
+
+    def _expected(self, job: Job) -> float:
+        return self._estimator.seconds(job.request, max(0, job.total - job.done))
+
+    def video(self, job: Job, ids: list[str] | None = None, prospects: dict[str, Prospect] | None = None) -> Video:
+        """The answer about a job."""
+        prospect = None
+        if job.status in (QUEUED, IN_PROGRESS):
+            prospect = (self.prospects() if prospects is None else prospects).get(job.id)
+        position, seconds = (None, None) if prospect is None else (prospect.position, prospect.seconds)
+        return Video.of(job, self.limits.max_age, position if job.status == QUEUED else None, seconds, ids)

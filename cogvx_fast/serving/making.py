@@ -1,0 +1,350 @@
+"""Makes the video of a job: from its order, or where it was parked, to a file."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from cogvx_fast import FastCogVideoXVideoToVideoPipeline, threads
+from cogvx_fast.cli import loading
+from cogvx_fast.devices import is_out_of_memory
+from cogvx_fast.family import decoded_frames, latent_frames
+from cogvx_fast.resume import Parked, ResumableGeneration, Step
+from cogvx_fast.video import write_video
+
+from . import references
+from .files import PARKED, PREVIEW, REFERENCE, VIDEO, Files
+from .logs import logger
+from .orders import Order, Served
+from .settings import Settings
+from .store import Job, StorageFullError
+
+_PREVIEW_SIDE = 128  # pixels, of the shorter side at least
+_PREVIEW_PART = 0.01  # of the time that may go into previews
+
+
+class ParkedError(Exception):
+    """The job is saved and can be gone on with. `so_far`: its result up to here."""
+
+    def __init__(self, so_far: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.so_far = so_far
+
+
+class CancelledError(Exception):
+    """Nobody wants the job any more."""
+
+
+class Lost(Exception):  # noqa: N818 - no error: the job is another's
+    """The job is another worker's, or gone."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """What became of a job: `bytes` of its file, and what is kept of how it was made."""
+
+    result: Mapping[str, Any]
+    bytes: int
+
+
+class TextCache:
+    """Embeddings of the texts that were used last; the empty one, which is most negative prompts, stays."""
+
+    def __init__(self, encode: Callable[[str], torch.Tensor], size: int) -> None:
+        self._encode, self._size = encode, size
+        self._kept: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._empty = encode("")
+
+    def get(self, text: str) -> torch.Tensor:
+        """`(1, tokens, width)`."""
+        if not text:
+            return self._empty
+        if text not in self._kept:
+            self._kept[text] = self._encode(text)
+            while len(self._kept) > self._size:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(text)
+        return self._kept[text]
+
+
+class Maker:
+    """A pipeline that is loaded and warm: kernels are built, and a first video was made.
+
+    Its results do not depend on what it made before, nor on who else is busy: it keeps its number of threads.
+
+    Attributes:
+        pipe: the pipeline of text to video.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        served = Served.of(settings.model, "", settings.engine, settings.memory_limit, settings.dtype, settings.device)
+        with loading.quiet_libraries():
+            self.pipe: Any = loading.load_pipeline(
+                served.checkpoint, served.dtype, served.device, served.engine, scheduler=None
+            )
+        self._variant = served.checkpoint.variant
+        self._schedulers: dict[str | None, Any] = {None: self.pipe.scheduler}
+        self._video_to_video: Any = None
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        with self._steady():
+            self._texts = TextCache(self._encode, settings.cached_texts)
+            self._preview = _preview_of(self.pipe.vae)
+            self._warm()
+
+    @contextlib.contextmanager
+    def _steady(self) -> Iterator[None]:
+        with threads.fixed(torch.get_num_threads()), loading.quiet_libraries():
+            yield
+
+    def _encode(self, text: str) -> torch.Tensor:
+        with torch.no_grad():
+            return self.pipe.encode_prompt(
+                text,
+                do_classifier_free_guidance=False,
+                max_sequence_length=self._variant.max_text_seq_length,
+                device=self.pipe._execution_device,
+            )[0]
+
+    def _warm(self) -> None:
+        """One step of the smallest video that shows all of it."""
+        period, side = self._variant.frame_period, 4 * self._variant.pixels_per_token
+        height, width, frames = side, side, period + 1
+        if self._variant.use_learned_positional_embeddings:
+            (height, width), frames = self._variant.default_size, self._variant.sample_frames
+        order = Order("", "warm", None, width, height, frames, 1, 6.0, 0, 8, "")
+        generation = ResumableGeneration(self.pipe, [0], self._arguments(order))
+        latents = generation.run()
+        assert latents is not None
+        for _ in self.pipe.decode_stream(latents, decoded_frames(latent_frames(frames))):
+            pass
+
+    def _arguments(self, order: Order) -> dict[str, Any]:
+        guided = order.guidance_scale > 1
+        return {
+            "prompt_embeds": self._texts.get(order.prompt),
+            "negative_prompt_embeds": self._texts.get(order.negative_prompt or "") if guided else None,
+            "height": order.height,
+            "width": order.width,
+            "num_inference_steps": order.num_inference_steps,
+            "guidance_scale": order.guidance_scale,
+        }
+
+    def _pipeline(self, order: Order) -> Any:
+        if order.strength is None:
+            return self.pipe
+        if self._video_to_video is None:
+            self._video_to_video = FastCogVideoXVideoToVideoPipeline.from_pipe(self.pipe)
+            self._video_to_video.set_progress_bar_config(disable=True)
+        return self._video_to_video
+
+    def _scheduler(self, name: str | None) -> Any:
+        if name not in self._schedulers:
+            self._schedulers[name] = loading.make_scheduler(str(name), self.pipe.scheduler)
+        return self._schedulers[name]
+
+    def make(self, job: Job, files: Files, after_step: Callable[[int], bool], between: Callable[[], bool]) -> Video:
+        """Make the video of a job and write it.
+
+        Args:
+            after_step: is told how many steps are done; True parks.
+            between: is asked while frames are decoded; True parks.
+
+        Raises:
+            ParkedError: when it was parked.
+            StorageFullError: if there is no room for it; where it can be, it is parked.
+            Whatever else the pipeline and these functions raise.
+        """
+        with self._steady():
+            return self._make(_Making(self._settings, job, files, after_step, between, self._preview))
+
+    def _make(self, making: _Making) -> Video:
+        order, parked = making.order, making.parked()
+        pipe = self._pipeline(order)
+        with making.stage("text"):
+            arguments = self._arguments(order)
+        if order.strength is None:
+            arguments["num_frames"] = order.num_frames
+        else:
+            arguments["strength"] = order.strength
+            if parked is None:
+                arguments["video"] = making.reference()
+        generation = ResumableGeneration(pipe, [order.seed], arguments, self._scheduler(order.scheduler), parked)
+        with making.stage("denoise"):
+            latents = generation.run(lambda step: making.after_step(step, generation))
+        if latents is None:
+            making.park(generation.parked)
+        report = str(pipe.engine_report())
+        size = making.write(pipe, latents)
+        return Video({**making.so_far(), "engine_report": report, "warnings": self._warnings(order)}, size)
+
+    def _warnings(self, order: Order) -> list[str]:
+        limit, found = self._variant.max_text_seq_length, []
+        for name, text in (("prompt", order.prompt), ("negative_prompt", order.negative_prompt or "")):
+            cut = loading.cut_text(self.pipe.tokenizer, text, limit)
+            if cut:
+                found.append(f"{name} is longer than the model's {limit} tokens; this was cut off: {cut!r}")
+        return found
+
+    def what_went_wrong(self, error: Exception) -> tuple[str, str, bool]:
+        """Of a job that failed: a code, words for its owner, and whether this process can make the next one."""
+        words = " ".join(str(error).split())[:500]
+        if is_out_of_memory(error):
+            return "out_of_memory", f"the device ran out of memory; ask for fewer frames or pixels ({words})", True
+        if isinstance(error, ValueError):
+            return "generation_failed", f"no video could be made: {words}", True
+        return "internal_error", f"no video could be made: {type(error).__name__}", False
+
+
+class _Making:
+    """One video on its way: what is done between the parts of the pipeline."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        job: Job,
+        files: Files,
+        after_step: Callable[[int], bool],
+        between: Callable[[], bool],
+        preview: Any,
+    ) -> None:
+        self.order = Order(**job.request)
+        self._settings, self._job, self._files = settings, job, files
+        self._tell, self._between, self._preview = after_step, between, preview
+        self._seconds: dict[str, float] = dict(job.result.get("stage_seconds", {}))
+        self._steps: int = job.result.get("made_steps", 0)
+        self._last: Parked | None = None
+        self._step_before: torch.cuda.Event | None = None
+        self._saved_at = self._shown_at = time.monotonic()
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def so_far(self) -> dict[str, Any]:
+        return {"stage_seconds": dict(self._seconds), "made_steps": self._steps}
+
+    def parked(self) -> Parked | None:
+        """Where to go on; None: at the start."""
+        try:
+            with self._files.local(self._job.id, PARKED) as path:
+                parked = Parked.load(path)
+        except FileNotFoundError:
+            return None
+        except ValueError:  # of another version
+            logger.exception("begins anew", extra={"job": self._job.id})
+            return None
+        if parked.done == parked.total:
+            self._last = parked
+        return parked
+
+    def reference(self) -> list[Image.Image]:
+        order = self.order
+        with self._files.local(self._job.id, REFERENCE) as path:
+            return references.frames(path, order.width, order.height, order.num_frames)
+
+    def after_step(self, step: Step, generation: ResumableGeneration) -> bool:
+        self._steps += 1
+        self._keep_pace(step.latents.device)
+        parks = self._tell(step.done)
+        now = time.monotonic()
+        if step.done == step.total:
+            self._last = generation.take()  # for the time until the file is there
+        elif not parks and now - self._saved_at >= self._settings.checkpoint_seconds:
+            self._save(generation.take())
+        if self._preview is not None and now - self._shown_at >= self._settings.preview_seconds:
+            self._show(step.prediction)
+        return parks
+
+    def _keep_pace(self, device: torch.device) -> None:
+        """A GPU is told what to do long before it does it: here no more than a step, so that a job that is parked or
+        cancelled leaves it at once, and what is said of a step is of one that was made."""
+        if device.type != "cuda":
+            return
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        if self._step_before is not None:
+            self._step_before.synchronize()
+        self._step_before = event
+
+    def _save(self, parked: Parked | None) -> None:
+        assert parked is not None
+        try:
+            self._files.write(self._job.id, PARKED, parked.save)
+        except StorageFullError:  # what was saved before, or the start, is where it would go on
+            logger.exception("not saved", extra={"job": self._job.id})
+        self._saved_at = time.monotonic()
+
+    def park(self, parked: Parked | None) -> None:
+        """Save it and raise a `ParkedError`."""
+        self._save(parked)
+        raise ParkedError(self.so_far())
+
+    def _show(self, prediction: torch.Tensor) -> None:
+        started = time.monotonic()
+        picture = self._preview.frames(prediction[:1])[0].cpu().numpy()
+        images = [Image.fromarray(frame) for frame in picture]
+        zoom = max(1, math.ceil(_PREVIEW_SIDE / min(images[0].size)))
+        images = [image.resize((image.width * zoom, image.height * zoom)) for image in images]
+        first, *rest = images
+        with contextlib.suppress(StorageFullError):
+            self._files.write(
+                self._job.id,
+                PREVIEW,
+                lambda path: first.save(path, save_all=True, append_images=rest, duration=250, loop=0),
+            )
+        # So late that no more than a hundredth of the time goes into them.
+        self._shown_at = max(started, time.monotonic() + (time.monotonic() - started) / _PREVIEW_PART)
+        self._shown_at -= self._settings.preview_seconds
+
+    def write(self, pipe: Any, latents: torch.Tensor) -> int:
+        """Decode and write; the size of the file in bytes."""
+        before = self._seconds.get("decode", 0.0)
+        started = time.perf_counter()
+        try:
+            return self._files.write(self._job.id, VIDEO, lambda path: self._write(pipe, latents, path))
+        except StorageFullError:
+            if self._last is not None:
+                self._save(self._last)
+            raise
+        finally:
+            decoding = self._seconds.get("decode", 0.0) - before
+            self._seconds["write"] = self._seconds.get("write", 0.0) + time.perf_counter() - started - decoding
+
+    def _write(self, pipe: Any, latents: torch.Tensor, path: Path) -> None:
+        write_video(self._frames(pipe, latents), path, self.order.fps)
+
+    def _frames(self, pipe: Any, latents: torch.Tensor) -> Iterator[Image.Image]:
+        chunks = pipe.decode_stream(latents, decoded_frames(latent_frames(self.order.num_frames)))
+        while True:
+            with self.stage("decode"):
+                pixels = next(chunks, None)
+            if pixels is None:
+                return
+            if self._between():
+                self.park(self._last)
+            yield from pipe.video_processor.postprocess_video(pixels, output_type="pil")[0]
+
+
+def _preview_of(vae: Any) -> Any:
+    """The map from latents to small pictures; None where this version has none."""
+    try:
+        module = importlib.import_module("cogvx_fast.preview")
+    except ModuleNotFoundError:
+        return None
+    return module.LatentPreview.fit(vae)

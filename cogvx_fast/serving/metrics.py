@@ -1,0 +1,55 @@
+"""What Prometheus reads. All of it is in the store, where every worker writes: nothing is kept here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from .context import Context
+from .store import CANCELLED, COMPLETED, FAILED
+
+_STAGE = "seconds_"
+
+
+class _Collector:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def collect(self) -> Iterator[Metric]:
+        store, workers = self._context.store, self._context.workers()
+        totals, waiting, running = store.totals(), store.waiting(), store.running()
+        jobs = GaugeMetricFamily("cogvx_jobs", "Jobs that have not ended", labels=["status"])
+        jobs.add_metric(["queued"], len(waiting))
+        jobs.add_metric(["in_progress"], len(running))
+        yield jobs
+        waited = max((time.time() - job.created_at for job in waiting), default=0.0)
+        yield GaugeMetricFamily("cogvx_longest_wait_seconds", "Since the oldest queued job came", value=waited)
+        ends = CounterMetricFamily("cogvx_jobs_ended", "Jobs by their end", labels=["end"])
+        for end in (COMPLETED, FAILED, CANCELLED):
+            ends.add_metric([end], totals.get(end, 0.0))
+        yield ends
+        yield CounterMetricFamily("cogvx_jobs_requeued", "Jobs whose worker died", value=totals.get("requeued", 0.0))
+        yield CounterMetricFamily("cogvx_steps", "Denoising steps of completed jobs", value=totals.get("steps", 0.0))
+        stages = CounterMetricFamily("cogvx_stage_seconds", "Time in each stage, of completed jobs", labels=["stage"])
+        for name, seconds in totals.items():
+            if name.startswith(_STAGE):
+                stages.add_metric([name.removeprefix(_STAGE)], seconds)
+        yield stages
+        ready = GaugeMetricFamily("cogvx_workers", "Workers by state", labels=["state"])
+        for state, wanted in (("ready", True), ("loading", False)):
+            ready.add_metric([state], sum(bool(about.get("ready")) is wanted for about in workers.values()))
+        yield ready
+        memory = GaugeMetricFamily("cogvx_device_memory_bytes", "Reserved by a worker", labels=["worker", "device"])
+        for worker, about in workers.items():
+            memory.add_metric([worker, about.get("device", "")], about.get("memory", 0))
+        yield memory
+
+
+def metrics(context: Context) -> bytes:
+    """The text that Prometheus reads."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(context))
+    return generate_latest(registry)

@@ -1,0 +1,110 @@
+"""A whole server: HTTP in this process, a worker process for each device, and the sweeping of what is old."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+
+import uvicorn
+
+from .api import build
+from .context import Context
+from .logs import logger
+from .retention import Retention
+from .settings import Settings
+from .supervisor import Supervisor
+
+_SWEEP_SECONDS = 60.0
+_WORKERS_SECONDS = 9.0  # until they are killed
+_ANSWERS_SECONDS = 2  # that open answers have to end
+
+
+class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, closing: threading.Event) -> None:
+        super().__init__(config)
+        self._closing = closing
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._closing.set()  # streams of events end by themselves then
+        super().handle_exit(sig, frame)
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes one that is free.
+
+    Raises:
+        OSError: if that is not possible.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(128)
+    except OSError:
+        listening.close()
+        raise
+    return listening
+
+
+def serve(context: Context, workers: Sequence[Settings], listening: socket.socket, ready: Callable[[], None]) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; what is being made is parked then, and goes on at the next start.
+
+    Args:
+        workers: of each process that is started; none where they run elsewhere.
+        ready: called once, when a worker has its model warm.
+    """
+    config = uvicorn.Config(
+        build(context),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=_ANSWERS_SECONDS,
+        h11_max_incomplete_event_size=32 * 2**10,
+    )
+    with _running(context, workers, ready):
+        _Uvicorn(config, context.closing).run(sockets=[listening])
+
+
+@contextlib.contextmanager
+def _running(context: Context, workers: Sequence[Settings], ready: Callable[[], None]) -> Iterator[None]:
+    supervisor = Supervisor(workers, context.store)
+    supervisor.start()
+    threads = [
+        threading.Thread(target=_sweep, args=(context,), daemon=True),
+        threading.Thread(target=_say_ready, args=(context, ready), daemon=True),
+        # As soon as it is told to: workers park while answers still end.
+        threading.Thread(target=lambda: (context.closing.wait(), supervisor.end(_WORKERS_SECONDS))),
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        context.closing.set()
+        threads[-1].join()
+
+
+def _sweep(context: Context) -> None:
+    limits = context.limits
+    retention = Retention(context.store, context.files, limits.max_age, limits.max_bytes)
+    while True:
+        try:
+            for job_id in retention.sweep():
+                logger.info("removed, as it was old", extra={"job": job_id})
+        except Exception:
+            logger.exception("what is old could not be removed")
+        if context.closing.wait(_SWEEP_SECONDS):
+            return
+
+
+def _say_ready(context: Context, ready: Callable[[], None]) -> None:
+    while not context.closing.wait(0.1):
+        with contextlib.suppress(Exception):  # asked again
+            if context.is_ready():
+                ready()
+                return

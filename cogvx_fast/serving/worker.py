@@ -1,0 +1,231 @@
+"""A process that owns one pipeline and makes one video after the other.
+
+`python -m cogvx_fast.serving.worker` reads its settings, a line of JSON, from standard input, and ends when that is
+closed: whoever started it is gone then. SIGTERM ends it likewise: the running step is finished and saved.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import signal
+import sys
+import threading
+import time
+from types import FrameType
+from typing import Any
+
+from .estimate import REMEMBERED, Estimator
+from .files import PARKED, PREVIEW, REFERENCE, Files
+from .logs import logger, set_up
+from .making import CancelledError, Lost, Maker, ParkedError
+from .scheduler import Candidate, in_order, preempts
+from .settings import Settings
+from .store import CANCELLED, Job, Signal, StorageFullError, Store
+
+USAGE_SECONDS = 3600.0  # for which what a key had of the devices counts
+_RETRY_SECONDS = 10.0  # until a job is tried again for which there was no room
+_LEARN_SECONDS = 10.0
+
+
+def new_worker_id() -> str:
+    return f"{platform.node()[:32]}-{secrets.token_hex(6)}"
+
+
+class Worker:
+    """Takes jobs from the store, most urgent first, and makes them."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.id = settings.worker or new_worker_id()
+        self._settings = settings
+        self._store = Store(settings.store, durable=False)
+        self._files = Files(settings.files)
+        self._estimator, self._learned_at = Estimator(), float("-inf")
+        self._ending, self._ended = threading.Event(), threading.Event()
+        self._current: tuple[Job, str] | None = None  # a job and its lease
+        self._next: tuple[Job, str] | None = None  # one for which the current is parked
+        self._looked_at = 0.0
+        self._about: dict[str, Any] = {"pid": os.getpid(), "device": settings.device, "ready": False, "steps": 0}
+
+    def end(self) -> None:
+        """Take no more work, park what is being made, and end in time: for a signal's handler, and other threads."""
+        if not self._ending.is_set():
+            self._ending.set()
+            threading.Thread(target=self._end_in_time, daemon=True).start()
+
+    def _end_in_time(self) -> None:
+        if self._ended.wait(self._settings.drain_seconds):
+            return
+        for taken in (self._current, self._next):
+            if taken is not None:  # a step takes longer than that: what was saved last is where it goes on
+                self._store.give_back(taken[0].id, taken[1])
+        self._store.gone(self.id)
+        os._exit(0)
+
+    def run(self) -> None:
+        """Load and warm the model, then work until `end`."""
+        threading.Thread(target=self._say_that_it_lives, daemon=True).start()
+        self.work(Maker(self._settings))
+
+    def work(self, maker: Maker) -> None:
+        """Make one video after the other until `end`."""
+        self._about |= {"ready": True, "report": str(maker.pipe.engine_report())}
+        self._store.seen(self.id, self._about)
+        logger.info("ready", extra={"worker": self.id})
+        while not self._ending.is_set():
+            self._current = self._next or self._take()
+            self._next = None
+            if self._current is None:
+                self._ending.wait(self._settings.poll_seconds)
+                continue
+            self._make(maker, *self._current)
+            self._current = None
+        if self._next is not None:
+            self._store.give_back(self._next[0].id, self._next[1])
+        self._store.gone(self.id)
+        self._ended.set()
+
+    def _say_that_it_lives(self) -> None:
+        """In a thread: steps may take longer than leases."""
+        while True:
+            try:
+                self._store.seen(self.id, self._about | {"memory": _device_memory(self._settings.device)})
+                self._store.reap()
+                for taken in (self._current, self._next):
+                    if taken is not None:
+                        self._store.report(taken[0].id, taken[1], self._settings.lease_seconds)
+            except Exception:
+                logger.exception("the store cannot be reached", extra={"worker": self.id})
+            time.sleep(min(2.0, self._settings.lease_seconds / 3))
+
+    def _take(self) -> tuple[Job, str] | None:
+        jobs = {job.id: job for job in self._store.waiting()}
+        if not jobs:
+            return None
+        order = in_order(map(self._candidate, jobs.values()), self._usage(), self._settings.patience)
+        for candidate in order:
+            lease = self._store.take(candidate.id, self.id, self._settings.lease_seconds)
+            if lease is not None:
+                return jobs[candidate.id], lease
+        return None
+
+    def _usage(self) -> dict[str, float]:
+        return self._store.usage(USAGE_SECONDS)
+
+    def _candidate(self, job: Job, done: int | None = None) -> Candidate:
+        if time.monotonic() - self._learned_at > _LEARN_SECONDS:
+            self._estimator.learn_from(self._store.finished(REMEMBERED))
+            self._learned_at = time.monotonic()
+        left = self._estimator.seconds(job.request, job.total - (job.done if done is None else done))
+        return Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, left)
+
+    def _make(self, maker: Maker, job: Job, lease: str) -> None:
+        about = {"worker": self.id, "job": job.id}
+        logger.info("begins", extra=about)
+        started, extra = time.monotonic(), {}
+
+        def after_step(done: int) -> bool:
+            self._about["steps"] += 1
+            busy = job.busy_seconds + time.monotonic() - started
+            heard = self._store.report(job.id, lease, self._settings.lease_seconds, done=done, busy_seconds=busy)
+            return self._heard(heard) or self._preempted(job, done)
+
+        def between() -> bool:
+            """While it is decoded."""
+            return self._heard(self._store.report(job.id, lease, self._settings.lease_seconds))
+
+        try:
+            video = maker.make(job, self._files, after_step, between)
+        except ParkedError as parked:
+            extra = {"result": parked.so_far, "busy_seconds": job.busy_seconds + time.monotonic() - started}
+            self._store.give_back(job.id, lease, **extra)
+            logger.info("parked", extra=about)
+        except CancelledError:
+            self._store.fail(job.id, lease, CANCELLED, "it was cancelled")
+            self._files.remove(job.id, PARKED, PREVIEW)
+            logger.info("cancelled", extra=about)
+        except Lost:
+            if self._store.get(job.id) is None:  # it was deleted; else it is another's
+                self._files.remove(job.id)
+            logger.info("lost", extra=about)
+        except StorageFullError as error:
+            self._store.give_back(job.id, lease, after=_RETRY_SECONDS)
+            logger.warning("%s: it is tried again", error, extra=about)
+        except Exception as error:
+            code, message, go_on = maker.what_went_wrong(error)
+            logger.exception("failed", extra=about)
+            self._store.fail(job.id, lease, code, message)
+            self._files.remove(job.id, PARKED, PREVIEW)
+            if not go_on:
+                self._store.gone(self.id)
+                raise
+        else:
+            seconds = {"busy_seconds": job.busy_seconds + time.monotonic() - started}
+            size = video.bytes + (self._files.size(job.id, REFERENCE) or 0)
+            if self._store.complete(job.id, lease, video.result, size, **seconds):
+                self._store.count(
+                    steps=video.result["made_steps"],
+                    **{f"seconds_{stage}": value for stage, value in video.result["stage_seconds"].items()},
+                )
+            self._files.remove(job.id, PARKED, PREVIEW)
+            logger.info("completed", extra=about)
+
+    def _heard(self, heard: Signal) -> bool:
+        """Whether to park."""
+        if heard is Signal.LOST:
+            raise Lost
+        if heard is Signal.CANCEL:
+            raise CancelledError
+        return self._ending.is_set()
+
+    def _preempted(self, job: Job, done: int) -> bool:
+        """Whether to park for another, which this worker has taken then."""
+        now = time.monotonic()
+        if now - self._looked_at < 2 * self._settings.poll_seconds:
+            return False
+        self._looked_at = now
+        # Those that a worker without work would not have taken yet do not count.
+        arrived = time.time() - 2 * self._settings.poll_seconds
+        waiting = {other.id: other for other in self._store.waiting() if other.created_at <= arrived}
+        if not waiting:
+            return False
+        candidates, usage = [self._candidate(other) for other in waiting.values()], self._usage()
+        if not preempts(self._candidate(job, done), candidates, usage, self._settings.patience):
+            return False
+        first = in_order(candidates, usage, self._settings.patience)[0]
+        lease = self._store.take(first.id, self.id, self._settings.lease_seconds)
+        self._next = None if lease is None else (waiting[first.id], lease)
+        return self._next is not None
+
+
+def _device_memory(device: str) -> int:
+    """Bytes that this process has taken of a GPU; 0 on a CPU, or before it has begun."""
+    torch = sys.modules.get("torch")
+    if torch is None or not device.startswith("cuda") or not torch.cuda.is_initialized():
+        return 0
+    return int(torch.cuda.memory_reserved(device))
+
+
+def main() -> None:
+    """Work until told to end."""
+    set_up()
+    settings = Settings.from_json(sys.stdin.readline())
+    worker = Worker(settings)
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        worker.end()
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server passes it on
+
+    def end_with_who_started_it() -> None:
+        sys.stdin.read()
+        worker.end()
+
+    threading.Thread(target=end_with_who_started_it, daemon=True).start()
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

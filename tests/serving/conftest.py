@@ -1,0 +1,89 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+
+from cogvx_fast import demo_checkpoint
+from cogvx_fast.serving.files import Files
+from cogvx_fast.serving.making import Maker
+from cogvx_fast.serving.orders import Order
+from cogvx_fast.serving.settings import Settings
+from cogvx_fast.serving.store import Job, Store, new_id
+from cogvx_fast.serving.worker import Worker
+
+ORDER = Order("demo", "a red circle moves right", None, 64, 64, 17, 4, 1.5, 0, 8, "exact")
+
+
+@pytest.fixture(scope="session")
+def maker(tmp_path_factory):
+    """The demo model, loaded and warm."""
+    settings = Settings(demo_checkpoint(), "", "", threads=torch.get_num_threads(), preview_seconds=0.0)
+    return Maker(dataclasses.replace(settings, checkpoint_seconds=0.0))
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Settings of workers that share a store and files in an empty folder."""
+    return Settings(
+        demo_checkpoint(),
+        f"sqlite:///{tmp_path / 'jobs.sqlite'}",
+        str(tmp_path / "files"),
+        lease_seconds=5.0,
+        poll_seconds=0.01,
+        checkpoint_seconds=0.0,
+    )
+
+
+@pytest.fixture
+def store(place):
+    opened = Store(place.store)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def files(place):
+    return Files(place.files)
+
+
+@pytest.fixture
+def add(store):
+    """Puts a job into the queue: `add(num_inference_steps=8)`; what is no field of an order is one of the job."""
+
+    def put(**values):
+        fields = {field.name for field in dataclasses.fields(Order)}
+        order = dataclasses.replace(ORDER, **{name: value for name, value in values.items() if name in fields})
+        others = {name: value for name, value in values.items() if name not in fields}
+        job = Job(new_id(), **{"owner": "", "request": dataclasses.asdict(order), "total": order.steps, **others})
+        store.add(job)
+        return job
+
+    return put
+
+
+@pytest.fixture
+def work(place, maker):
+    """Runs a worker in this thread until `until()` is true, or everything has ended."""
+
+    def run(until=None, worker=None):
+        worker = worker or Worker(place)
+        store = Store(place.store)
+
+        def watch():
+            while not (until() if until is not None else not store.queue_length()):
+                done.wait(0.005)
+                if done.is_set():
+                    break
+            worker.end()
+
+        done = threading.Event()
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        worker.work(maker)
+        done.set()
+        thread.join()
+        store.close()
+        return worker
+
+    return run
