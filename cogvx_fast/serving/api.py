@@ -1,7 +1,5 @@
 """The routes: OpenAI's Videos API and what goes beyond it."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Annotated, Any
 

@@ -345,6 +345,6 @@ def _preview_of(vae: Any) -> Any:
     """The map from latents to small pictures; None where this version has none."""
     try:
         module = importlib.import_module("cogvx_fast.preview")
-    except ModuleNotFoundError:
+    except ImportError:
         return None
     return module.LatentPreview.fit(vae)
