@@ -256,7 +256,7 @@ def _write_mp4(images: _Frames, path: Path, fps: int) -> None:
     # 4:2:0 shares one chroma sample among 2 x 2 pixels, so both sides must be even.
     pad = ((0, first.height % 2), (0, first.width % 2), (0, 0))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # Without mbtree, whose assembly looks at memory that nobody wrote: the same frames are the same bytes each time.
+        # Without mbtree, whose assembly reads what nobody wrote: the same frames are to be the same bytes each time.
         options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height = first.width + pad[1][1], first.height + pad[0][1]

@@ -13,6 +13,8 @@ from cogvx_fast.serving.store import Job, Store, new_id
 from cogvx_fast.serving.worker import Worker
 
 ORDER = Order("demo", "a red circle moves right", None, 64, 64, 17, 4, 1.5, 0, 8, "exact")
+# Of many steps that take no time.
+SMALL = {"width": 32, "height": 32, "num_frames": 9, "guidance_scale": 1.0}
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from cogvx_fast.serving.making import TextCache
 from cogvx_fast.serving.store import Store
 from cogvx_fast.serving.worker import Worker
 from cogvx_fast.video import write_video
-from tests.serving.conftest import ORDER
+from tests.serving.conftest import ORDER, SMALL
 
 
 def bytes_of(files, job):
@@ -72,11 +72,11 @@ def test_it_makes_what_the_pipeline_makes(work, add, store, files, expected):
 
 
 def test_a_worker_that_is_told_to_end_parks_and_another_goes_on(work, add, store, files, expected):
-    job = add(num_inference_steps=60, scheduler="dpm")
+    job = add(num_inference_steps=24, scheduler="dpm", **SMALL)
     parked_at = []
     while store.get(job.id).status != "completed":
         before = store.get(job.id).done
-        work(until=lambda before=before: store.get(job.id).done > before + 10 or store.get(job.id).ended)
+        work(until=lambda before=before: store.get(job.id).done > before + 5 or store.get(job.id).ended)
         there = store.get(job.id)
         if not there.ended:
             assert (there.status, there.lease, there.kills) == ("queued", None, 0)
@@ -84,30 +84,32 @@ def test_a_worker_that_is_told_to_end_parks_and_another_goes_on(work, add, store
                 parked_at.append(Parked.load(path).done)
             assert there.done == parked_at[-1]
     assert parked_at and parked_at == sorted(set(parked_at))
-    assert store.get(job.id).result["made_steps"] == 60, "no step was made twice"
-    assert bytes_of(files, job) == expected(dataclasses.replace(ORDER, num_inference_steps=60, scheduler="dpm"))
+    assert store.get(job.id).result["made_steps"] == 24, "no step was made twice"
+    assert bytes_of(files, job) == expected(
+        dataclasses.replace(ORDER, num_inference_steps=24, scheduler="dpm", **SMALL)
+    )
 
 
 def test_a_short_job_parks_a_long_one_which_goes_on_to_the_same_bits(work, add, store, files, expected):
-    long = add(num_inference_steps=150)
+    long = add(num_inference_steps=60, **SMALL)
     short = []
 
     def until():
         if not short and store.get(long.id).done >= 5:
-            short.append(add())
+            short.append(add(num_inference_steps=2, **SMALL))
         return bool(short) and not store.queue_length()
 
     work(until)
     first, second = store.get(short[0].id), store.get(long.id)
     assert first.status == second.status == "completed"
     assert first.completed_at < second.completed_at
-    assert second.result["made_steps"] == 150 and second.kills == 0
-    assert bytes_of(files, long) == expected(dataclasses.replace(ORDER, num_inference_steps=150))
-    assert bytes_of(files, short[0]) == expected(ORDER)
+    assert second.result["made_steps"] == 60 and second.kills == 0
+    assert bytes_of(files, long) == expected(dataclasses.replace(ORDER, num_inference_steps=60, **SMALL))
+    assert bytes_of(files, short[0]) == expected(dataclasses.replace(ORDER, num_inference_steps=2, **SMALL))
 
 
 def test_cancelling_ends_it_within_a_step(work, add, store, files):
-    job, next_one = add(num_inference_steps=900), add()
+    job, next_one = add(num_inference_steps=900, **SMALL), add()
     done = []
 
     def until():
@@ -125,7 +127,7 @@ def test_cancelling_ends_it_within_a_step(work, add, store, files):
 
 
 def test_a_job_that_is_deleted_leaves_nothing(work, add, store, files):
-    job = add(num_inference_steps=900)
+    job = add(num_inference_steps=900, **SMALL)
 
     def until():
         if store.get(job.id) is not None and store.get(job.id).done >= 3:
@@ -138,7 +140,7 @@ def test_a_job_that_is_deleted_leaves_nothing(work, add, store, files):
 
 
 def test_a_lost_lease_stops_it_and_harms_no_other(work, add, store, files, place):
-    job = add(num_inference_steps=900)
+    job = add(num_inference_steps=900, **SMALL)
     taken = []
 
     def until():
@@ -158,13 +160,13 @@ def test_a_reference_video_is_made_anew(work, add, store, files, maker):
     from PIL import Image
 
     noise = np.random.default_rng(0).integers(0, 255, (17, 6, 10, 3)).astype(np.uint8)
-    job = add(num_inference_steps=40, strength=0.5)
+    job = add(num_inference_steps=20, strength=0.5)
     images = [Image.fromarray(frame).resize((100, 60)) for frame in noise]
     files.write(job.id, REFERENCE, lambda path: write_video(images, path.with_suffix(".mp4"), 8).rename(path))
     with files.local(job.id, REFERENCE) as path:
         frames = references.frames(path, 64, 64, 17)
-    assert store.get(job.id).total == 20
-    work(until=lambda: store.get(job.id).done >= 5)  # parked on the way
+    assert store.get(job.id).total == 10
+    work(until=lambda: store.get(job.id).done >= 3)  # parked on the way
     assert store.get(job.id).status == "queued"
     work()
     assert store.get(job.id).status == "completed", store.get(job.id).error_message
@@ -176,7 +178,7 @@ def test_a_reference_video_is_made_anew(work, add, store, files, maker):
             strength=0.5,
             height=64,
             width=64,
-            num_inference_steps=40,
+            num_inference_steps=20,
             guidance_scale=1.5,
             generator=torch.Generator().manual_seed(0),
         ).frames[0]
@@ -192,7 +194,7 @@ def test_previews_are_shown_on_the_way(work, add, store, files, monkeypatch, mak
             return torch.zeros(*latents.shape[:2], *latents.shape[3:], 3, dtype=torch.uint8)
 
     monkeypatch.setattr(maker, "_preview", Map())
-    job, seen = add(num_inference_steps=40), []
+    job, seen = add(num_inference_steps=20), []
 
     def until():
         with_preview = files.size(job.id, PREVIEW)

@@ -1,0 +1,188 @@
+"""Whole servers: processes, HTTP, the unchanged client of OpenAI, and what may happen to them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+from cogvx_fast.serving.files import PARKED, Files
+from cogvx_fast.serving.store import Store
+from tests.serving.conftest import SMALL
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
+
+ROOT = Path(__file__).parents[2]
+PROMPT = "a red circle moves right"
+LONG = {"num_inference_steps": 120, "seed": 3, **SMALL}
+WAIT = 120.0  # seconds: machines that test are busy
+
+
+class Server:
+    """`cogvx-fast serve` of the demo model in a folder."""
+
+    def __init__(self, folder, *options):
+        self.folder, self.options = folder, options
+        self.start()
+
+    def start(self):
+        command = [sys.executable, "-c", "from cogvx_fast.cli import main; main()", "serve", "--port", "0"]
+        command += ["--folder", str(self.folder), "--checkpoint-seconds", "0", *self.options]
+        paths = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=(self.folder.parent / "log").open("a"),
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        )
+        self.address = re.match(r"http://[0-9.]+:[0-9]+", self.process.stdout.readline())[0]
+        assert self.process.stdout.readline().startswith(f"ready: {self.address}/v1/videos")
+        self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0)
+        self.store = Store(f"sqlite:///{self.folder / 'jobs.sqlite'}")
+        self.files = Files(str(self.folder / "videos"))
+
+    def make(self, **fields):
+        return self.client.videos.create(prompt=PROMPT, extra_body=fields).id
+
+    def wait(self, video_id, status="completed"):
+        return until(lambda: (job := self.store.get(video_id)).status == status and job)
+
+    def video(self, video_id):
+        return self.client.videos.download_content(video_id).read()
+
+    def worker(self):
+        """The process id of its worker."""
+        return until(lambda: next((about["pid"] for about in self.store.workers(5).values() if about["ready"]), None))
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        self.process.wait(WAIT)
+        self.process.stdout.close()
+        self.store.close()
+
+
+def until(condition):
+    end = time.monotonic() + WAIT
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    started = Server(tmp_path_factory.mktemp("server") / "folder")
+    yield started
+    if started.process.poll() is None:
+        started.end()
+
+
+@pytest.fixture(scope="module")
+def expected(server):
+    """The video of `LONG`, made without a fault."""
+    video_id = server.make(**LONG)
+    assert server.wait(video_id).kills == 0
+    return server.video(video_id)
+
+
+def test_openais_client_does_all_that_it_does(server):
+    client = server.client
+    made = client.videos.create_and_poll(prompt=PROMPT, size="64x64", extra_body={"num_inference_steps": 4, "seed": 1})
+    assert (made.status, made.progress, made.model, made.seconds) == ("completed", 100, "demo", "2")
+    data = client.videos.download_content(made.id).read()
+    assert data[4:8] == b"ftyp"
+    assert b"WEBP" in client.videos.download_content(made.id, variant="thumbnail").read()[:16]
+    remixed = client.videos.poll(client.videos.remix(made.id, prompt="a blue square").id)
+    assert remixed.status == "completed" and remixed.remixed_from_video_id == made.id
+    assert client.videos.download_content(remixed.id).read() != data
+    again = client.videos.create_and_poll(
+        prompt="a green square", input_reference=("v.mp4", data), extra_body={"num_inference_steps": 4, "strength": 0.5}
+    )
+    assert again.status == "completed", again.error
+    assert {video.id for video in client.videos.list(limit=1)} >= {made.id, remixed.id, again.id}, "over all pages"
+    assert client.videos.delete(made.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.videos.retrieve(made.id)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.videos.create(prompt=PROMPT, seconds="4", size="50x64")
+    assert (caught.value.param, caught.value.code) == ("width", "invalid_value")
+    assert [model.id for model in client.models.list()] == ["demo"]
+
+
+def test_a_worker_that_is_killed_loses_nothing(server, expected):
+    video_id = server.make(**LONG)
+    for kills in (1, 2):
+        until(lambda kills=kills: server.store.get(video_id).done >= 30 * kills)
+        os.kill(server.worker(), signal.SIGKILL)
+        until(lambda kills=kills: server.store.get(video_id).kills == kills)
+        assert server.files.size(video_id, PARKED), "it was saved on the way"
+    done = server.wait(video_id)
+    assert done.kills == 2 and done.result["made_steps"] < 120 - 50, "it did not begin anew"
+    assert server.video(video_id) == expected
+
+
+def test_cancelling_stops_it_and_the_next_one_begins(server):
+    video_id, next_id = server.make(**LONG), server.make(num_inference_steps=2, **SMALL)
+    until(lambda: server.store.get(video_id).done >= 2 or server.store.get(next_id).ended)
+    request = urllib.request.Request(f"{server.address}/v1/videos/{video_id}/cancel", method="POST")
+    urllib.request.urlopen(request).close()
+    cancelled = server.client.videos.poll(video_id)
+    assert (cancelled.status, cancelled.error.code) == ("failed", "cancelled")
+    assert server.wait(next_id).done == 2
+
+
+def test_sigterm_parks_and_the_next_start_goes_on(server, expected):
+    video_id, waiting = server.make(**LONG), server.make(num_inference_steps=2, priority=-1, **SMALL)
+    until(lambda: server.store.get(video_id).done >= 20)
+    before = time.monotonic()
+    server.end()
+    assert time.monotonic() - before < 10
+    there = Store(f"sqlite:///{server.folder / 'jobs.sqlite'}")
+    parked = there.get(video_id)
+    assert (parked.status, parked.lease, parked.kills) == ("queued", None, 0) and parked.done >= 20
+    there.close()
+    server.start()
+    assert server.wait(video_id).result["made_steps"] == 120, "none was made twice"
+    assert server.video(video_id) == expected
+    server.wait(waiting)
+
+
+def test_a_server_that_is_killed_loses_nothing(server, expected):
+    done_before = [video.id for video in server.client.videos.list()]
+    video_id, waiting = server.make(**LONG), server.make(num_inference_steps=2, priority=-1, **SMALL)
+    until(lambda: server.store.get(video_id).done >= 20)
+    worker = server.worker()
+    server.end(signal.SIGKILL)
+    until(lambda: not Path(f"/proc/{worker}").exists())  # it notices that nobody is there
+    server.start()
+    server.wait(video_id), server.wait(waiting)
+    assert server.video(video_id) == expected
+    assert [video.id for video in server.client.videos.list()] == [waiting, video_id, *done_before]
+    assert not [path for path in server.folder.rglob("*partial*")]
+
+
+def test_a_job_that_kills_its_worker_again_and_again_fails_and_the_server_lives(server):
+    video_id = server.make(**{**LONG, "num_inference_steps": 1000})
+    for kills in (1, 2, 3):
+        until(lambda: server.store.get(video_id).status == "in_progress")
+        os.kill(server.worker(), signal.SIGKILL)
+        until(lambda kills=kills: server.store.get(video_id).kills == kills)
+    failed = server.client.videos.retrieve(video_id)
+    assert (failed.status, failed.error.code) == ("failed", "worker_died")
+    assert server.wait(server.make(num_inference_steps=2, **SMALL))
+
+
+def test_the_log_has_a_json_object_a_line(server):
+    lines = [json.loads(line) for line in (server.folder.parent / "log").read_text().splitlines() if line[:1] == "{"]
+    ended = [line for line in lines if line["message"] == "completed"]
+    assert ended and all(line["job"].startswith("video_") and line["worker"] for line in ended)
