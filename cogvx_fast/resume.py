@@ -278,7 +278,8 @@ def _stand_in(
     generators: list[torch.Generator],
     after_step: Callable[[Step], bool] | None,
 ) -> Any:
-    made, kind = copy.copy(scheduler), type(scheduler)
+    made = copy.copy(scheduler)
+    kind: Any = type(scheduler)
     made.__class__ = _class_for(kind)
     before = generation.parked
     made.generation, made.generators, made.after_step = generation, generators, after_step

@@ -75,6 +75,8 @@ def serve(
 
         source = validate.model_or_demo(model)
         model_name = name or (Path(source).name if model is None or os.path.isdir(source) else source)
+        if not 0 <= port <= 65535:
+            raise UsageError("--port", port, "must be 0 to 65535")
         _check_exposed(host, api_keys_file, insecure)
         _check_range("--max-queue", max_queue, 1)
         _check_range("--checkpoint-seconds", checkpoint_seconds, 0)

@@ -44,9 +44,26 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
+    context: Context = request.app.state.context
+    return context.owner(authorization)
+
+
+WhoAsks = Annotated[str, Depends(_owner)]
+
+
+def _own_job(request: Request, video_id: str, who: WhoAsks) -> Job:
+    context: Context = request.app.state.context
+    return context.job(video_id, who)
+
+
+AskedFor = Annotated[Job, Depends(_own_job)]
+
+
 def build(context: Context) -> FastAPI:
     """The application of a server."""
     app = FastAPI(title="cogvx_fast", version=__version__, description="Videos from text with CogVideoX.")
+    app.state.context = context
     app.add_middleware(BodyLimits, max_bytes=context.limits.body_bytes, max_seconds=context.limits.body_seconds)
     errors.add_handlers(app)
     _add_videos(app, context)
@@ -67,22 +84,14 @@ def build(context: Context) -> FastAPI:
 
 
 def _add_videos(app: FastAPI, context: Context) -> None:
-    def owner(authorization: Annotated[str | None, Header()] = None) -> str:
-        return context.owner(authorization)
-
-    def own_job(video_id: str, who: Annotated[str, Depends(owner)]) -> Job:
-        return context.job(video_id, who)
-
-    who_asks, asked_for = Annotated[str, Depends(owner)], Annotated[Job, Depends(own_job)]
-
     @app.post("/v1/videos", response_model=Video, responses=_ERRORS, openapi_extra=_FORMS)
-    async def create(request: Request, who: who_asks) -> Video:
+    async def create(request: Request, who: WhoAsks) -> Video:
         asked, reference = await bodies.read_create(request)
         return await run_in_threadpool(_create, context, who, asked, reference)
 
     @app.get("/v1/videos", responses=_ERRORS)
     def list_videos(
-        who: who_asks,
+        who: WhoAsks,
         after: str | None = None,
         limit: Annotated[int, Query(ge=0, le=100)] = 20,
         order: Annotated[str, Query(pattern="^(asc|desc)$")] = "desc",
@@ -98,37 +107,37 @@ def _add_videos(app: FastAPI, context: Context) -> None:
         )
 
     @app.get("/v1/videos/{video_id}", responses=_ERRORS)
-    def retrieve(job: asked_for, response: Response) -> Video:
+    def retrieve(job: AskedFor, response: Response) -> Video:
         response.headers["openai-poll-after-ms"] = _POLL_MS
         return context.video(job)
 
     @app.delete("/v1/videos/{video_id}", responses=_ERRORS)
-    def delete(job: asked_for) -> Deleted:
+    def delete(job: AskedFor) -> Deleted:
         """A job that runs stops within a step, and leaves nothing."""
         remove(context.store, context.files, job.id)
         return Deleted(id=job.id)
 
     @app.post("/v1/videos/{video_id}/cancel", responses=_ERRORS)
-    def cancel(job: asked_for) -> Video:
+    def cancel(job: AskedFor) -> Video:
         """It stops within a step. A job that has ended stays as it is."""
         context.store.cancel(job.id)
         return context.video(context.job(job.id, job.owner))
 
     @app.post("/v1/videos/{video_id}/remix", response_model=Video, responses=_ERRORS, openapi_extra=_REMIX)
-    async def remix(request: Request, job: asked_for) -> Video:
+    async def remix(request: Request, job: AskedFor) -> Video:
         wanted = bodies.checked(Remix, await bodies.read_json(request))
         return await run_in_threadpool(_remix, context, job, wanted)
 
     @app.get("/v1/videos/{video_id}/content", responses=_ERRORS, response_class=Response)
-    def get_content(job: asked_for, request: Request, variant: str = "video") -> Response:
+    def get_content(job: AskedFor, request: Request, variant: str = "video") -> Response:
         return content(context, job, variant, request)
 
     @app.head("/v1/videos/{video_id}/content", include_in_schema=False)
-    def head_content(job: asked_for, request: Request, variant: str = "video") -> Response:
+    def head_content(job: AskedFor, request: Request, variant: str = "video") -> Response:
         return content(context, job, variant, request)
 
     @app.get("/v1/videos/{video_id}/preview", responses=_ERRORS, response_class=Response)
-    def preview(job: asked_for) -> Response:
+    def preview(job: AskedFor) -> Response:
         """An animated picture of a job that is being made, a few pixels to a latent."""
         size = context.files.size(job.id, PREVIEW)
         if size is None:
@@ -137,16 +146,16 @@ def _add_videos(app: FastAPI, context: Context) -> None:
         return Response(data, media_type="image/webp", headers={"Cache-Control": "no-store"})
 
     @app.get("/v1/videos/{video_id}/events", responses=_ERRORS, response_class=StreamingResponse)
-    def get_events(job: asked_for) -> StreamingResponse:
+    def get_events(job: AskedFor) -> StreamingResponse:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(events(context, job), media_type="text/event-stream", headers=headers)
 
     @app.get("/v1/models", responses=_ERRORS)
-    def list_models(who: who_asks) -> ModelList:
+    def list_models(who: WhoAsks) -> ModelList:
         return ModelList(data=[Model(id=context.served.name, created=int(context.started_at))])
 
     @app.get("/v1/models/{model:path}", responses=_ERRORS)
-    def get_model(model: str, who: who_asks) -> Model:
+    def get_model(model: str, who: WhoAsks) -> Model:
         if model != context.served.name:
             raise ApiError(404, f"model {model[:80]!r} is not served here", "model_not_found", "model")
         return Model(id=model, created=int(context.started_at))
@@ -218,11 +227,13 @@ def _enqueue(
         for order in orders
     ]
     try:
-        for job in jobs if reference is not None else ():
-            context.files.write(job.id, REFERENCE, lambda path: path.write_bytes(reference))
+        if reference is not None:
+            data = reference
+            for job in jobs:
+                context.files.write(job.id, REFERENCE, lambda path: path.write_bytes(data))
         context.add(jobs)
     except BaseException:
-        for job in jobs if reference is not None else ():
+        for job in jobs:
             context.files.remove(job.id)
         raise
     return context.video(jobs[0], [job.id for job in jobs] if len(jobs) > 1 else None)

@@ -69,4 +69,4 @@ def checked(schema: type[_Schema], values: dict[str, Any]) -> _Schema:
     try:
         return schema(**values)
     except ValidationError as error:
-        raise of_pydantic(error.errors()[0]) from None  # type: ignore[arg-type]  # a TypedDict is a mapping
+        raise of_pydantic(error.errors()[0]) from None

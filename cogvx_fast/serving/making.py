@@ -184,7 +184,7 @@ class Maker:
         with making.stage("denoise"):
             latents = generation.run(lambda step: making.after_step(step, generation))
         if latents is None:
-            making.park(generation.parked)
+            raise making.parks(generation.parked)
         report = str(pipe.engine_report())
         size = making.write(pipe, latents)
         return Video({**making.so_far(), "engine_report": report, "warnings": self._warnings(order)}, size)
@@ -290,10 +290,10 @@ class _Making:
             logger.exception("not saved", extra={"job": self._job.id})
         self._saved_at = time.monotonic()
 
-    def park(self, parked: Parked | None) -> None:
-        """Save it and raise a `ParkedError`."""
+    def parks(self, parked: Parked | None) -> ParkedError:
+        """Save it; what is raised then."""
         self._save(parked)
-        raise ParkedError(self.so_far())
+        return ParkedError(self.so_far())
 
     def _show(self, prediction: torch.Tensor) -> None:
         started = time.monotonic()
@@ -337,7 +337,7 @@ class _Making:
             if pixels is None:
                 return
             if self._between():
-                self.park(self._last)
+                raise self.parks(self._last)
             yield from pipe.video_processor.postprocess_video(pixels, output_type="pil")[0]
 
 

@@ -52,7 +52,7 @@ def frames(
     """
     found = []
     try:
-        with av.open(BytesIO(source) if isinstance(source, bytes) else str(source)) as container:
+        with av.open(BytesIO(source) if isinstance(source, bytes) else str(source), "r") as container:
             if not container.streams.video:
                 raise BadReferenceError("has no pictures in it")
             stream = container.streams.video[0]

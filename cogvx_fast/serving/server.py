@@ -74,11 +74,16 @@ def serve(context: Context, workers: Sequence[Settings], listening: socket.socke
 def _running(context: Context, workers: Sequence[Settings], ready: Callable[[], None]) -> Iterator[None]:
     supervisor = Supervisor(workers, context.store)
     supervisor.start()
+
+    def end_workers() -> None:
+        """As soon as it is told to: workers park while answers still end."""
+        context.closing.wait()
+        supervisor.end(_WORKERS_SECONDS)
+
     threads = [
         threading.Thread(target=_sweep, args=(context,), daemon=True),
         threading.Thread(target=_say_ready, args=(context, ready), daemon=True),
-        # As soon as it is told to: workers park while answers still end.
-        threading.Thread(target=lambda: (context.closing.wait(), supervisor.end(_WORKERS_SECONDS))),
+        threading.Thread(target=end_workers),
     ]
     for thread in threads:
         thread.start()

@@ -123,7 +123,7 @@ class Worker:
     def _make(self, maker: Maker, job: Job, lease: str) -> None:
         about = {"worker": self.id, "job": job.id}
         logger.info("begins", extra=about)
-        started, extra = time.monotonic(), {}
+        started = time.monotonic()
 
         def after_step(done: int) -> bool:
             self._about["steps"] += 1
@@ -138,8 +138,8 @@ class Worker:
         try:
             video = maker.make(job, self._files, after_step, between)
         except ParkedError as parked:
-            extra = {"result": parked.so_far, "busy_seconds": job.busy_seconds + time.monotonic() - started}
-            self._store.give_back(job.id, lease, **extra)
+            busy = job.busy_seconds + time.monotonic() - started
+            self._store.give_back(job.id, lease, result=parked.so_far, busy_seconds=busy)
             logger.info("parked", extra=about)
         except CancelledError:
             self._store.fail(job.id, lease, CANCELLED, "it was cancelled")
@@ -161,9 +161,9 @@ class Worker:
                 self._store.gone(self.id)
                 raise
         else:
-            seconds = {"busy_seconds": job.busy_seconds + time.monotonic() - started}
+            busy = job.busy_seconds + time.monotonic() - started
             size = video.bytes + (self._files.size(job.id, REFERENCE) or 0)
-            if self._store.complete(job.id, lease, video.result, size, **seconds):
+            if self._store.complete(job.id, lease, video.result, size, busy_seconds=busy):
                 self._store.count(
                     steps=video.result["made_steps"],
                     **{f"seconds_{stage}": value for stage, value in video.result["stage_seconds"].items()},
@@ -220,7 +220,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the server passes it on
 
     def end_with_who_started_it() -> None:
-        sys.stdin.read()
+        while os.read(0, 1):  # not by `sys.stdin`, whose lock a thread that waits would keep at the end of the process
+            pass
         worker.end()
 
     threading.Thread(target=end_with_who_started_it, daemon=True).start()

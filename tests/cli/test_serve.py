@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from .conftest import assert_usage_error
@@ -19,7 +21,7 @@ def test_it_listens_where_it_says_it_does(run, checkpoint, _never_serves):
     assert host == "127.0.0.1" and f"http://127.0.0.1:{port}" in result.stdout
     assert context.served.name == "toy" and context.keys is None
     assert len(workers) == 2 and all(worker.model == str(checkpoint) for worker in workers)
-    assert result.files == ["cogvx-fast-server", "cogvx-fast-server/jobs.sqlite", "cogvx-fast-server/videos"]
+    assert {"cogvx-fast-server/jobs.sqlite", "cogvx-fast-server/videos"} <= set(result.files)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
@@ -44,12 +46,12 @@ def test_keys_are_kept_as_hashes_and_names_once(run, tmp_path):
     first, second = run("serve-key", "anna"), run("serve-key", "ben")
     key = first.stdout.strip()
     assert key.startswith("cvx-") and len(key) > 40 and key != second.stdout.strip()
-    text = open("keys.txt").read()
+    text = Path("keys.txt").read_text()
     assert key not in text and text.count("sha256:") == 2
     again = run("serve-key", "anna")
     assert again.exit_code == 2 and "has a key already" in again.stderr
     assert run("serve-key", "no name!").exit_code == 2
-    assert open("keys.txt").read() == text
+    assert Path("keys.txt").read_text() == text
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,6 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(run, checkpoint, opt
 
 
 def test_a_broken_keys_file_is_refused(run, checkpoint, tmp_path):
-    open("keys.txt", "w").write("anna plaintext-key\n")
+    Path("keys.txt").write_text("anna plaintext-key\n")
     result = run("serve", checkpoint, "--api-keys-file", "keys.txt")
     assert result.exit_code == 2 and "line 1" in result.stderr and "plaintext-key" not in result.stderr
