@@ -388,7 +388,8 @@ class Store:
             with self._engine.begin() as connection:
                 yield connection
         except OperationalError as error:
-            if "full" in str(error.orig):  # SQLite: "database or disk is full"
+            # SQLite: "database or disk is full"; PostgreSQL's code of it.
+            if "full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100":
                 raise StorageFullError("there is no room for the jobs' database") from error
             raise
 

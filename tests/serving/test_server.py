@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "a red circle moves right"
-LONG = {"num_inference_steps": 120, "seed": 3, **SMALL}
+LONG = {"num_inference_steps": 60, "seed": 3, **SMALL}
 WAIT = 120.0  # seconds: machines that test are busy
 
 
@@ -121,11 +121,11 @@ def test_openais_client_does_all_that_it_does(server):
 
 def test_a_worker_that_is_killed_loses_nothing(server, expected):
     video_id = server.make(**LONG)
-    until(lambda: server.store.get(video_id).done >= 60)
+    until(lambda: server.store.get(video_id).done >= 30)
     os.kill(server.worker(), signal.SIGKILL)
     until(lambda: server.store.get(video_id).kills == 1)
     assert server.files.size(video_id, PARKED), "it was saved on the way"
-    assert server.wait(video_id).result["made_steps"] <= 60, "it did not begin anew"
+    assert server.wait(video_id).result["made_steps"] <= 31, "it goes on, at most a step before the last"
     assert server.video(video_id) == expected
 
 
@@ -141,16 +141,16 @@ def test_cancelling_stops_it_and_the_next_one_begins(server):
 
 def test_sigterm_parks_and_the_next_start_goes_on(server, expected):
     video_id, waiting = server.make(**LONG), server.make(num_inference_steps=2, priority=-1, **SMALL)
-    until(lambda: server.store.get(video_id).done >= 20)
+    until(lambda: server.store.get(video_id).done >= 10)
     before = time.monotonic()
     server.end()
     assert time.monotonic() - before < 10
     there = Store(f"sqlite:///{server.folder / 'jobs.sqlite'}")
     parked = there.get(video_id)
-    assert (parked.status, parked.lease, parked.kills) == ("queued", None, 0) and parked.done >= 20
+    assert (parked.status, parked.lease, parked.kills) == ("queued", None, 0) and parked.done >= 10
     there.close()
     server.start()
-    assert server.wait(video_id).result["made_steps"] == 120, "none was made twice"
+    assert server.wait(video_id).result["made_steps"] == 60, "none was made twice"
     assert server.video(video_id) == expected
     server.wait(waiting)
 
@@ -158,7 +158,7 @@ def test_sigterm_parks_and_the_next_start_goes_on(server, expected):
 def test_a_server_that_is_killed_loses_nothing(server, expected):
     done_before = [video.id for video in server.client.videos.list()]
     video_id, waiting = server.make(**LONG), server.make(num_inference_steps=2, priority=-1, **SMALL)
-    until(lambda: server.store.get(video_id).done >= 20)
+    until(lambda: server.store.get(video_id).done >= 10)
     worker = server.worker()
     server.end(signal.SIGKILL)
     until(lambda: not Path(f"/proc/{worker}").exists())  # it notices that nobody is there

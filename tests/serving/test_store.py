@@ -7,11 +7,25 @@ import pytest
 
 from cogvx_fast.serving import store as module
 from cogvx_fast.serving.store import Job, Signal, StorageFullError, Store, new_id
+from tests.serving import postgres
 
 
-@pytest.fixture
-def url(tmp_path):
-    return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+@pytest.fixture(scope="module")
+def server():
+    with postgres.running() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def url(request, tmp_path):
+    """Of a database without jobs."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    address = request.getfixturevalue("server")
+    engine = module.sa.create_engine(address)
+    module._metadata.drop_all(engine)
+    engine.dispose()
+    return address
 
 
 @pytest.fixture
@@ -205,7 +219,8 @@ def test_workers_are_those_seen_lately(store, clock):
     assert store.workers(3) == {} and set(store.workers(10)) == {"b"}
 
 
-def test_a_full_disk_is_said_to_be_one_and_harms_nothing(store):
+def test_a_full_disk_is_said_to_be_one_and_harms_nothing(tmp_path):
+    store = Store(f"sqlite:///{tmp_path / 'jobs.sqlite'}")
     job = queued(store)
     store.close()
     module.sa.event.listen(store._engine, "connect", lambda c, _: c.execute("PRAGMA max_page_count=20"))
@@ -215,7 +230,8 @@ def test_a_full_disk_is_said_to_be_one_and_harms_nothing(store):
     assert store.get(job.id) == job
 
 
-def test_sqlite_writes_ahead_and_survives_a_loss_of_power(url):
+def test_sqlite_writes_ahead_and_survives_a_loss_of_power(tmp_path):
+    url = f"sqlite:///{tmp_path / 'jobs.sqlite'}"
     for durable, expected in ((True, 2), (False, 1)):
         with Store(url, durable)._engine.connect() as connection:
             assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == expected
