@@ -146,7 +146,7 @@ class EngineSession:
         Args:
             timestep: `(batch,)`, one view of a step expanded over the batch.
         """
-        steps = self._timesteps()
+        steps = self.timesteps
         if not isinstance(steps, torch.Tensor) or not _is_view(timestep, steps):
             return None
         return timestep.storage_offset() - steps.storage_offset()
@@ -165,7 +165,7 @@ class EngineSession:
             modules: that the table is computed with.
             compute: makes the table from all timesteps `(steps,)`.
         """
-        steps = self._timesteps()
+        steps = self.timesteps
         state = State.of(*modules, numbers=self.watched), State.of_tensors(steps, ofs, numbers=self.watched)
         if self._modulation is None or self._modulation.state != state:
             self._modulation = _Kept(compute(steps), state)
@@ -201,8 +201,9 @@ class EngineSession:
         self._positions.clear()
         self.carried.clear()
 
-    def _timesteps(self) -> Any:
-        """Those of the whole generation, whichever of them its loop does."""
+    @property
+    def timesteps(self) -> Any:
+        """The scheduler's, of the whole generation, whichever of them its loop does."""
         return getattr(self.scheduler, "all_timesteps", getattr(self.scheduler, "timesteps", None))
 
 

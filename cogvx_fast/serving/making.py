@@ -226,7 +226,8 @@ class _Making:
         self._steps: int = job.result.get("made_steps", 0)
         self._last: Parked | None = None
         self._step_before: torch.cuda.Event | None = None
-        self._saved_at = self._shown_at = time.monotonic()
+        self._saved_at = time.monotonic()
+        self._next_picture_at = self._saved_at + settings.preview_seconds
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -267,7 +268,7 @@ class _Making:
             self._last = generation.take()  # for the time until the file is there
         elif not parks and now - self._saved_at >= self._settings.checkpoint_seconds:
             self._save(generation.take())
-        if self._preview is not None and now - self._shown_at >= self._settings.preview_seconds:
+        if self._preview is not None and now >= self._next_picture_at:
             self._show(step.prediction)
         return parks
 
@@ -308,9 +309,9 @@ class _Making:
                 PREVIEW,
                 lambda path: first.save(path, save_all=True, append_images=rest, duration=250, loop=0),
             )
+        now = time.monotonic()
         # So late that no more than a hundredth of the time goes into them.
-        self._shown_at = max(started, time.monotonic() + (time.monotonic() - started) / _PREVIEW_PART)
-        self._shown_at -= self._settings.preview_seconds
+        self._next_picture_at = max(started + self._settings.preview_seconds, now + (now - started) / _PREVIEW_PART)
 
     def write(self, pipe: Any, latents: torch.Tensor) -> int:
         """Decode and write; the size of the file in bytes."""

@@ -10,6 +10,7 @@ oldest first. So it waits at most for `patience`, for what is running, and for t
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -44,17 +45,25 @@ def in_order(
             the order counts, too.
         patience: seconds.
     """
-    left, had = list(candidates), dict(usage or {})
-    overdue = sorted((c for c in left if c.waited >= patience), key=lambda c: -c.waited)
-    order = list(overdue)
-    for candidate in overdue:
-        had[candidate.owner] = had.get(candidate.owner, 0.0) + candidate.expected
-    left = [candidate for candidate in left if candidate.waited < patience]
-    while left:
-        first = min(left, key=lambda c: (-c.priority, had.get(c.owner, 0.0), -_response_ratio(c), c.expected))
-        left.remove(first)
-        order.append(first)
-        had[first.owner] = had.get(first.owner, 0.0) + first.expected
+    had: defaultdict[str, float] = defaultdict(float, usage or {})
+    order = []
+    # By priority, and in it by owner: who goes first of one owner's does not depend on the others.
+    waiting: dict[int, dict[str, deque[Candidate]]] = defaultdict(lambda: defaultdict(deque))
+    for candidate in sorted(candidates, key=lambda c: (-_response_ratio(c), c.expected)):
+        if candidate.waited >= patience:
+            order.append(candidate)
+            had[candidate.owner] += candidate.expected
+        else:
+            waiting[candidate.priority][candidate.owner].append(candidate)
+    order.sort(key=lambda c: -c.waited)
+    for _, owners in sorted(waiting.items(), reverse=True):
+        while owners:
+            owner = min(owners, key=lambda o: (had[o], -_response_ratio(owners[o][0]), owners[o][0].expected))
+            first = owners[owner].popleft()
+            order.append(first)
+            had[owner] += first.expected
+            if not owners[owner]:
+                del owners[owner]
     return order
 
 

@@ -81,10 +81,13 @@ class Worker:
                 continue
             self._make(maker, *self._current)
             self._current = None
-        if self._next is not None:
-            self._store.give_back(self._next[0].id, self._next[1])
+        self._give_back_next()
         self._store.gone(self.id)
         self._ended.set()
+
+    def _give_back_next(self) -> None:
+        if self._next is not None:
+            self._store.give_back(self._next[0].id, self._next[1])
 
     def _say_that_it_lives(self) -> None:
         """In a thread: steps may take longer than leases."""
@@ -158,6 +161,7 @@ class Worker:
             self._store.fail(job.id, lease, code, message)
             self._files.remove(job.id, PARKED, PREVIEW)
             if not go_on:
+                self._give_back_next()
                 self._store.gone(self.id)
                 raise
         else:
