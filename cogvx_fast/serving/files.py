@@ -77,13 +77,16 @@ class Files:
     def _move(self, path: Path, job_id: str, name: str) -> None:
         if self._folder is not None:
             target = self._folder / job_id
-            target.mkdir(exist_ok=True)
-            os.replace(path, target / name)
-            descriptor = os.open(target, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)  # of the name
-            finally:
-                os.close(descriptor)
+            while True:
+                target.mkdir(exist_ok=True)
+                try:
+                    os.replace(path, target / name)
+                    break
+                except FileNotFoundError:  # the folder went again: the job's owner deletes it at this moment
+                    if not path.exists():
+                        raise
+            with contextlib.suppress(FileNotFoundError):
+                _sync(target)
             return
         target_name = f"{self._root}/{job_id}/{name}"
         temporary = f"{self._root}/{job_id}/.{name}-{uuid.uuid4().hex[:8]}"
@@ -150,13 +153,29 @@ class Files:
                 yield piece
 
     def remove(self, job_id: str, *names: str) -> None:
-        """Remove files of a job, those that there are; without names all of them."""
-        for place in [f"{self._root}/{job_id}/{name}" for name in names] or [f"{self._root}/{job_id}"]:
+        """Remove files of a job, those that there are; without names all of them.
+
+        A worker that has not heard yet may write one meanwhile: it removes that, or `Retention` does.
+        """
+        places = [f"{job_id}/{name}" for name in names] or [job_id]
+        for place in places:
+            if self._folder is not None:
+                discard(self._folder / place)
+                continue
             with contextlib.suppress(FileNotFoundError):
-                self._system.rm(place, recursive=not names)
+                self._system.rm(f"{self._root}/{place}", recursive=not names)
 
     def job_ids(self) -> set[str]:
         """Of the jobs that have files."""
         self._system.invalidate_cache()
         paths = (Path(entry["name"]) for entry in self._system.ls(self._root, detail=True))
         return {path.name for path in paths if not is_temporary(path)}
+
+
+def _sync(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -73,19 +73,22 @@ def work(place, maker):
         store = Store(place.store)
 
         def watch():
-            while not (until() if until is not None else not store.queue_length()):
-                done.wait(0.005)
-                if done.is_set():
-                    break
-            worker.end()
+            try:
+                while not done.is_set() and not (until() if until is not None else not store.queue_length()):
+                    done.wait(0.005)
+            except Exception as error:
+                failed.append(error)
+            finally:
+                worker.end()
 
-        done = threading.Event()
+        done, failed = threading.Event(), []
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         worker.work(maker)
         done.set()
         thread.join()
         store.close()
-        return worker
+        if failed:
+            raise failed[0]
 
     return run

@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 import uuid
 
 import pytest
@@ -70,6 +71,27 @@ def test_a_full_disk_has_a_name(files, number):
     with pytest.raises(OSError, match="Permission") as caught:
         files.write("a", "video.mp4", lambda _: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
     assert not isinstance(caught.value, StorageFullError)
+
+
+def test_deleting_while_another_writes_harms_neither(tmp_path):
+    files, stop, failed = Files(str(tmp_path)), threading.Event(), []
+
+    def write():
+        try:
+            while not stop.is_set():
+                put(files, "a", "parked.safetensors", b"x")
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    for _ in range(300):
+        files.remove("a")
+    stop.set()
+    thread.join()
+    assert not failed
+    files.remove("a")
+    assert files.job_ids() == set() and not list(tmp_path.iterdir())
 
 
 def test_room_is_kept_free(tmp_path):

@@ -18,7 +18,7 @@ from cogvx_fast.serving.settings import Settings
 from cogvx_fast.serving.store import Store
 
 # Of each route, by what its schema allows and by what it does not; more by hand.
-EXAMPLES = int(os.environ.get("COGVX_API_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("COGVX_API_EXAMPLES", "8"))
 
 
 @pytest.fixture(scope="module")

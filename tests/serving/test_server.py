@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from cogvx_fast.serving.files import PARKED, Files
-from cogvx_fast.serving.store import Store, _jobs
+from cogvx_fast.serving.store import Store
 from tests.serving.conftest import SMALL
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
@@ -167,17 +167,6 @@ def test_a_server_that_is_killed_loses_nothing(server, expected):
     assert server.video(video_id) == expected
     assert [video.id for video in server.client.videos.list()] == [waiting, video_id, *done_before]
     assert not [path for path in server.folder.rglob("*partial*")]
-
-
-def test_a_job_that_kills_its_worker_again_and_again_fails_and_the_server_lives(server):
-    video_id = server.make(**{**LONG, "num_inference_steps": 1000})
-    with server.store._writing() as connection:  # that of the first two, which another test sees
-        connection.execute(_jobs.update().where(_jobs.c.id == video_id).values(kills=2))
-    until(lambda: server.store.get(video_id).status == "in_progress")
-    os.kill(server.worker(), signal.SIGKILL)
-    failed = server.client.videos.poll(video_id)
-    assert (failed.status, failed.error.code) == ("failed", "worker_died")
-    assert server.wait(server.make(num_inference_steps=2, **SMALL))
 
 
 def test_the_log_has_a_json_object_a_line(server):
