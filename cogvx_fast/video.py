@@ -86,7 +86,7 @@ def check_sheet(path: str | Path) -> None:
     _check_place(path, is_folder=False)
 
 
-def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int = 8) -> Path:
+def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int = 8, repeatable: bool = False) -> Path:
     """Write `video` to `path` in the format of its suffix and return the path; missing parent folders are made.
 
     Frames of an iterator are written as they come to `.mp4` and to a folder; the writers of `.gif` and `.webp` need
@@ -101,6 +101,8 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
 
     Args:
         fps: frames per second, 1 to 120; at most 50 for `.gif` and `.webp`; without effect on a folder.
+        repeatable: whether the same frames must be the same bytes each time, which a `.mp4` else is not always: it
+            becomes up to twice as large.
 
     Raises:
         ValueError: if `video` is none, or for what `check_output` refuses.
@@ -110,7 +112,7 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
     images = _of_one_size(video) if isinstance(video, Iterator) else as_images(video)
     check_output(path, fps)
     with complete_or_absent(path) as temporary:
-        _WRITERS[path.suffix.lower()](images, temporary, fps)
+        _WRITERS[path.suffix.lower()](images, temporary, fps, repeatable)
     return path
 
 
@@ -247,7 +249,7 @@ def _check_place(path: Path, is_folder: bool) -> None:
         raise ValueError(f"{str(path)!r}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
-def _write_mp4(images: _Frames, path: Path, fps: int) -> None:
+def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -256,8 +258,8 @@ def _write_mp4(images: _Frames, path: Path, fps: int) -> None:
     # 4:2:0 shares one chroma sample among 2 x 2 pixels, so both sides must be even.
     pad = ((0, first.height % 2), (0, first.width % 2), (0, 0))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-        # Without mbtree, whose assembly reads what nobody wrote: the same frames are to be the same bytes each time.
-        options = {"crf": "16", "preset": "medium", "x264-params": "mbtree=0"}
+        # The assembly of x264's mbtree reads what nobody wrote where a row has other than a multiple of 8 macroblocks.
+        options = {"crf": "16", "preset": "medium"} | ({"x264-params": "mbtree=0"} if repeatable else {})
         stream = container.add_stream("libx264", rate=fps, options=options)
         stream.width, stream.height = first.width + pad[1][1], first.height + pad[0][1]
         stream.pix_fmt = "yuv420p"
@@ -274,12 +276,12 @@ def _write_mp4(images: _Frames, path: Path, fps: int) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_gif(images: _Frames, path: Path, fps: int) -> None:
+def _write_gif(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
     images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=10), format="GIF")
 
 
-def _write_webp(images: _Frames, path: Path, fps: int) -> None:
+def _write_webp(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
     images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=1), format="WEBP", quality=90)
 
@@ -289,7 +291,7 @@ def _write_animation(images: list[Image.Image], path: Path, durations: list[int]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
-def _write_frames(images: _Frames, path: Path, fps: int) -> None:
+def _write_frames(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
     path.mkdir()
     for number, image in enumerate(images, start=1):
         image.save(path / f"frame-{number:04d}.png")

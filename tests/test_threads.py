@@ -58,6 +58,13 @@ def test_no_more_threads_than_cores_that_are_free(monkeypatch, tmp_path, busy, w
         assert why == f"other processes had {sum(busy):.1f} of {len(busy)} cores"
 
 
+def test_within_a_fixed_number_nobody_else_counts(monkeypatch, tmp_path):
+    Kernel(monkeypatch, tmp_path, [1, 1])
+    with threads.fixed(2):
+        assert threads.choose(2) == threads.choose(1) == (2, "")
+    assert threads.choose(2)[0] == 1
+
+
 def test_what_was_seen_counts_for_a_while_unless_glances_see_less(monkeypatch, tmp_path):
     kernel, looked = Kernel(monkeypatch, tmp_path, [1, 1]), []
     look = threads._free

@@ -96,6 +96,15 @@ def test_mp4_pads_odd_sizes_to_even_ones(tmp_path):
     assert psnr(decoded[:, 47, :63], frames[:, 46]) > 25, "the added row repeats the last one"
 
 
+def test_repeatable_mp4_leaves_out_what_reads_other_memory(tmp_path):
+    frames = moving_square()
+    plain = video.write_video(frames, tmp_path / "plain.mp4").read_bytes()
+    repeatable = [video.write_video(frames, tmp_path / "out.mp4", repeatable=True).read_bytes() for _ in range(5)]
+    assert len(set(repeatable)) == 1
+    assert b"mbtree=0" in repeatable[0] and b"mbtree=1" in plain, "x264 says so in the file"
+    assert psnr(decode_mp4(tmp_path / "out.mp4")[0], frames) > 28
+
+
 def test_gif_keeps_frames_colours_and_time(tmp_path):
     frames = moving_square()
     decoded, durations, loop = decode_animation(video.write_video(frames, tmp_path / "out.gif", fps=8))

@@ -328,7 +328,7 @@ class _Making:
             self._seconds["write"] = self._seconds.get("write", 0.0) + time.perf_counter() - started - decoding
 
     def _write(self, pipe: Any, latents: torch.Tensor, path: Path) -> None:
-        write_video(self._frames(pipe, latents), path, self.order.fps)
+        write_video(self._frames(pipe, latents), path, self.order.fps, repeatable=True)
 
     def _frames(self, pipe: Any, latents: torch.Tensor) -> Iterator[Image.Image]:
         chunks = pipe.decode_stream(latents, decoded_frames(latent_frames(self.order.num_frames)))

@@ -73,17 +73,19 @@ class Worker:
         self._about |= {"ready": True, "report": str(maker.pipe.engine_report())}
         self._store.seen(self.id, self._about)
         logger.info("ready", extra={"worker": self.id})
-        while not self._ending.is_set():
-            self._current = self._next or self._take()
-            self._next = None
-            if self._current is None:
-                self._ending.wait(self._settings.poll_seconds)
-                continue
-            self._make(maker, *self._current)
-            self._current = None
-        self._give_back_next()
-        self._store.gone(self.id)
-        self._ended.set()
+        try:
+            while not self._ending.is_set():
+                self._current = self._next or self._take()
+                self._next = None
+                if self._current is None:
+                    self._ending.wait(self._settings.poll_seconds)
+                    continue
+                self._make(maker, *self._current)
+                self._current = None
+        finally:
+            self._give_back_next()
+            self._store.gone(self.id)
+            self._ended.set()
 
     def _give_back_next(self) -> None:
         if self._next is not None:
@@ -161,8 +163,6 @@ class Worker:
             self._store.fail(job.id, lease, code, message)
             self._files.remove(job.id, PARKED, PREVIEW)
             if not go_on:
-                self._give_back_next()
-                self._store.gone(self.id)
                 raise
         else:
             busy = job.busy_seconds + time.monotonic() - started

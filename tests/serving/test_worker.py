@@ -48,7 +48,7 @@ def expected(maker, tmp_path_factory):
             chunks = list(pipe.decode_stream(latents, order.num_frames))
         images = [i for c in chunks for i in pipe.video_processor.postprocess_video(c, output_type="pil")[0]]
         path = tmp_path_factory.mktemp("expected") / "video.mp4"
-        return write_video(images, path, order.fps).read_bytes()
+        return write_video(images, path, order.fps, repeatable=True).read_bytes()
 
     return make
 
@@ -232,7 +232,7 @@ def test_what_cannot_be_made_fails_with_a_reason(work, add, store, monkeypatch, 
 
 
 def test_a_full_disk_loses_no_job(work, add, store, files, monkeypatch):
-    def full(*_):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     job = add(num_inference_steps=6)
