@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -112,7 +112,9 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
     images = _of_one_size(video) if isinstance(video, Iterator) else as_images(video)
     check_output(path, fps)
     with complete_or_absent(path) as temporary:
-        _WRITERS[path.suffix.lower()](images, temporary, fps, repeatable)
+        suffix = path.suffix.lower()
+        options = {"repeatable": True} if repeatable and suffix == ".mp4" else {}
+        _WRITERS[suffix](images, temporary, fps, **options)
     return path
 
 
@@ -249,7 +251,7 @@ def _check_place(path: Path, is_folder: bool) -> None:
         raise ValueError(f"{str(path)!r}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
-def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
+def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool = False) -> None:
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -276,12 +278,12 @@ def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
         container.mux(stream.encode(None))
 
 
-def _write_gif(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
+def _write_gif(images: _Frames, path: Path, fps: int) -> None:
     images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=10), format="GIF")
 
 
-def _write_webp(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
+def _write_webp(images: _Frames, path: Path, fps: int) -> None:
     images = list(images)
     _write_animation(images, path, _durations(len(images), fps, unit_ms=1), format="WEBP", quality=90)
 
@@ -291,7 +293,7 @@ def _write_animation(images: list[Image.Image], path: Path, durations: list[int]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
-def _write_frames(images: _Frames, path: Path, fps: int, repeatable: bool) -> None:
+def _write_frames(images: _Frames, path: Path, fps: int) -> None:
     path.mkdir()
     for number, image in enumerate(images, start=1):
         image.save(path / f"frame-{number:04d}.png")
@@ -331,4 +333,9 @@ def _wrapped(
     return lines
 
 
-_WRITERS = {".mp4": _write_mp4, ".gif": _write_gif, ".webp": _write_webp, "": _write_frames}
+_WRITERS: dict[str, Callable[..., None]] = {
+    ".mp4": _write_mp4,
+    ".gif": _write_gif,
+    ".webp": _write_webp,
+    "": _write_frames,
+}
