@@ -290,7 +290,8 @@ def _stand_in(
 
 @functools.cache
 def _class_for(scheduler: Any) -> type:
-    """The subclass of a scheduler's class that stands in its place, with its signatures, which pipelines look at."""
+    """The subclass of a scheduler's class that stands in its place: with its name, as a schedule of steps is of a
+    class by name, and with its signatures, which pipelines look at."""
     signature = inspect.signature(scheduler.step)
 
     @functools.wraps(scheduler.set_timesteps)
@@ -307,7 +308,7 @@ def _class_for(scheduler: Any) -> type:
         return results
 
     members = {"set_timesteps": set_timesteps, "step": step, "__module__": __name__}
-    return type(f"Resumable{scheduler.__name__}", (_StandIn, scheduler), members)
+    return type(scheduler.__name__, (_StandIn, scheduler), members)
 
 
 def _copied(tensor: torch.Tensor) -> torch.Tensor:
