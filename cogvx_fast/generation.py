@@ -185,7 +185,7 @@ class GenerationMixin(_Behind):
             TypeError, ValueError: for latents that do not fit, and for a pipeline without an autoencoder.
         """
         _check_latents(latents, unwrapped(self.vae))
-        with _lock_of(self):
+        with lock_of(self):
             return preview.fitted(self).frames(latents)
 
     def decode_stream(self, latents: torch.Tensor, num_frames: int | None = None) -> Iterator[torch.Tensor]:

@@ -44,7 +44,7 @@ class Parked:
         threads: of a CPU that its steps were made with.
         made_by: scheduler, number of steps and seeds, which what goes on with it must share.
         history: the prediction that DPM looks back at, in the shape of the latents; None: there is none.
-        carried: `EngineSession.carried`.
+        carried: what steps that are left out are predicted from, see `StepSkipping.carried`.
     """
 
     done: int
@@ -193,6 +193,7 @@ class ResumableGeneration:
         """The generation after the step that was just made, for `after_step`. Its tensors are copied to the CPU."""
         running, session = self._running, current(unwrapped(self._pipe.transformer))
         assert session is not None and running.latents is not None
+        carried = {} if session.skipping is None else session.skipping.carried()
         return Parked(
             done=running.done,
             total=running.total,
@@ -201,15 +202,16 @@ class ResumableGeneration:
             threads=self._threads,
             made_by=self._made_by,
             history=None if running.history is None else _copied(running.history),
-            carried={name: _copied(tensor) for name, tensor in session.carried.items()},
+            carried={name: _copied(tensor) for name, tensor in carried.items()},
         )
 
     def _begin(self) -> None:
         """In the loop, before its first step."""
         before, session = self._parked, current(unwrapped(self._pipe.transformer))
-        if before is not None and session is not None:
+        if before is not None and session is not None and session.skipping is not None:
             device = self._pipe._execution_device
-            session.carried.update((name, tensor.to(device)) for name, tensor in before.carried.items())
+            # Copies: they are written over, and what is parked may be gone on with again.
+            session.skipping.take_up({name: tensor.to(device, copy=True) for name, tensor in before.carried.items()})
 
     def _stop(self) -> None:
         """In the loop, after a step: it makes no other, and its time as a generation ends."""

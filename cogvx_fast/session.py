@@ -106,8 +106,6 @@ class EngineSession:
         guard: int32 of one element on the device, which attention in 8 bits sets where it overflows; None: nobody does,
             the step's result is looked at.
         on_step: is told the transformer's input and output after each forward pass; None: nobody wants them.
-        carried: tensors that a step leaves to later ones, by name. A generation that is parked takes them along; what
-            is not in here is computed anew when it goes on.
     """
 
     plan: EnginePlan
@@ -120,7 +118,6 @@ class EngineSession:
     guard: torch.Tensor | None = None
     skipping: StepSkipping | None = None
     on_step: Callable[[torch.Tensor, torch.Tensor], None] | None = None
-    carried: dict[str, torch.Tensor] = field(default_factory=dict)
     _modulation: _Kept | None = None
     _text: _Kept | None = None
     _positions: dict[tuple, _Kept] = field(default_factory=dict)
@@ -199,7 +196,6 @@ class EngineSession:
             self.skipping.release()
         self.bindings, self.guard, self._modulation, self._text = {}, None, None, None
         self._positions.clear()
-        self.carried.clear()
 
     @property
     def timesteps(self) -> Any:

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from cogvx_fast import accelerate, threads
+from cogvx_fast import EngineConfig, accelerate, threads
 from cogvx_fast.resume import Parked, ResumableGeneration
-from cogvx_fast.session import EngineSession, current
+from cogvx_fast.session import EngineSession
 from tests import toy
+from tests.turbo.conftest import schedule, schedule_file
 
 STEPS = 5
 
@@ -123,19 +124,25 @@ def test_the_steps_are_those_of_the_whole_table(pipe, monkeypatch):
     assert steps == [2, 3, 4] and tables == [STEPS], "a product of fewer rows may differ in its last bits"
 
 
-def test_what_a_session_carries_goes_along(pipe):
-    def carry(now):
-        session = current(pipe.transformer)
-        seen.append({name: tensor.item() for name, tensor in session.carried.items()})
-        session.carried["kept"] = torch.tensor(now.done)
-        return now.done == 2
-
-    seen = []
-    generation = ResumableGeneration(pipe, [0], arguments())
-    generation.run(carry)
-    generation.run(carry)
-    assert seen == [{}, {"kept": 1}, {"kept": 2}, {"kept": 3}, {"kept": 4}]
-    pipe(**arguments(), generator=torch.Generator().manual_seed(0), output_type="latent")
+@pytest.mark.parametrize("kind", ["ddim", "dpm"])
+def test_steps_that_are_left_out_are_predicted_from_the_same_outputs(kind, tmp_path):
+    steps, given = 10, {**arguments(), "num_inference_steps": 10}
+    reference = toy.pipeline(scheduler_kind=kind)
+    weights = {4: (1.2, -0.1, -0.02), 5: (1.4, -0.5, 0.0)}
+    path = schedule_file(reference, tmp_path / "s.json", schedule(reference, "##.#..#.##", weights))
+    engine = EngineConfig("turbo", recipe="native", schedule=path, speed=10 / 6)
+    turbo = accelerate(reference, engine)
+    expected = direct(turbo, [3], given)
+    for step in range(1, steps):
+        parked = parked_at(turbo, given, step, seeds=[3])
+        parked.save(tmp_path / "parked")
+        other = accelerate(toy.pipeline(scheduler_kind=kind), engine)
+        assert torch.equal(
+            ResumableGeneration(other, [3], given, parked=Parked.load(tmp_path / "parked")).run(), expected
+        )
+        assert other._ran.steps == "##.#..#.##"[step:].count("#")
+        # What was parked is as it was: gone on with once more it gives the same.
+        assert torch.equal(ResumableGeneration(other, [3], given, parked=parked).run(), expected)
 
 
 def test_a_generation_can_be_copied_without_being_stopped(pipe):

@@ -100,7 +100,7 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         inputs = _INPUTS.bind(self, *args, **kwargs).arguments
         skipping, step = session.skipping, session.step_of(inputs["timestep"])
         if step is not None:
-            skipping.follow(session.scheduler.timesteps)
+            skipping.follow(session.timesteps)
         if session.watched:
             skipping.look_at(self)
         sample = skipping.predicted(step, inputs["hidden_states"])

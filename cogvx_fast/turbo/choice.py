@@ -112,4 +112,5 @@ def _timesteps(scheduler: Any, steps: int, own: Sequence[int] | None) -> list[fl
         return torch.as_tensor(own).tolist()
     scheduler = copy.copy(scheduler)
     scheduler.set_timesteps(steps)
-    return scheduler.timesteps.tolist()
+    # One that stands in for a generation that was parked gives the loop only what is left.
+    return getattr(scheduler, "all_timesteps", scheduler.timesteps).tolist()
