@@ -307,11 +307,18 @@ class GenerationMixin(_Behind):
         device, dtype = lowering.device_and_dtype(self)
         if self.transformer is not None and self._config.memory_limit is not None:
             request = request or self._default_request(Models.of(self))
-        vae = choose_vae(*self._where_vae(), self._config.fast_vae, self._config.vae_memory, self.vae)
+        vae = choose_vae(device, self._dtype_of_vae(dtype), self._config.fast_vae, self._config.vae_memory, self.vae)
         return resolve(self._config, Models.of(self), device, dtype, vae, request, schedule or "all")
 
-    def _where_vae(self) -> tuple[torch.device, torch.dtype]:
-        return self._execution_device, lowering.device_and_dtype(self)[1] if self.vae is None else self.vae.dtype
+    def _dtype_of_vae(self, otherwise: torch.dtype) -> torch.dtype:
+        return otherwise if self.vae is None else self.vae.dtype
+
+    @property
+    def _device_of_stages(self) -> torch.device:
+        """Of the running generation; to find it out anew goes through all modules, which takes milliseconds."""
+        model: Any = unwrapped(self.transformer)
+        session = None if model is None else current(model)
+        return self._execution_device if session is None else session.plan.device
 
     def _default_request(self, models: Models) -> Request:
         return Request.default(models.variant, self._reference)
@@ -333,7 +340,7 @@ class GenerationMixin(_Behind):
     def _stage(self, name: str) -> Iterator[None]:
         self._synchronize()
         started = time.perf_counter()
-        with devices.current(self._execution_device):
+        with devices.current(self._device_of_stages):
             yield
         self._synchronize()
         self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.perf_counter() - started
@@ -341,7 +348,7 @@ class GenerationMixin(_Behind):
     def _synchronize(self) -> None:
         """Wait for what runs on each device that this pipeline is on."""
         parts = self.text_encoder, self.transformer, self.vae
-        for device in {self._execution_device, *(getattr(part, "device", None) for part in parts)}:
+        for device in {self._device_of_stages, *(getattr(part, "device", None) for part in parts)}:
             devices.synchronize(device)
 
 

@@ -98,7 +98,9 @@ class FastPipelineMixin(GenerationMixin):
         if self.transformer is not None or self.text_encoder is not None:
             self._precision = self._choose_precision(config)
             self._quantized = quantize_pipeline(self, config, *self._precision)
-        lowering.adopt_vae(self, choose_vae(*self._where_vae(), config.fast_vae, config.vae_memory, self.vae))
+        device, dtype = lowering.device_and_dtype(self)
+        vae = choose_vae(device, self._dtype_of_vae(dtype), config.fast_vae, config.vae_memory, self.vae)
+        lowering.adopt_vae(self, vae)
         lowering.set_memory_budget(self, config.vae_memory or UNLIMITED)
 
     def _choose_precision(self, config: EngineConfig) -> tuple[Recipe, TextScheme]:
