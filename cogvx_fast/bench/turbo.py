@@ -13,6 +13,7 @@ from ..turbo.choice import SHIPPED
 from ..turbo.files import ScheduleFile
 from ..turbo.identity import Identity
 from .contenders import Contender, Prepared, ours
+from .engine import as_plain
 from .reference import Pipeline
 from .workloads import DEMO, Workload
 
@@ -33,8 +34,10 @@ def turbo(pipe: Pipeline, workload: Workload, stage: str, evaluations: int, reci
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "schedule.json"
             borrowed.write(path)
-            prepared = ours(pipe, workload, stage, EngineConfig(**config, schedule=path))
-        prepared = dataclasses.replace(prepared, note="the demo's schedule, of which only the time says something here")
+            prepared = ours(pipe, workload, stage, EngineConfig(**config, schedule=str(path)))
+        stated = as_plain(EngineConfig(**config, schedule="the demo's"))  # not a name that is gone
+        note = "the demo's schedule, of which only the time says something here"
+        prepared = dataclasses.replace(prepared, engine=stated, note=note)
     return dataclasses.replace(prepared, extras={"evaluations": evaluations, "ideal_gain": STEPS / evaluations})
 
 

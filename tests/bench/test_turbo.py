@@ -1,5 +1,7 @@
 """What the bench times of turbo: the steps that are computed are those that the row says."""
 
+import json
+
 import pytest
 import torch
 
@@ -25,3 +27,4 @@ def test_a_model_of_random_weights_takes_the_steps_that_the_row_says(evaluations
         prepared.pipeline(**toy.inputs(50, output_type="latent"))
     assert prepared.pipeline._ran.steps == evaluations
     assert "steps" in "".join(prepared.report())
+    assert json.dumps(prepared.engine) and prepared.engine["schedule"] == "the demo's"
