@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from ..family import Variant
 from . import published
 from .files import ScheduleFile
 from .identity import sampled_weights
-from .schedule import ScheduleError, StepSchedule, evaluations_of
+from .schedule import ScheduleError, StepSchedule, evaluations_of, log_snr
 
 SHIPPED = Path(__file__).parents[1] / "assets" / "schedules"
 HOW = "`cogvx-fast calibrate MODEL --out schedule.json` finds one; pass it as EngineConfig(schedule='schedule.json')"
@@ -49,12 +49,14 @@ class Source:
         of_call = _timesteps(scheduler, steps, timesteps)
         evaluations = evaluations_of(speed, len(of_call))
         if self.embeddings is not None:
-            return published.schedule(self.rule, self.embeddings, of_call, evaluations)
+            found = published.schedule(self.rule, self.embeddings, of_call, evaluations)
+            return replace(found, places=log_snr(scheduler.alphas_cumprod, of_call))
         reasons = [file.identity.why_not_scheduler(scheduler) for file in self.files]
         if all(reasons):
             raise ScheduleError(f"there is no schedule for this scheduler: {reasons[0]}; {HOW}")
         file = self.files[reasons.index("")]
-        return file.for_evaluations(evaluations_of(speed, len(file.timesteps))).retargeted(of_call)
+        found = file.for_evaluations(evaluations_of(speed, len(file.timesteps))).retargeted(of_call)
+        return found if found.weights else replace(found, places=log_snr(scheduler.alphas_cumprod, of_call))
 
 
 def choose_source(schedule: str | None, transformer: Any) -> Source:

@@ -91,8 +91,11 @@ class ScheduleFile:
         schedules = {}
         for entry in content["schedules"]:
             distance = Distance(**entry["distance"]) if "distance" in entry else None
-            weights = {int(step): tuple(map(float, numbers)) for step, numbers in entry.get("weights", {}).items()}
-            schedule = StepSchedule(str(entry["strip"]), timesteps, weights, f"calibrated, {name}", distance)  # type: ignore[arg-type]
+            weights = {
+                int(step): (float(a), float(b), float(c)) for step, (a, b, c) in entry.get("weights", {}).items()
+            }
+            source = f"calibrated, {name}"
+            schedule = StepSchedule(str(entry["strip"]), timesteps, weights, source=source, distance=distance)
             if schedule.evaluations != entry["evaluations"]:
                 raise ValueError(f"strip {schedule.strip!r} has not {entry['evaluations']} evaluations")
             schedules[schedule.evaluations] = schedule

@@ -41,12 +41,13 @@ class StepSchedule:
 
     The output at a predicted step is `w[0] * output(c1) + w[1] * output(c2) + w[2] * latents`, where c1 and c2 are the
     last two computed steps and `latents` is what enters the step. Where `weights` has none for a step, or another two
-    were computed than the schedule says, the line through both outputs is followed, in the number of the step.
+    were computed than the schedule says, the line through both outputs is followed.
 
     Attributes:
         strip: a character a step, "#" for one that is computed and "." for one that is predicted.
         timesteps: of its steps, falling.
         weights: by number of the step, from 0.
+        places: of the steps, rising, in what lines are straight in; empty: their numbers.
         source: where it is from, in words.
         distance: that was found for it; None: it was not measured.
     """
@@ -54,6 +55,7 @@ class StepSchedule:
     strip: str
     timesteps: tuple[float, ...]
     weights: Mapping[int, tuple[float, float, float]] = field(default_factory=dict)
+    places: tuple[float, ...] = ()
     source: str = ""
     distance: Distance | None = None
 
@@ -92,7 +94,7 @@ class StepSchedule:
         """Of the outputs at `history`, the newest first, and of the latents."""
         if step in self.weights and tuple(history) == self.before(step):
             return self.weights[step]
-        return (*line(step, history), 0.0)
+        return (*line(step, history, self.places), 0.0)
 
     def retargeted(self, timesteps: Sequence[float]) -> StepSchedule:
         """For other steps: as dense in evaluations at every noise level, and with lines as predictors.
@@ -114,7 +116,7 @@ class StepSchedule:
             strip += COMPUTED if due else PREDICTED
             made += due
         why = f"{self.source}, moved from {self.steps} steps to {len(timesteps)} by noise level"
-        return replace(self, strip=strip, timesteps=tuple(timesteps), weights={}, source=why, distance=None)
+        return replace(self, strip=strip, timesteps=tuple(timesteps), weights={}, places=(), source=why, distance=None)
 
     def to_json(self) -> dict[str, Any]:
         content: dict[str, Any] = {"evaluations": self.evaluations, "strip": self.strip}
@@ -125,16 +127,30 @@ class StepSchedule:
         return content
 
 
-def line(step: int, history: Sequence[int]) -> tuple[float, ...]:
+def line(step: int, history: Sequence[int], places: Sequence[float] = ()) -> tuple[float, ...]:
     """Weights of the outputs at `history`, the newest first, that follow the line through the last two.
 
-    The formula is linear extrapolation in the step's number; of a single output it is that output.
+    The formula is linear extrapolation in `places`, or in the steps' numbers; of a single output it is that output.
     """
     if len(history) == 1:
         return (1.0,)
-    newest, other = history[:HISTORY]
-    ahead = (step - newest) / (newest - other)
+    there, newest, other = (float(places[i]) if places else float(i) for i in (step, *history[:HISTORY]))
+    if newest == other:  # where signal is less than can be told from none
+        return 1.0, 0.0
+    ahead = (there - newest) / (newest - other)
     return 1 + ahead, -ahead
+
+
+def log_snr(alphas_cumprod: Any, timesteps: Sequence[float]) -> tuple[float, ...]:
+    """The logarithm of signal to noise at timesteps: lines in it are nearer to the outputs than in the steps' numbers.
+
+    At the first step of a scheduler with zero terminal SNR it is that of 1e-8.
+
+    Args:
+        alphas_cumprod: of a scheduler, by timestep.
+    """
+    shares = [min(max(float(alphas_cumprod[int(t)]), 1e-8), 1 - 1e-8) for t in timesteps]
+    return tuple(math.log(share / (1 - share)) for share in shares)
 
 
 def evaluations_of(speed: float | str, steps: int) -> int:

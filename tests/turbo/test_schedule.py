@@ -1,12 +1,14 @@
 """Schedules as data: what they say, what is refused, and how they move to other steps."""
 
 import json
+import math
 
 import pytest
+import torch
 
 from cogvx_fast.turbo import Distance, ScheduleError, StepSchedule
 from cogvx_fast.turbo.files import ScheduleFile
-from cogvx_fast.turbo.schedule import evaluations_of, line
+from cogvx_fast.turbo.schedule import evaluations_of, line, log_snr
 from tests import toy
 
 from .conftest import schedule, schedule_file, timesteps_of
@@ -34,6 +36,17 @@ def test_a_line_goes_through_both_outputs_and_on():
         newest, other = line(step, (4, 1))
         assert newest * (3 * 4 + 7) + other * (3 * 1 + 7) == pytest.approx(3 * step + 7)
     assert line(6, (4,)) == (1.0,)
+
+
+def test_a_line_may_be_straight_in_something_else():
+    places = (-9.0, -4.0, -3.5, 0.0, 2.0)
+    newest, other = line(4, (3, 1), places)
+    assert newest * (3 * places[3] + 7) + other * (3 * places[1] + 7) == pytest.approx(3 * places[4] + 7)
+    assert line(2, (1, 0), (-9.0, -9.0, -8.0)) == (1.0, 0.0)
+    alphas = torch.linspace(1, 0, 1000)
+    found = log_snr(alphas, [999, 750, 0])
+    assert found[1] == pytest.approx(math.log(float(alphas[750] / (1 - alphas[750]))), rel=1e-4)
+    assert found[0] == pytest.approx(math.log(1e-8), rel=1e-3) and found[2] == pytest.approx(-math.log(1e-8), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +115,7 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 
 def test_a_distance_is_kept(tmp_path):
     pipe = toy.pipeline()
-    made = StepSchedule("##.#", timesteps_of(pipe, 4), {}, "", Distance(41.25, 39.5, 8))
+    made = StepSchedule("##.#", timesteps_of(pipe, 4), distance=Distance(41.25, 39.5, 8))
     read = ScheduleFile.read(schedule_file(pipe, tmp_path / "s.json", made))
     assert str(read.schedules[3].distance) == "41.2 dB (worst 39.5) over 8 clips"
 

@@ -32,6 +32,9 @@ def by_formula(variant, strip, weights, scheduler_kind="ddim", **arguments):
     """Latents of diffusers' own pipeline whose transformer's output is replaced at the steps that are predicted."""
     pipe = toy.pipeline(variant, scheduler_kind=scheduler_kind)
     kept, step = [], iter(range(len(strip)))
+    pipe.scheduler.set_timesteps(len(strip))
+    alphas = pipe.scheduler.alphas_cumprod[pipe.scheduler.timesteps].double().clamp(min=1e-8)
+    places = (alphas / (1 - alphas)).log().tolist()
     inner = pipe.transformer.forward
 
     def forward(*args, **kwargs):
@@ -41,7 +44,7 @@ def by_formula(variant, strip, weights, scheduler_kind="ddim", **arguments):
             kept.insert(0, (number, output))
             return (output,)
         (newest, first), (other, second) = kept[:2]
-        ahead = (number - newest) / (newest - other)
+        ahead = (places[number] - places[newest]) / (places[newest] - places[other])
         w1, w2, w3 = weights.get(number, (1 + ahead, -ahead, 0.0))
         return (w1 * first + w2 * second + w3 * kwargs["hidden_states"][:, :, :16],)
 
