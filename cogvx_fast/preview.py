@@ -259,7 +259,7 @@ class StepPreviews:
         if self._alphas is None:
             self._alphas = scheduler.alphas_cumprod.to(noisy.device, torch.float32)
         # By a tensor: a number would be fetched from the device.
-        index = torch.as_tensor(timestep, device=noisy.device).reshape(1).long()
+        index = torch.as_tensor(timestep, dtype=torch.int64, device=noisy.device).reshape(1)
         alpha = self._alphas.index_select(0, index)
         kind = scheduler.config.prediction_type
         if kind == "sample":

@@ -174,7 +174,7 @@ def test_a_generation_on_the_second_of_two_gpus(engine):
 
 
 # What is about no device, or about which there are.
-OF_NONE = {"is_available", "device_count", "current_device"}
+OF_NONE = {"is_available", "is_initialized", "device_count", "current_device"}
 
 
 @pytest.mark.parametrize(

@@ -277,8 +277,7 @@ class _Making:
         cancelled leaves it at once, and what is said of a step is of one that was made."""
         if device.type != "cuda":
             return
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(device))
+        event = torch.cuda.current_stream(device).record_event()
         if self._step_before is not None:
             self._step_before.synchronize()
         self._step_before = event

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..family import Variant
 from . import published
 from .files import ScheduleFile
@@ -111,7 +109,7 @@ def _shipped() -> tuple[ScheduleFile, ...]:
 def _timesteps(scheduler: Any, steps: int, own: Sequence[int] | None) -> list[float]:
     """Of a generation; of a copy, as `set_timesteps` writes them on the scheduler."""
     if own is not None:
-        return torch.as_tensor(own).tolist()
+        return [float(t) for t in own]
     scheduler = copy.copy(scheduler)
     scheduler.set_timesteps(steps)
     # One that stands in for a generation that was parked gives the loop only what is left.

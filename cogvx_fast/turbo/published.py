@@ -50,17 +50,17 @@ class TimeEmbeddings:
 
     def __init__(self, transformer: Any, timesteps: int = 1000):
         weights = next(transformer.time_embedding.parameters())
-        steps = torch.arange(timesteps, device=weights.device)
+        steps = torch.arange(timesteps, dtype=torch.int64, device=weights.device)
         with torch.no_grad():
             table = transformer.time_embedding(transformer.time_proj(steps).to(weights.dtype))
             if transformer.ofs_embedding is not None:  # which the pipelines give 2.0
-                ofs = torch.full((1,), 2.0, device=weights.device)
+                ofs = torch.full((1,), 2.0, dtype=torch.float32, device=weights.device)
                 table = table + transformer.ofs_embedding(transformer.ofs_proj(ofs).to(weights.dtype))
         self.table = table.float().cpu()
 
     def changes(self, timesteps: Sequence[float]) -> list[float]:
         """How far each step's embedding is from the step's before, relative to that, by mean absolute values."""
-        rows = self.table[torch.tensor([int(t) for t in timesteps])]
+        rows = self.table[[int(t) for t in timesteps]]
         apart = (rows[1:] - rows[:-1]).abs().mean(dim=1) / rows[:-1].abs().mean(dim=1)
         return [0.0, *apart.tolist()]
 

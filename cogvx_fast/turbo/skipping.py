@@ -107,7 +107,7 @@ class StepSkipping:
 
     def carried(self) -> dict[str, torch.Tensor]:
         """What later steps need of those so far, by name: the buffers themselves."""
-        steps = torch.tensor(self._steps, dtype=torch.int64)
+        steps = torch.tensor(self._steps, dtype=torch.int64, device="cpu")
         return {STEPS: steps} | {f"{OUTPUT}{number}": buffer for number, buffer in enumerate(self._buffers)}
 
     def take_up(self, carried: Mapping[str, torch.Tensor]) -> None:

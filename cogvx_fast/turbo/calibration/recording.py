@@ -62,7 +62,8 @@ def _sample(values: torch.Tensor) -> torch.Tensor:
     flat = values.reshape(-1)
     if flat.numel() > SAMPLED:  # with one seed, so that the same numbers of each step are taken
         generator = torch.Generator().manual_seed(0)
-        flat = flat[torch.randint(flat.numel(), (SAMPLED,), generator=generator).to(flat.device)]
+        chosen = torch.randint(flat.numel(), (SAMPLED,), generator=generator, dtype=torch.int64, device="cpu")
+        flat = flat[chosen.to(flat.device)]
     return flat.cpu()
 
 
@@ -82,7 +83,7 @@ def step_sizes(alphas_cumprod: torch.Tensor, timesteps: list[int]) -> np.ndarray
     DDIM's step (Song et al. 2021, eq. 12) for v-prediction (Salimans & Ho 2022) is linear in v; this is its factor,
     `sqrt(1 - b) sqrt(a) - sqrt(b) sqrt(1 - a)` with a and b the cumulated alphas before and after the step.
     """
-    before = alphas_cumprod[torch.tensor(timesteps)].double().numpy()
+    before = alphas_cumprod.cpu().double().numpy()[timesteps]
     after = np.append(before[1:], 1.0)
     return np.sqrt(1 - after) * np.sqrt(before) - np.sqrt(after) * np.sqrt(1 - before)
 
