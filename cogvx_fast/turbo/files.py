@@ -87,21 +87,22 @@ class ScheduleFile:
             str(identity.scheduler),
             dict(identity.scheduler_config),
         )
-        timesteps = tuple(map(float, content["timesteps"]))
+        timesteps, found = tuple(map(float, content["timesteps"])), dict(content["found"])
+        in_dtype = f" in {found['dtype']}" if "dtype" in found else ""  # of which a distance is
         schedules = {}
         for entry in content["schedules"]:
             distance = Distance(**entry["distance"]) if "distance" in entry else None
             weights = {
                 int(step): (float(a), float(b), float(c)) for step, (a, b, c) in entry.get("weights", {}).items()
             }
-            source = f"calibrated, {name}"
+            source = f"calibrated{in_dtype}, {name}"
             schedule = StepSchedule(str(entry["strip"]), timesteps, weights, source=source, distance=distance)
             if schedule.evaluations != entry["evaluations"]:
                 raise ValueError(f"strip {schedule.strip!r} has not {entry['evaluations']} evaluations")
             schedules[schedule.evaluations] = schedule
         if not schedules:
             raise ValueError("it holds no schedule")
-        return cls(identity, dict(content["found"]), schedules)
+        return cls(identity, found, schedules)
 
 
 def _dump(content: dict[str, Any]) -> str:

@@ -118,11 +118,11 @@ def test_a_folder_is_refused_before_its_weights_are_read(tmp_path, monkeypatch):
 def test_the_demo_checkpoint_has_its_own():
     pipe = FastCogVideoXPipeline.from_pretrained(demo_checkpoint(), dtype=torch.float32, engine="turbo")
     steps = pipe.engine_report().line("steps").detail
-    assert "25 of 50 computed; calibrated, demo.json; distance found: " in steps
+    assert "25 of 50 computed; calibrated in float32, demo.json; distance found: " in steps
     for speed, evaluations in (("fast", 17), (5, 10)):
         source = choose_source(None, pipe.transformer)
         assert source.schedule(pipe.scheduler, speed, 50).evaluations == evaluations
-    assert source.schedule(toy.scheduler("dpm"), "fast", 50).source == "calibrated, demo-dpm.json"
+    assert source.schedule(toy.scheduler("dpm"), "fast", 50).source == "calibrated in float32, demo-dpm.json"
 
 
 def test_an_identity_is_that_of_the_file(tmp_path):
