@@ -18,7 +18,7 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed-$(CUDA_TORCH)-$(CUDA_TRITON)
 CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attention \
 	$(addprefix tests/kernels/,test_ops.py test_triton.py test_tuned.py test_targets.py test_aot.py)
 
-.PHONY: demo test test-fast test-kernels test-cuda-build fuzz lint format clean
+.PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -28,6 +28,10 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 
 demo: $(VENV)/.installed
 	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 6 --guidance 1.5
+
+# A server of the demo model; it says its address. MODEL=... for another.
+serve: $(VENV)/.installed
+	$(BIN)/cogvx-fast serve $(MODEL)
 
 # A worker for each core, which takes over what another has left. Triton's kernels are interpreted in processes of their
 # own: it is decided when they are defined.
