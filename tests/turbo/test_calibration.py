@@ -9,7 +9,7 @@ import torch
 
 from cogvx_fast import EngineConfig, accelerate
 from cogvx_fast.turbo.calibration import CalibrationError, Plan, calibrate, recording, search
-from cogvx_fast.turbo.calibration.calibrate import POWERS
+from cogvx_fast.turbo.calibration.calibrate import POWERS, _chosen_power
 from tests import toy
 
 from .conftest import recorded
@@ -87,6 +87,14 @@ def test_weights_are_least_squares_over_outputs_and_latents():
         newest, other = found.before(step)
         basis = np.stack([rows[newest], rows[other], rows[steps + step]], axis=1)
         assert weights == pytest.approx(np.linalg.lstsq(basis, rows[step], rcond=None)[0], abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("errors", "power"),
+    [((1.0, 1.0, 1.0), 0.0), ((1.2, 1.0, 1.1), 0.0), ((1.3, 1.2, 1.0), 0.5), ((1.3, 1.3, 1.0), 1.0)],
+)
+def test_gains_count_no_more_than_the_trial_shows(errors, power):
+    assert _chosen_power(np.array(errors)) == power
 
 
 def test_gains_matter_to_what_is_found():

@@ -30,6 +30,7 @@ PLACES = (0.06, 0.16, 0.3, 0.46, 0.62, 0.76, 0.86, 0.92, 0.96)
 # Powers of the measured gains that schedules are searched with. All of it is right for small errors; of large ones in
 # the first steps, which decide what is seen, a clip does not come back, and the measurement does not know it.
 POWERS = (0.0, 0.5, 1.0)
+AS_GOOD = 1.1  # times the least error: what a few prompts do not tell apart
 CHECKED = (0.5, 0.42, 0.34, 0.28, 0.24, 0.2, 0.16)
 
 
@@ -126,7 +127,7 @@ def calibrate(pipeline: Any, plan: Plan, folder: Path, tell: Callable[[int], Non
         for number in range(min(plan.tried, len(plan.calls)))
     ]
     errors = np.mean(tried, axis=0)  # powers, evaluations
-    powers = [POWERS[place] for place in errors.argmin(axis=0)]
+    powers = [_chosen_power(of_number) for of_number in errors.T]
     schedules = {
         number: candidates[min(zip(checked, powers, strict=True), key=lambda pair: abs(pair[0] - number))[1]][number]
         for number in candidates[1.0]
@@ -154,6 +155,15 @@ def calibrate(pipeline: Any, plan: Plan, folder: Path, tell: Callable[[int], Non
         "torch": torch.__version__,
     }
     return ScheduleFile(Identity.of(pipeline.transformer, pipeline.scheduler), found, schedules)
+
+
+def _chosen_power(errors: np.ndarray) -> float:
+    """The smallest of `POWERS`, which relies least on gains, whose error is as good as the least.
+
+    Args:
+        errors: squared, by power.
+    """
+    return POWERS[int(np.argmax(errors <= AS_GOOD**2 * errors.min()))]
 
 
 def _gains(measured: list[dict[str, float]], plan: Plan) -> tuple[np.ndarray, str]:
