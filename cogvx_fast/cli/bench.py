@@ -210,7 +210,7 @@ def _check_out(path: Path) -> None:
     """Refuse a file that rows cannot be added to, before hours of measuring."""
     if path.suffix != ".jsonl":
         raise UsageError("--out", repr(str(path)), "must end in .jsonl")
-    if path.is_file():
+    if os.path.isfile(path):  # also of a name that is too long
         _read_rows(path, "--out")
     from cogvx_fast.files import try_place
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 LEAST_STEPS, LEAST_PROMPTS = 10, 3
 CHECKED = 3  # every how many-th prompt is one that schedules are checked on
-FOLDER = "{}.parts"  # of results in between
 
 
 def calibrate(
@@ -51,7 +50,7 @@ def calibrate(
     Makes some full videos, searches for the best schedule with each number of evaluations of the network, and makes
     the videos of other prompts by them. Use what it writes: generate --engine turbo --schedule OUT.
     """
-    parts = out.with_name(FOLDER.format(out.name))
+    parts = Path(f"{out}.parts")  # results in between
     with exit_codes(f"what is finished is kept in {parts}; the same command with --resume goes on"):
         from cogvx_fast.files import try_place
 
@@ -112,6 +111,7 @@ def _check_out(out: Path, parts: Path, resume: bool, try_place: Callable[[Path],
         raise UsageError("--out", repr(str(out)), "must end in .json")
     try:
         try_place(out)
+        try_place(parts / "settings.json")
     except OSError as error:
         raise UsageError("--out", repr(str(out)), f"cannot be written ({error.strerror})") from None
     if parts.exists() and not resume:

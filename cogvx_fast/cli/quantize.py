@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def quantize(
         ):
             if value not in allowed:
                 raise UsageError(argument, repr(value), f"is unknown; allowed: {', '.join(allowed)}")
-        if not model.is_dir():
+        if not os.path.isdir(model):  # which takes a name that is too long for one that is not there
             raise UsageError("MODEL", repr(str(model)), "no such folder; must be a checkpoint in diffusers format")
         with messages.status("loading torch and torchao") as status:
             with quiet_imports():

@@ -86,6 +86,11 @@ def test_a_fault_is_one_line_and_nothing_is_left(run, damaged, fault, command):
     assert result.stderr.count("error:") == 1 and not result.files
 
 
+def test_a_name_that_is_too_long_is_no_folder(run):
+    result = run("quantize", "a" * 300, "out")
+    assert result.exit_code == 2 and "no such folder" in result.stderr
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_what_quantize_writes_generate_takes_without_options(run, tmp_path, dtype):
     toy.pipeline().to(dtype).save_pretrained(tmp_path / "plain")
