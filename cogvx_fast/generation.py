@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
 from . import devices, lowering, preview, threads
+from .callbacks import CALLBACK, with_callback
 from .checkpoint.kinds import why_not
 from .config import CompileMode, EngineConfig, shown
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
@@ -101,20 +101,11 @@ class GenerationMixin(_Behind):
                 with self._stage("preview"):
                     args, kwargs = pictures.start(session, args, kwargs)
             if watched and session.skipping is not None:
-                args, kwargs = self._with_watched_callback(session.skipping, args, kwargs)
+                # With pictures the callback is theirs by now.
+                before = _bound_arguments(call, self, args, kwargs)[CALLBACK]
+                after = watched_callback(before, session.skipping)
+                args, kwargs = with_callback(call, args, kwargs, before, after)
             return super().__call__(*args, **kwargs)
-
-    def _with_watched_callback(self, skipping: StepSkipping, args: Any, kwargs: Any) -> tuple[Any, dict[str, Any]]:
-        """The arguments of a call whose callback tells `skipping` what it has changed."""
-        try:
-            bound = inspect.signature(self._reference.__call__).bind(self, *args, **kwargs)
-        except TypeError:  # the call itself says so
-            return args, kwargs
-        callback = bound.arguments["callback_on_step_end"]
-        if isinstance(callback, PipelineCallback | MultiPipelineCallbacks):  # diffusers asks these what they want
-            bound.arguments["callback_on_step_end_tensor_inputs"] = callback.tensor_inputs
-        bound.arguments["callback_on_step_end"] = watched_callback(callback, skipping)
-        return bound.args[1:], bound.kwargs
 
     def _schedule_of(self, arguments: Mapping[str, Any]) -> StepSchedule | None:
         """Which steps of a call with these arguments are computed; None: all."""

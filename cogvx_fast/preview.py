@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from accelerate.hooks import CpuOffload
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import nn
 from torch.nn import functional
 
 from . import devices
+from .callbacks import CALLBACK, with_callback
 from .config import shown
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
 from .hooks import unwrapped
@@ -39,7 +39,6 @@ DOCUMENTATION = """
                 picture of the clip that the step predicts, uint8 `(batch, latent frames, height / 8, width / 8, 3)` on
                 the device. The first time a map to colours is fitted on the autoencoder, which takes about a second.
         """
-CALLBACK, CALLBACK_TENSORS = "callback_on_step_end", "callback_on_step_end_tensor_inputs"
 
 # What the map is fitted on: clips of three latent frames, 64 x 64 pixels, of a random colour every 8 pixels and smooth
 # in between. The gain saturates some: flat areas of full colours are frequent in real clips, too.
@@ -220,13 +219,7 @@ class StepPreviews:
         _check(self._pipeline)
         self._map = fitted(self._pipeline)
         session.on_step = self._seen
-        changed: dict[str, Any] = {CALLBACK: self}
-        if isinstance(self._callback, PipelineCallback | MultiPipelineCallbacks):  # upstream asks for its class
-            changed[CALLBACK_TENSORS] = self._callback.tensor_inputs
-        names = list(inspect.signature(self._call).parameters)[1:]
-        by_position = zip(names, args, strict=False)
-        given = tuple(changed.pop(name) if name in changed else value for name, value in by_position)
-        return given + args[len(given) :], {**kwargs, **changed}
+        return with_callback(self._call, args, kwargs, self._callback, self)
 
     def _seen(self, hidden_states: torch.Tensor, prediction: torch.Tensor) -> None:
         """Called after each forward pass of the transformer, with its input and its output."""

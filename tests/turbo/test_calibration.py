@@ -159,6 +159,16 @@ def test_a_whole_calibration_makes_the_evaluations_that_it_says_and_resumes(tmp_
     assert len(asked.timesteps) == 5
 
 
+def test_a_pipeline_that_is_shown_a_picture_is_calibrated_from_python(tmp_path):
+    picture = torch.rand(1, 3, toy.SIZE, toy.SIZE, generator=torch.Generator().manual_seed(5)) * 2 - 1
+    made = plan(2, 1)
+    with_picture = Plan(
+        *([{**call, "image": picture} for call in calls] for calls in (made.calls, made.checks)), steps=10
+    )
+    found = calibrate(accelerate(toy.pipeline("5b-i2v", scheduler_kind="dpm")), with_picture, tmp_path / "parts")
+    assert found.schedules[5].distance.clips == 1 and found.identity.transformer["in_channels"] == 32
+
+
 def test_a_black_video_teaches_nothing(tmp_path):
     pipe = accelerate(toy.pipeline())
     with torch.no_grad():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ SPAN = 2  # steps that are predicted to see what an error comes to
 BLACK = 2e-3  # of frames in [0, 1]: a spread of every colour below which there is nothing on them
 # Shares of the steps at which errors are made on purpose: closer at the end, where nothing is left to correct them.
 PLACES = (0.06, 0.16, 0.3, 0.46, 0.62, 0.76, 0.86, 0.92, 0.96)
-# Evaluations that are checked, as shares of the steps: 25, 21, 17, 14, 12, 10 and 8 of 50.
 # Powers of the measured gains that schedules are searched with. All of it is right for small errors; of large ones in
 # the first steps, which decide what is seen, a clip does not come back, and the measurement does not know it.
 POWERS = (0.0, 0.5, 1.0)
 AS_GOOD = 1.1  # times the least error: what a few prompts do not tell apart
+# Evaluations that are checked, as shares of the steps: 25, 21, 17, 14, 12, 10 and 8 of 50.
 CHECKED = (0.5, 0.42, 0.34, 0.28, 0.24, 0.2, 0.16)
 
 
@@ -43,8 +43,8 @@ class Plan:
     """What a calibration does.
 
     Attributes:
-        calls: arguments of the pipeline for each prompt that is learned from, with `num_inference_steps`, a generator's
-            seed as `seed`, and without `output_type`.
+        calls: arguments of the pipeline for each prompt that is learned from, and its generator's seed as `seed`;
+            without those that a calibration gives: steps, guidance, generator and the kind of output.
         checks: likewise of those that the schedules are checked on.
         steps, guidance: of all of them.
         disturbed: of the calls, on how many it is measured what an error comes to.
@@ -184,7 +184,6 @@ class _Runs:
     plan: Plan
     every: StepSchedule
     sizes: np.ndarray
-    floor: float | None = field(default=None)
 
     def cost(self, number: int) -> int:
         """Evaluations that `learn` takes."""
