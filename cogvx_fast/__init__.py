@@ -15,6 +15,7 @@ _WHERE = {
     "FastCogVideoXImageToVideoPipeline": ".pipelines",
     "FastCogVideoXVideoToVideoPipeline": ".pipelines",
     "FastCogVideoXFunControlPipeline": ".pipelines",
+    "FastCogVideoXFunInpaintPipeline": ".pipelines",
     "accelerate": ".pipelines",
     "EngineConfig": ".config",
     "demo_checkpoint": ".demo",
@@ -22,6 +23,7 @@ _WHERE = {
 __all__ = [
     "EngineConfig",
     "FastCogVideoXFunControlPipeline",
+    "FastCogVideoXFunInpaintPipeline",
     "FastCogVideoXImageToVideoPipeline",
     "FastCogVideoXPipeline",
     "FastCogVideoXVideoToVideoPipeline",
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from .demo import demo_checkpoint
     from .pipelines import (
         FastCogVideoXFunControlPipeline,
+        FastCogVideoXFunInpaintPipeline,
         FastCogVideoXImageToVideoPipeline,
         FastCogVideoXPipeline,
         FastCogVideoXVideoToVideoPipeline,

@@ -1,4 +1,4 @@
-"""The four fast pipelines: diffusers' own with our models, made from a checkpoint, a pipeline or parts.
+"""The fast pipelines: diffusers' own with our models, made from a checkpoint, a pipeline or parts.
 
 What they do when they are called is in `generation`.
 """
@@ -27,6 +27,7 @@ from . import adapters, loading, lowering, preview, report
 from .attention import check_available
 from .checkpoint.check import check_tokenizer
 from .config import AttentionBackend, EngineConfig
+from .fun import CogVideoXFunInpaintPipeline
 from .generation import GenerationMixin
 from .hooks import unwrapped
 from .memory import LimitError, Models
@@ -304,12 +305,17 @@ class FastCogVideoXFunControlPipeline(FastPipelineMixin, CogVideoXFunControlPipe
     """Control video to video (CogVideoX-Fun). Every call of `diffusers.CogVideoXFunControlPipeline`, faster."""
 
 
+class FastCogVideoXFunInpaintPipeline(FastPipelineMixin, CogVideoXFunInpaintPipeline):
+    """First and last frame, or any others, to video (CogVideoX-Fun InP), which diffusers has no pipeline for."""
+
+
 _FAST: dict[type[DiffusionPipeline], type[FastPipelineMixin]] = {
     fast._reference: fast
     for fast in (
         FastCogVideoXPipeline,
         FastCogVideoXImageToVideoPipeline,
         FastCogVideoXVideoToVideoPipeline,
+        FastCogVideoXFunInpaintPipeline,  # before control, which it is one of
         FastCogVideoXFunControlPipeline,
     )
 }
@@ -321,7 +327,8 @@ def accelerate(pipeline: DiffusionPipeline, engine: str | EngineConfig = "exact"
     What the pipeline's class overrides stays overridden; hooks, a cache and a device map come along.
 
     Args:
-        pipeline: one of diffusers' four CogVideoX pipelines, or of a subclass of one.
+        pipeline: one of diffusers' four CogVideoX pipelines or a `fun.CogVideoXFunInpaintPipeline`, or of a subclass of
+            one.
         engine: a preset's name or an `EngineConfig`.
 
     Raises:
@@ -349,7 +356,9 @@ def _fast_class(cls: type[DiffusionPipeline]) -> type[FastPipelineMixin]:
         return _FAST[cls]
     fast = next((fast for reference, fast in _FAST.items() if issubclass(cls, reference)), None)
     if fast is None:
-        allowed = ", ".join(reference.__name__ for reference in _FAST if reference.__module__.startswith("diffusers."))
+        allowed = ", ".join(
+            reference.__name__ for reference in _FAST if reference.__module__.startswith(("diffusers.", __package__))
+        )
         raise TypeError(f"pipeline is a {cls.__name__}, which is no CogVideoX pipeline; allowed: {allowed}")
     _FAST[cls] = type(f"Fast{cls.__name__}", (fast, cls), {"__module__": cls.__module__})
     _FAST[cls]._stand_before(cls)

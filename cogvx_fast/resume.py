@@ -174,7 +174,7 @@ class ResumableGeneration:
         running = self._running = _stand_in(self._scheduler, self, generators, after_step)
         with lock_of(self._pipe), threads.fixed(self._threads):
             given = dict(self._arguments)
-            if before is not None:
+            if before is not None and "strength" in inspect.signature(self._pipe.__call__).parameters:
                 given.pop("video", None)  # the latents are in its place
             place = self._pipe.__dict__  # what is set otherwise diffusers also writes into the pipeline's configuration
             own, place["scheduler"] = place["scheduler"], running

@@ -7,27 +7,27 @@ from typing import Any
 
 from ..family import Variant
 
-_TEXT, _IMAGE, _VIDEO, _CONTROL = (
-    f"CogVideoX{kind}Pipeline" for kind in ("", "ImageToVideo", "VideoToVideo", "FunControl")
+_TEXT, _IMAGE, _VIDEO, _CONTROL, _INPAINT = (
+    f"CogVideoX{kind}Pipeline" for kind in ("", "ImageToVideo", "VideoToVideo", "FunControl", "FunInpaint")
 )
 
 
 def why_not(pipeline: str, transformer: Mapping[str, Any], own: str | None = None) -> str | None:
-    """Why `pipeline`, a name of one of diffusers' four classes, cannot run a transformer of this configuration, and
+    """Why `pipeline`, a name of one of the family's classes, cannot run a transformer of this configuration, and
     what can; None if it can, or is another class.
 
     Args:
         own: the class that the checkpoint names for itself, which tells image-to-video from control: both have the
             same shapes.
     """
-    if pipeline not in (_TEXT, _IMAGE, _VIDEO, _CONTROL):
+    if pipeline not in (_TEXT, _IMAGE, _VIDEO, _CONTROL, _INPAINT):
         return None
     variant = Variant.of(transformer)
     given, made = variant.in_channels, variant.out_channels
     if given == made:
         what, takes = "makes videos of text alone", [_TEXT, _VIDEO]
     elif given == 2 * made + 1:
-        what, takes = "is of the Fun family for first and last frames (InP)", []
+        what, takes = "is of the Fun family for first and last frames (InP)", [_INPAINT]
     elif given == 2 * made:
         what, takes = "makes videos of an image or of a control video, and text", [_IMAGE, _CONTROL]
         if own in takes:

@@ -62,9 +62,10 @@ def test_a_published_control_checkpoint_that_names_another_class(tmp_path):
     assert fast(CONTROL).from_pretrained(tmp_path, dtype=torch.float32).transformer is not None
 
 
-def test_first_and_last_frame_is_said_to_be_none_of_ours():
+def test_first_and_last_frame_has_a_pipeline_of_its_own():
     reason = why_not(TEXT, {"in_channels": 33, "out_channels": 16})
-    assert "is of the Fun family for first and last frames (InP): no pipeline here takes it" in reason
+    assert "is of the Fun family for first and last frames (InP): FastCogVideoXFunInpaintPipeline takes it" in reason
+    assert why_not("CogVideoXFunInpaintPipeline", {"in_channels": 33, "out_channels": 16}) is None
     assert why_not("SomebodysPipeline", {"in_channels": 33, "out_channels": 16}) is None
 
 
