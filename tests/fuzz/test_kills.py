@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests import toy
 from tests.signals import heard
 
-from .harness import count, examples, limited
+from .harness import allowed, count, examples, limited
 
 COMMAND = [sys.executable, "-c", "from cogvx_fast.cli import main; main()"]
 SMALL = ["--steps", "2", "--frames", "9", "--height", "32", "--width", "32"]
@@ -82,7 +82,7 @@ def test_a_kill(undisturbed, what, number, place):
             )
             time.sleep(seconds * place)
             process.send_signal(number)
-            _, said = process.communicate(timeout=30)
+            _, said = process.communicate(timeout=allowed(30))
         assert "Traceback" not in said, said
         left = contents(out)
         assert all(expected[name] == content for name, content in left.items() if name in expected), "half-written"
