@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import ipaddress
-import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,15 +24,18 @@ _GIB = 2**30
 
 def serve(
     model: Annotated[
-        str | None,
+        list[str] | None,
         typer.Argument(
-            metavar="MODEL", help="Folder or Hub id of a CogVideoX in diffusers format.", show_default="the demo"
+            metavar="[MODEL]...",
+            help="Folders or Hub ids of CogVideoX in diffusers format; requests that name none mean the first.",
+            show_default="the demo",
         ),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
     name: Annotated[
-        str | None, typer.Option(help="By which requests know the model.", show_default="the last part of MODEL")
+        list[str] | None,
+        typer.Option(help="By which requests know a model; once for each.", show_default="a folder's own, or the id"),
     ] = None,
     folder: Annotated[
         Path, typer.Option(help="Where jobs and videos are kept, unless --store and --files say otherwise.")
@@ -45,7 +48,10 @@ def serve(
     ] = None,
     device: Annotated[
         list[str] | None,
-        typer.Option(help="Of a worker: cpu, cuda:0; once for each worker.", show_default="every GPU, or the CPU"),
+        typer.Option(
+            help="Of a worker: cpu, cuda:0; once for each worker. They are dealt to the models in turn.",
+            show_default="every GPU, or the CPU",
+        ),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="As in `generate`.", show_default="exact")] = None,
     memory_limit: Annotated[str | None, typer.Option(help="As in `generate`.", show_default=False)] = None,
@@ -73,8 +79,6 @@ def serve(
         _check_installed()
         from . import validate
 
-        source = validate.model_or_demo(model)
-        model_name = name or (Path(source).name if model is None or os.path.isdir(source) else source)
         if not 0 <= port <= 65535:
             raise UsageError("--port", port, "must be 0 to 65535")
         _check_exposed(host, api_keys_file, insecure)
@@ -87,30 +91,42 @@ def serve(
         from cogvx_fast.serving.files import Files
         from cogvx_fast.serving.keys import Keys
         from cogvx_fast.serving.logs import set_up
+        from cogvx_fast.serving.models import Models, check_names, dealt, default_name
         from cogvx_fast.serving.orders import Served
         from cogvx_fast.serving.server import open_socket, serve
         from cogvx_fast.serving.settings import Settings
         from cogvx_fast.serving.store import Store
 
-        devices = _devices(device)
-        served = Served.of(source, model_name, engine, memory_limit, dtype and dtype.value, devices[0])
+        sources = model or [validate.model_or_demo(None)]
+        names = name or list(map(default_name, sources))
+        check_names(names, len(sources), "--name")
+        devices = dealt(_devices(device), len(sources), "--device")
+        served = [
+            Served.of(source, called, engine, memory_limit, dtype and dtype.value, of_model[0])
+            for source, called, of_model in zip(sources, names, devices, strict=True)
+        ]
         limits = Limits(queued=max_queue, work=max_work, max_age=keep_days * 86400, max_bytes=int(keep_gib * _GIB))
-        settings = Settings(
-            model=source,
-            store=store or f"sqlite:///{folder.absolute() / 'jobs.sqlite'}",
-            files=files or str(folder.absolute() / "videos"),
-            dtype=served.dtype,
-            engine=engine,
-            memory_limit=memory_limit,
-            checkpoint_seconds=checkpoint_seconds,
-            lease_seconds=lease_seconds,
-        )
+        settings = [
+            Settings(
+                model=source,
+                name=one.name,
+                store=store or f"sqlite:///{folder.absolute() / 'jobs.sqlite'}",
+                files=files or str(folder.absolute() / "videos"),
+                dtype=one.dtype,
+                engine=engine,
+                memory_limit=memory_limit,
+                checkpoint_seconds=checkpoint_seconds,
+                lease_seconds=lease_seconds,
+            )
+            for source, one in zip(sources, served, strict=True)
+        ]
         try:
             keys = None if api_keys_file is None else Keys(api_keys_file)
             if store is None:
                 folder.mkdir(parents=True, exist_ok=True)
+            place = settings[0]
             context = Context(
-                served, Store(settings.store), Files(settings.files, limits.least_free), keys, limits, settings
+                Models(served), Store(place.store), Files(place.files, limits.least_free), keys, limits, place
             )
         except ValueError as error:
             raise UsageError("serve", None, str(error)) from None
@@ -122,7 +138,10 @@ def serve(
             raise UsageError("--port", port, f"cannot listen at {host} ({error.strerror})") from None
         set_up()
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-        say(results, f"{address}  (model {model_name!r}, {', '.join(devices)}; loading)")
+        for unserved, count in context.unserved().items():
+            say(messages, f"{count} job(s) wait for model {unserved!r}, which is not served: they go on when it is")
+        on = "; ".join(f"model {one.name!r}, {', '.join(there)}" for one, there in zip(served, devices, strict=True))
+        say(results, f"{address}  ({on}; loading)")
         results.file.flush()
 
         def ready() -> None:
@@ -132,12 +151,16 @@ def serve(
         serve(context, _workers(settings, devices), listening, ready)
 
 
-def _workers(settings: Settings, devices: list[str]) -> list[Settings]:
-    """Of each worker: those of a CPU share its threads."""
+def _workers(settings: Sequence[Settings], devices: Sequence[Sequence[str]]) -> list[Settings]:
+    """Of each worker of each model: those of a CPU share its threads."""
     import torch
 
-    threads = max(1, torch.get_num_threads() // max(1, devices.count("cpu")))
-    return [dataclasses.replace(settings, device=device, threads=threads) for device in devices]
+    threads = max(1, torch.get_num_threads() // max(1, sum(of_model.count("cpu") for of_model in devices)))
+    return [
+        dataclasses.replace(one, device=device, threads=threads)
+        for one, of_model in zip(settings, devices, strict=True)
+        for device in of_model
+    ]
 
 
 def _devices(asked: list[str] | None) -> list[str]:

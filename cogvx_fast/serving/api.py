@@ -152,11 +152,11 @@ def _add_videos(app: FastAPI, context: Context) -> None:
 
     @app.get("/v1/models", responses=_ERRORS)
     def list_models(who: WhoAsks) -> ModelList:
-        return ModelList(data=[Model(id=context.served.name, created=int(context.started_at))])
+        return ModelList(data=[Model(id=name, created=int(context.started_at)) for name in context.models.names])
 
     @app.get("/v1/models/{model:path}", responses=_ERRORS)
     def get_model(model: str, who: WhoAsks) -> Model:
-        if model != context.served.name:
+        if model not in context.models:
             raise ApiError(404, f"model {model[:80]!r} is not served here", "model_not_found", "model")
         return Model(id=model, created=int(context.started_at))
 
@@ -166,10 +166,12 @@ def _add_health(app: FastAPI, context: Context) -> None:
     def healthz() -> str:
         return "ok\n"
 
-    @app.get("/readyz", responses={503: {"description": "No model is warm yet"}})
+    @app.get("/readyz", responses={503: {"description": "A model is not warm yet"}})
     def readyz() -> JSONResponse:
-        ready = context.is_ready()
-        return JSONResponse({"ready": ready, "workers": len(context.workers())}, 200 if ready else 503)
+        warm = context.warm_models()
+        ready = all(warm.values())
+        body = {"ready": ready, "workers": len(context.workers()), "models": warm}
+        return JSONResponse(body, 200 if ready else 503)
 
     @app.get("/metrics", response_class=PlainTextResponse)
     def get_metrics() -> Response:
@@ -180,7 +182,7 @@ def _create(context: Context, who: str, asked: dict[str, Any], reference: bytes 
     priority, count = asked.pop("priority"), asked.pop("n")
     if reference is not None:
         asked["reference_frames"] = references.count_frames(reference)
-    order = context.served.order(asked)
+    order = context.models.order(asked)
     context.check_order(order)
     # A video alone has another noise each time; those of one request have seeds behind each other, as it says.
     orders = [dataclasses.replace(order, seed=(order.seed + number) % 2**63) for number in range(count)]
@@ -202,7 +204,7 @@ def _remix(context: Context, job: Job, wanted: Remix) -> Video:
         with context.files.local(job.id, source) as path:
             reference = path.read_bytes()
         asked |= {"strength": strength, "reference_frames": references.count_frames(reference)}
-    order = context.served.order(asked)
+    order = context.models.order(asked)
     context.check_order(order)
     return _enqueue(context, job.owner, [order], wanted.priority, reference, job.id)
 
@@ -220,6 +222,7 @@ def _enqueue(
             id=new_id(),
             owner=who,
             request=dataclasses.asdict(order),
+            model=order.model,
             priority=priority,
             total=order.steps,
             remixed_from=remixed_from,

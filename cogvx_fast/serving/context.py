@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .errors import ApiError
 from .estimate import REMEMBERED, Estimator
 from .files import Files
 from .keys import Keys
-from .orders import Order, Served
+from .models import Models
+from .orders import Order
 from .scheduler import Candidate, in_order
 from .schemas import Video
 from .settings import Settings
-from .store import IN_PROGRESS, QUEUED, Job, Store
+from .store import QUEUED, Job, Store
 from .worker import USAGE_SECONDS
 
 _LEARN_SECONDS = 10.0
@@ -53,7 +56,7 @@ class Prospect:
 
 @dataclass
 class Context:
-    """A server: its model, its jobs, its files, who may use it.
+    """A server: its models, its jobs, its files, who may use it.
 
     Attributes:
         settings: of its workers.
@@ -61,7 +64,7 @@ class Context:
         closing: set when open answers are to end.
     """
 
-    served: Served
+    models: Models
     store: Store
     files: Files
     keys: Keys | None
@@ -70,8 +73,8 @@ class Context:
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)
-    _estimator: Estimator = field(default_factory=Estimator)
-    _learned_at: float = float("-inf")
+    _estimators: defaultdict[str, Estimator] = field(default_factory=lambda: defaultdict(Estimator))
+    _learned_at: dict[str, float] = field(default_factory=dict)
 
     def owner(self, authorization: str | None) -> str:
         """Whose request it is, by its header; "" where there are no keys.
@@ -117,41 +120,76 @@ class Context:
                 raise ApiError(429, message, "queue_full", headers={"Retry-After": str(_RETRY_SECONDS)})
             self.store.add(*jobs)
 
-    def is_ready(self) -> bool:
-        """Whether a worker has its model warm."""
-        return any(about.get("ready") for about in self.store.workers(_ALIVE_SECONDS).values())
-
     def workers(self) -> dict[str, dict]:
+        """What those say of themselves that live, by their ids; they may be of other servers on the same store."""
         return self.store.workers(_ALIVE_SECONDS)
 
+    def warm_models(self) -> dict[str, bool]:
+        """Of each model, whether a worker has it warm."""
+        warm = {about.get("model") for about in self.workers().values() if about.get("ready")}
+        return {name: name in warm for name in self.models.names}
+
+    def is_ready(self) -> bool:
+        """Whether every model is warm."""
+        return all(self.warm_models().values())
+
     def prospects(self) -> dict[str, Prospect]:
-        """Of all jobs that have not ended, if nothing else comes."""
-        if time.monotonic() - self._learned_at > _LEARN_SECONDS:
-            self._estimator.learn_from(self.store.finished(REMEMBERED))
-            self._learned_at = time.monotonic()
-        found = {job.id: Prospect(0, self._expected(job)) for job in self.store.running()}
+        """Of all jobs that have not ended, if nothing else comes; without those of models that nobody serves."""
+        running, waiting = defaultdict(list), defaultdict(list)
+        for job in self.store.running():
+            running[job.model].append(job)
+        for job in self.store.waiting():
+            waiting[job.model].append(job)
+        workers = Counter(about.get("model") for about in self.workers().values())
+        names = running.keys() | waiting.keys()
+        self._learn(names)
+        usage = self.store.usage(USAGE_SECONDS)
+        found: dict[str, Prospect] = {}
+        for name in names:
+            devices = workers[name] or int(name in self.models)
+            found |= self._prospects(running[name], waiting[name] if devices else [], max(1, devices), usage)
+        return found
+
+    def _prospects(
+        self, running: list[Job], waiting: list[Job], devices: int, usage: dict[str, float]
+    ) -> dict[str, Prospect]:
+        """Of the jobs of one model, which has so many devices."""
+        found = {job.id: Prospect(0, self._expected(job)) for job in running}
         # Devices that are free come first; a job takes the one that is free next.
         free_at = sorted(prospect.seconds for prospect in found.values())
-        devices = max(1, len(self.workers()))
         free_at = [0.0] * (devices - len(free_at)) + free_at[:devices]
         candidates = [
             Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, self._expected(job))
-            for job in self.store.waiting()
+            for job in waiting
         ]
-        order = in_order(candidates, self.store.usage(USAGE_SECONDS), self.settings.patience)
-        for position, candidate in enumerate(order):
+        for position, candidate in enumerate(in_order(candidates, usage, self.settings.patience)):
             done_at = min(free_at) + candidate.expected
             free_at[free_at.index(min(free_at))] = done_at
             found[candidate.id] = Prospect(position, done_at)
         return found
 
+    def _learn(self, names: Iterable[str]) -> None:
+        """Of models that there are jobs of."""
+        for name in names:
+            if time.monotonic() - self._learned_at.get(name, float("-inf")) > _LEARN_SECONDS:
+                self._estimators[name].learn_from(self.store.finished(REMEMBERED, name))
+                self._learned_at[name] = time.monotonic()
+
     def _expected(self, job: Job) -> float:
-        return self._estimator.seconds(job.request, max(0, job.total - job.done))
+        return self._estimators[job.model].seconds(job.request, max(0, job.total - job.done))
+
+    def unserved(self) -> dict[str, int]:
+        """How many jobs wait for models that nobody serves, by the models' names."""
+        served = {about.get("model") for about in self.workers().values()}.union(self.models.names)
+        return dict(Counter(job.model for job in self.store.waiting() if job.model not in served))
 
     def video(self, job: Job, ids: list[str] | None = None, prospects: dict[str, Prospect] | None = None) -> Video:
         """The answer about a job."""
         prospect = None
-        if job.status in (QUEUED, IN_PROGRESS):
+        if not job.ended:
             prospect = (self.prospects() if prospects is None else prospects).get(job.id)
         position, seconds = (None, None) if prospect is None else (prospect.position, prospect.seconds)
-        return Video.of(job, self.limits.max_age, position if job.status == QUEUED else None, seconds, ids)
+        video = Video.of(job, self.limits.max_age, position if job.status == QUEUED else None, seconds, ids)
+        if job.status == QUEUED and prospect is None and job.model not in self.models:
+            video.warnings.append(f"model {job.model!r} is not served now: the video waits until it is")
+        return video

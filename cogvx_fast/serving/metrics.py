@@ -21,12 +21,17 @@ class _Collector:
     def collect(self) -> Iterator[Metric]:
         store, workers = self._context.store, self._context.workers()
         totals, waiting, running = store.totals(), store.waiting(), store.running()
-        jobs = GaugeMetricFamily("cogvx_jobs", "Jobs that have not ended", labels=["status"])
-        jobs.add_metric(["queued"], len(waiting))
-        jobs.add_metric(["in_progress"], len(running))
+        # Of every model that is served, and of others that jobs wait for.
+        served = dict.fromkeys([*self._context.models.names, *(job.model for job in [*waiting, *running])])
+        jobs = GaugeMetricFamily("cogvx_jobs", "Jobs that have not ended", labels=["status", "model"])
+        longest = GaugeMetricFamily("cogvx_longest_wait_seconds", "Since the oldest queued job came", labels=["model"])
+        for model in served:
+            waited = [time.time() - job.created_at for job in waiting if job.model == model]
+            jobs.add_metric(["queued", model], len(waited))
+            jobs.add_metric(["in_progress", model], sum(job.model == model for job in running))
+            longest.add_metric([model], max(waited, default=0.0))
         yield jobs
-        waited = max((time.time() - job.created_at for job in waiting), default=0.0)
-        yield GaugeMetricFamily("cogvx_longest_wait_seconds", "Since the oldest queued job came", value=waited)
+        yield longest
         ends = CounterMetricFamily("cogvx_jobs_ended", "Jobs by their end", labels=["end"])
         for end in (COMPLETED, FAILED, CANCELLED):
             ends.add_metric([end], totals.get(end, 0.0))
@@ -38,13 +43,16 @@ class _Collector:
             if name.startswith(_STAGE):
                 stages.add_metric([name.removeprefix(_STAGE)], seconds)
         yield stages
-        ready = GaugeMetricFamily("cogvx_workers", "Workers by state", labels=["state"])
-        for state, wanted in (("ready", True), ("loading", False)):
-            ready.add_metric([state], sum(bool(about.get("ready")) is wanted for about in workers.values()))
-        yield ready
-        memory = GaugeMetricFamily("cogvx_device_memory_bytes", "Reserved by a worker", labels=["worker", "device"])
+        states = GaugeMetricFamily("cogvx_workers", "Workers by state", labels=["state", "model"])
+        for model in dict.fromkeys([*served, *(about.get("model", "") for about in workers.values())]):
+            ready = [bool(about.get("ready")) for about in workers.values() if about.get("model", "") == model]
+            states.add_metric(["ready", model], ready.count(True))
+            states.add_metric(["loading", model], ready.count(False))
+        yield states
+        labels = ["worker", "device", "model"]
+        memory = GaugeMetricFamily("cogvx_device_memory_bytes", "Reserved by a worker", labels=labels)
         for worker, about in workers.items():
-            memory.add_metric([worker, about.get("device", "")], about.get("memory", 0))
+            memory.add_metric([worker, about.get("device", ""), about.get("model", "")], about.get("memory", 0))
         yield memory
 
 

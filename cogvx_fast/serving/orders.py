@@ -71,7 +71,7 @@ class Order:
 
 @dataclass(frozen=True)
 class Served:
-    """The model that a server has, and what it may be asked for.
+    """A model that a server has, and what it may be asked for.
 
     Attributes:
         name: by which requests know it.
@@ -104,7 +104,7 @@ class Served:
         return self.engine.tier or "balanced"
 
     def order(self, asked: Mapping[str, Any]) -> Order:
-        """The order of a request.
+        """The order of a request that means this model.
 
         Args:
             asked: by the names of `schemas.Create`, without what is not given; `reference_frames`: of a video that
@@ -120,8 +120,6 @@ class Served:
 
     def _order(self, asked: Mapping[str, Any]) -> Order:
         variant = self.checkpoint.variant
-        if asked.get("model", self.name) != self.name:
-            raise UsageError("model", repr(asked["model"]), f"is not served here; must be {self.name!r}")
         if asked.get("engine", self.tier) != self.tier:
             raise UsageError("engine", repr(asked["engine"]), f"is not served here; must be {self.tier!r}")
         prompt = asked.get("prompt")

@@ -24,6 +24,7 @@ class Settings:
         preview_seconds: between two pictures of a video on its way.
         patience: see `scheduler`.
         cached_texts: how many embeddings of texts are kept.
+        name: of the model, as jobs have it.
         worker: its id; "": one that it chooses.
     """
 
@@ -42,6 +43,7 @@ class Settings:
     preview_seconds: float = 1.0
     patience: float = 600.0
     cached_texts: int = 64
+    name: str = ""
     worker: str = ""
 
     def to_json(self) -> str:

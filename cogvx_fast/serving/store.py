@@ -18,11 +18,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from .database import connect
+
 MAX_KILLS = 3
 QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
 CANCELLED = "cancelled"  # the code of a failed job that was cancelled: clients know no other end
 _CANCELLED = "it was cancelled"
-_WAIT = 30.0  # seconds for which a statement waits for others' to end
 
 _metadata = sa.MetaData()
 _jobs = sa.Table(
@@ -31,6 +32,7 @@ _jobs = sa.Table(
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("owner", sa.String(64), nullable=False),
     sa.Column("request", sa.JSON, nullable=False),
+    sa.Column("model", sa.Text, nullable=False, server_default=""),
     sa.Column("status", sa.String(16), nullable=False, index=True),
     sa.Column("priority", sa.Integer, nullable=False),
     sa.Column("created_at", sa.Float, nullable=False, index=True),
@@ -77,6 +79,7 @@ class Job:
     Attributes:
         owner: who may see it; "" where there are no keys.
         request: an `orders.Order`, as a dictionary.
+        model: of it, by its name: only workers that have it take the job.
         priority: a higher one goes first.
         not_before: when it may be taken; 0: at once.
         done, total: denoising steps.
@@ -91,6 +94,7 @@ class Job:
     id: str
     owner: str
     request: Mapping[str, Any]
+    model: str = ""
     status: str = QUEUED
     priority: int = 0
     created_at: float = field(default_factory=time.time)
@@ -142,20 +146,7 @@ class Store:
     """
 
     def __init__(self, url: str, durable: bool = True) -> None:
-        try:
-            place = sa.make_url(url)
-            is_sqlite = place.get_backend_name() == "sqlite"
-            options: dict[str, Any] = {"connect_args": {"timeout": _WAIT}} if is_sqlite else {"pool_pre_ping": True}
-            self._engine = sa.create_engine(place, **options)
-            if is_sqlite:
-                synchronous = "FULL" if durable else "NORMAL"
-                sa.event.listen(self._engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
-            _metadata.create_all(self._engine)
-        except (sa.exc.SQLAlchemyError, ImportError) as error:
-            reason = " ".join(str(error).split()).split(" (Background")[0]
-            raise ValueError(
-                f"store {url!r} cannot be opened ({reason}); must be sqlite:///PATH or postgresql://…"
-            ) from error
+        self._engine = connect(url, durable, _metadata)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -210,10 +201,11 @@ class Store:
 
     # Workers.
 
-    def waiting(self) -> list[Job]:
-        """The jobs that may be taken now."""
+    def waiting(self, model: str | None = None) -> list[Job]:
+        """The jobs that may be taken now, of `model` or of all."""
         ready = (_jobs.c.status == QUEUED) & (_jobs.c.not_before <= time.time())
-        return self._read(sa.select(_jobs).where(ready).order_by(_jobs.c.created_at))
+        query = sa.select(_jobs).where(ready).order_by(_jobs.c.created_at)
+        return self._read(query if model is None else query.where(_jobs.c.model == model))
 
     def running(self) -> list[Job]:
         return self._read(sa.select(_jobs).where(_jobs.c.status == IN_PROGRESS))
@@ -308,9 +300,9 @@ class Store:
 
     # What is learned, kept and counted.
 
-    def finished(self, limit: int) -> list[Job]:
-        """The jobs that were completed last, the last one first."""
-        done = sa.select(_jobs).where(_jobs.c.status == COMPLETED)
+    def finished(self, limit: int, model: str) -> list[Job]:
+        """The jobs of a model that were completed last, the last one first."""
+        done = sa.select(_jobs).where(_jobs.c.status == COMPLETED, _jobs.c.model == model)
         return self._read(done.order_by(_jobs.c.completed_at.desc()).limit(limit))
 
     def usage(self, seconds: float) -> dict[str, float]:
@@ -392,8 +384,3 @@ class Store:
             if "full" in str(error.orig) or getattr(error.orig, "sqlstate", None) == "53100":
                 raise StorageFullError("there is no room for the jobs' database") from error
             raise
-
-
-def _set_up_sqlite(connection: Any, synchronous: str) -> None:
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}"):
-        connection.execute(f"PRAGMA {pragma}")

@@ -34,7 +34,7 @@ def new_worker_id() -> str:
 
 
 class Worker:
-    """Takes jobs from the store, most urgent first, and makes them."""
+    """Takes jobs of its model from the store, most urgent first, and makes them."""
 
     def __init__(self, settings: Settings) -> None:
         self.id = settings.worker or new_worker_id()
@@ -46,7 +46,13 @@ class Worker:
         self._current: tuple[Job, str] | None = None  # a job and its lease
         self._next: tuple[Job, str] | None = None  # one for which the current is parked
         self._looked_at = 0.0
-        self._about: dict[str, Any] = {"pid": os.getpid(), "device": settings.device, "ready": False, "steps": 0}
+        self._about: dict[str, Any] = {
+            "pid": os.getpid(),
+            "model": settings.name,
+            "device": settings.device,
+            "ready": False,
+            "steps": 0,
+        }
 
     def end(self) -> None:
         """Take no more work, park what is being made, and end in time: for a signal's handler, and other threads."""
@@ -105,7 +111,7 @@ class Worker:
             time.sleep(min(2.0, self._settings.lease_seconds / 3))
 
     def _take(self) -> tuple[Job, str] | None:
-        jobs = {job.id: job for job in self._store.waiting()}
+        jobs = {job.id: job for job in self._store.waiting(self._settings.name)}
         if not jobs:
             return None
         order = in_order(map(self._candidate, jobs.values()), self._usage(), self._settings.patience)
@@ -120,7 +126,7 @@ class Worker:
 
     def _candidate(self, job: Job, done: int | None = None) -> Candidate:
         if time.monotonic() - self._learned_at > _LEARN_SECONDS:
-            self._estimator.learn_from(self._store.finished(REMEMBERED))
+            self._estimator.learn_from(self._store.finished(REMEMBERED, self._settings.name))
             self._learned_at = time.monotonic()
         left = self._estimator.seconds(job.request, job.total - (job.done if done is None else done))
         return Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, left)
@@ -191,7 +197,8 @@ class Worker:
         self._looked_at = now
         # Those that a worker without work would not have taken yet do not count.
         arrived = time.time() - 2 * self._settings.poll_seconds
-        waiting = {other.id: other for other in self._store.waiting() if other.created_at <= arrived}
+        others = self._store.waiting(self._settings.name)
+        waiting = {other.id: other for other in others if other.created_at <= arrived}
         if not waiting:
             return False
         candidates, usage = [self._candidate(other) for other in waiting.values()], self._usage()

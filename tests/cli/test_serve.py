@@ -1,6 +1,9 @@
 from pathlib import Path
 
 import pytest
+import torch
+
+from cogvx_fast.serving.store import Job, Store, new_id
 
 from .conftest import assert_usage_error
 
@@ -19,9 +22,43 @@ def test_it_listens_where_it_says_it_does(run, checkpoint, _never_serves):
     host, port = listening.getsockname()
     listening.close()
     assert host == "127.0.0.1" and f"http://127.0.0.1:{port}" in result.stdout
-    assert context.served.name == "toy" and context.keys is None
-    assert len(workers) == 2 and all(worker.model == str(checkpoint) for worker in workers)
+    assert context.models.names == ["toy"] and context.keys is None
+    assert [(worker.model, worker.name) for worker in workers] == [(str(checkpoint), "toy")] * 2
     assert {"cogvx-fast-server/jobs.sqlite", "cogvx-fast-server/videos"} <= set(result.files)
+
+
+def test_several_models_share_a_cpu(run, checkpoint, _never_serves):
+    result = run("serve", checkpoint, checkpoint, "--port", 0, "--name", "a", "--name", "b", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    context, workers, listening, _ = _never_serves[0]
+    listening.close()
+    assert "model 'a', cpu; model 'b', cpu" in result.stdout
+    assert context.models.names == ["a", "b"] and context.models.first.name == "a"
+    assert [(worker.name, worker.device) for worker in workers] == [("a", "cpu"), ("b", "cpu")]
+    assert workers[0].threads == workers[1].threads == max(1, torch.get_num_threads() // 2)
+
+
+def test_names_tell_models_apart(run, checkpoint):
+    assert_usage_error(run("serve", checkpoint, checkpoint), "--name", repr(checkpoint.name), "two models")
+    assert_usage_error(run("serve", checkpoint, checkpoint, "--name", "a"), "--name", "2 model(s)")
+    assert_usage_error(run("serve", checkpoint, "--name", ""), "--name", "must not be empty")
+
+
+def test_gpus_that_are_too_few_for_the_models_are_refused(run, checkpoint, monkeypatch):
+    monkeypatch.setattr("cogvx_fast.cli.loading.choose_device", lambda device: device)
+    names = ("--name", "a", "--name", "b", "--name", "c")
+    result = run("serve", *[checkpoint] * 3, *names, "--device", "cuda:0", "--device", "cuda:1")
+    assert_usage_error(result, "--device", "cuda:0, cuda:1", "too few for 3 models")
+
+
+def test_jobs_of_a_model_that_is_not_served_any_more_are_told_of(run, checkpoint, _never_serves):
+    Path("cogvx-fast-server").mkdir()
+    store = Store("sqlite:///cogvx-fast-server/jobs.sqlite")
+    store.add(Job(new_id(), "", {}, "old"))
+    store.close()
+    result = run("serve", checkpoint, "--port", 0)
+    _never_serves[0][2].close()
+    assert result.exit_code == 0 and "1 job(s) wait for model 'old', which is not served" in result.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])

@@ -31,6 +31,7 @@ def place(tmp_path):
         demo_checkpoint(),
         f"sqlite:///{tmp_path / 'jobs.sqlite'}",
         str(tmp_path / "files"),
+        name="demo",
         lease_seconds=5.0,
         poll_seconds=0.01,
         checkpoint_seconds=0.0,
@@ -57,7 +58,14 @@ def add(store):
         fields = {field.name for field in dataclasses.fields(Order)}
         order = dataclasses.replace(ORDER, **{name: value for name, value in values.items() if name in fields})
         others = {name: value for name, value in values.items() if name not in fields}
-        job = Job(new_id(), **{"owner": "", "request": dataclasses.asdict(order), "total": order.steps, **others})
+        given = {
+            "owner": "",
+            "request": dataclasses.asdict(order),
+            "model": order.model,
+            "total": order.steps,
+            **others,
+        }
+        job = Job(new_id(), **given)
         store.add(job)
         return job
 

@@ -17,6 +17,7 @@ from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
 from cogvx_fast.serving.files import PREVIEW, REFERENCE, VIDEO
 from cogvx_fast.serving.keys import Keys, add_key
+from cogvx_fast.serving.models import Models
 from cogvx_fast.serving.orders import Served
 from cogvx_fast.serving.store import StorageFullError
 from cogvx_fast.video import write_video
@@ -34,7 +35,7 @@ def served():
 
 @pytest.fixture
 def context(served, store, files, place):
-    return Context(served, store, files, None, Limits(queued=5, body_bytes=100_000, body_seconds=5.0), place)
+    return Context(Models([served]), store, files, None, Limits(queued=5, body_bytes=100_000, body_seconds=5.0), place)
 
 
 @pytest.fixture
@@ -421,29 +422,29 @@ def test_models(client):
 def test_health_and_readiness(client, store):
     assert client.get("/healthz").text == "ok\n"
     assert client.get("/readyz").status_code == 503
-    store.seen("w", {"ready": False})
+    store.seen("w", {"ready": False, "model": "demo"})
     assert client.get("/readyz").status_code == 503
-    store.seen("w", {"ready": True})
-    assert client.get("/readyz").json() == {"ready": True, "workers": 1}
+    store.seen("w", {"ready": True, "model": "demo"})
+    assert client.get("/readyz").json() == {"ready": True, "workers": 1, "models": {"demo": True}}
 
 
 def test_metrics(client, store, add, completed):
     add(), completed()
     store.cancel(add().id)
-    store.seen("w", {"ready": True, "device": "cuda:0", "memory": 7})
+    store.seen("w", {"ready": True, "model": "demo", "device": "cuda:0", "memory": 7})
     store.count(steps=12, seconds_decode=1.5)
     lines = client.get("/metrics").text.splitlines()
     for line in (
-        'cogvx_jobs{status="queued"} 1.0',
+        'cogvx_jobs{model="demo",status="queued"} 1.0',
         'cogvx_jobs_ended_total{end="completed"} 1.0',
         'cogvx_jobs_ended_total{end="cancelled"} 1.0',
         "cogvx_steps_total 12.0",
         'cogvx_stage_seconds_total{stage="decode"} 1.5',
-        'cogvx_workers{state="ready"} 1.0',
-        'cogvx_device_memory_bytes{device="cuda:0",worker="w"} 7.0',
+        'cogvx_workers{model="demo",state="ready"} 1.0',
+        'cogvx_device_memory_bytes{device="cuda:0",model="demo",worker="w"} 7.0',
     ):
         assert line in lines
-    assert any(line.startswith("cogvx_longest_wait_seconds ") for line in lines)
+    assert any(line.startswith('cogvx_longest_wait_seconds{model="demo"} ') for line in lines)
 
 
 def test_the_expected_time_is_learned_and_says_who_is_before(context, client, completed, add):

@@ -13,6 +13,7 @@ from cogvx_fast import demo_checkpoint
 from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
 from cogvx_fast.serving.files import Files
+from cogvx_fast.serving.models import Models
 from cogvx_fast.serving.orders import Served
 from cogvx_fast.serving.settings import Settings
 from cogvx_fast.serving.store import Store
@@ -25,8 +26,8 @@ EXAMPLES = int(os.environ.get("COGVX_API_EXAMPLES", "8"))
 def api(tmp_path_factory):
     folder = tmp_path_factory.mktemp("property")
     place = Settings(demo_checkpoint(), f"sqlite:///{folder / 'jobs.sqlite'}", str(folder / "files"))
-    served = Served.of(demo_checkpoint(), "demo", None, None, "float32", "cpu")
-    context = Context(served, Store(place.store), Files(place.files), None, Limits(queued=10**6), place)
+    models = Models([Served.of(demo_checkpoint(), "demo", None, None, "float32", "cpu")])
+    context = Context(models, Store(place.store), Files(place.files), None, Limits(queued=10**6), place)
     return schemathesis.openapi.from_asgi("/openapi.json", build(context))
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import openai
 import pytest
 
+from cogvx_fast import demo_checkpoint
 from cogvx_fast.serving.files import PARKED, Files
 from cogvx_fast.serving.store import Store
 from tests.serving.conftest import SMALL
@@ -167,6 +168,19 @@ def test_a_server_that_is_killed_loses_nothing(server, expected):
     assert server.video(video_id) == expected
     assert [video.id for video in server.client.videos.list()] == [waiting, video_id, *done_before]
     assert not [path for path in server.folder.rglob("*partial*")]
+
+
+def test_several_models_at_one_address(tmp_path):
+    models = ("--name", "one", "--name", "two", demo_checkpoint(), demo_checkpoint())
+    started = Server(tmp_path / "folder", *models)
+    try:
+        assert [model.id for model in started.client.models.list()] == ["one", "two"]
+        ids = [started.make(model=name, num_inference_steps=2, **SMALL) for name in ("two", "one", "two")]
+        jobs = [started.wait(video_id) for video_id in ids]
+        assert jobs[0].worker == jobs[2].worker != jobs[1].worker
+        assert {about["model"] for about in started.store.workers(5).values()} == {"one", "two"}
+    finally:
+        started.end()
 
 
 def test_the_log_has_a_json_object_a_line(server):

@@ -1,0 +1,68 @@
+"""Opens the database of the jobs, and brings one of an earlier version up to date."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+_WAIT = 30.0  # seconds for which a statement waits for others' to end
+
+
+def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:
+    """A database with these tables, as `store.Store` wants it.
+
+    Raises:
+        ValueError: for a URL that cannot be opened.
+    """
+    try:
+        place = sa.make_url(url)
+        is_sqlite = place.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"connect_args": {"timeout": _WAIT}} if is_sqlite else {"pool_pre_ping": True}
+        engine = sa.create_engine(place, **options)
+        if is_sqlite:
+            synchronous = "FULL" if durable else "NORMAL"
+            sa.event.listen(engine, "connect", lambda connection, _: _set_up_sqlite(connection, synchronous))
+        for table in tables.sorted_tables:
+            _create(engine, table)
+        if _missing(engine, tables.tables["jobs"]):
+            _bring_up_to_date(engine, tables.tables["jobs"])
+    except (sa.exc.SQLAlchemyError, ImportError) as error:
+        reason = " ".join(str(error).split()).split(" (Background")[0]
+        raise ValueError(
+            f"store {url!r} cannot be opened ({reason}); must be sqlite:///PATH or postgresql://…"
+        ) from error
+    return engine
+
+
+def _set_up_sqlite(connection: Any, synchronous: str) -> None:
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _create(engine: sa.Engine, table: sa.Table) -> None:
+    try:
+        table.create(engine, checkfirst=True)
+    except sa.exc.DBAPIError as error:  # another process, which opens it at this moment, was quicker
+        if "already exists" not in str(error.orig):
+            raise
+
+
+def _missing(engine: sa.Engine | sa.Connection, jobs: sa.Table) -> list[sa.Column[Any]]:
+    """The columns that an earlier version did not have."""
+    there = {column["name"] for column in sa.inspect(engine).get_columns(jobs.name)}
+    return [column for column in jobs.columns if column.name not in there]
+
+
+def _bring_up_to_date(engine: sa.Engine, jobs: sa.Table) -> None:
+    """Add the columns that are missing, with their defaults, and what is known of them: all of it or nothing, and by
+    one process at a time."""
+    is_sqlite = engine.dialect.name == "sqlite"
+    with engine.begin() as connection:
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if is_sqlite else f"LOCK TABLE {jobs.name}")
+        missing = _missing(connection, jobs)
+        for column in missing:
+            definition = sa.schema.CreateColumn(column).compile(dialect=engine.dialect)
+            connection.exec_driver_sql(f"ALTER TABLE {jobs.name} ADD COLUMN {definition}")
+        if jobs.c.model in missing:
+            connection.execute(jobs.update().values(model=sa.func.coalesce(jobs.c.request["model"].as_string(), "")))

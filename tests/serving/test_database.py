@@ -1,0 +1,102 @@
+"""Databases of earlier versions, and several processes that open one at the same moment."""
+
+import threading
+
+import pytest
+
+from cogvx_fast.serving import store as module
+from cogvx_fast.serving.store import Job, Store, new_id
+from tests.serving import postgres
+
+
+@pytest.fixture(scope="module")
+def server():
+    with postgres.running() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def url(request, tmp_path):
+    """Of a database without tables."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    address = request.getfixturevalue("server")
+    engine = module.sa.create_engine(address)
+    module._metadata.drop_all(engine)
+    engine.dispose()
+    return address
+
+
+def in_threads(opening, count=6):
+    """What so many threads get that begin at the same moment."""
+    barrier, found = threading.Barrier(count), []
+
+    def run():
+        barrier.wait()
+        try:
+            found.append(opening())
+        except Exception as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.fixture
+def earlier(url):
+    """A database as before jobs had a column for their model, with three jobs."""
+    store = Store(url)
+    jobs = [Job(new_id(), "", {"model": model, "prompt": "x"}, "lost") for model in ("demo", "THUDM/CogVideoX-2b")]
+    jobs.append(Job(new_id(), "", {"prompt": "x"}, "lost"))
+    store.add(*jobs)
+    with store._engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE jobs DROP COLUMN model")
+    store.close()
+    return jobs
+
+
+def test_one_of_an_earlier_version_opens_and_its_jobs_have_their_models(url, earlier):
+    for store in (Store(url), Store(url)):  # and nothing happens the second time
+        assert [store.get(job.id).model for job in earlier] == ["demo", "THUDM/CogVideoX-2b", ""]
+        assert [job.id for job in store.waiting("demo")] == [earlier[0].id]
+        new = Job(new_id(), "", {"model": "demo"}, "demo")
+        store.add(new)
+        assert store.get(new.id) == new
+        store.delete(new.id)
+        store.close()
+
+
+def test_its_table_is_as_that_of_a_new_one(url, earlier):
+    def columns():
+        store = Store(url)
+        found = module.sa.inspect(store._engine).get_columns("jobs")
+        store.close()
+        return {column["name"]: (str(column["type"]), column["nullable"]) for column in found}
+
+    brought_up = columns()
+    engine = module.sa.create_engine(url)
+    module._metadata.drop_all(engine)
+    engine.dispose()
+    assert columns() == brought_up
+
+
+def test_several_bring_it_up_to_date_at_the_same_moment(url, earlier):
+    stores = in_threads(lambda: Store(url))
+    assert [type(store) for store in stores] == [Store] * len(stores), stores
+    assert stores[0].get(earlier[0].id).model == "demo"
+    for store in stores:
+        store.close()
+
+
+def test_several_make_it_at_the_same_moment(url):
+    stores = in_threads(lambda: Store(url))
+    assert [type(store) for store in stores] == [Store] * len(stores), stores
+    for store in stores:
+        store.add(Job(new_id(), "", {}, "demo"))
+    assert len(stores[0].ids()) == len(stores)
+    for store in stores:
+        store.close()
