@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cogvx_fast import __version__
 
-from . import bodies, errors, references
+from . import bodies, errors, pictures, references
 from .content import content
 from .context import Context
 from .errors import ApiError
@@ -17,7 +17,8 @@ from .events import events
 from .files import PREVIEW, REFERENCE, VIDEO
 from .limits import BodyLimits
 from .metrics import metrics
-from .orders import Order
+from .orders import Order, Served
+from .references import BadReferenceError
 from .retention import remove
 from .schemas import Create, Deleted, Model, ModelList, Remix, Upload, Video, VideoList
 from .store import COMPLETED, Job, new_id
@@ -181,12 +182,27 @@ def _add_health(app: FastAPI, context: Context) -> None:
 def _create(context: Context, who: str, asked: dict[str, Any], reference: bytes | None) -> Video:
     priority, count = asked.pop("priority"), asked.pop("n")
     if reference is not None:
-        asked["reference_frames"] = references.count_frames(reference)
+        asked |= _what_came(context.models.meant(asked), reference)
     order = context.models.order(asked)
     context.check_order(order)
+    if reference is not None and "picture" in asked:
+        reference = pictures.as_png(reference, order.width, order.height)
     # A video alone has another noise each time; those of one request have seeds behind each other, as it says.
     orders = [dataclasses.replace(order, seed=(order.seed + number) % 2**63) for number in range(count)]
     return _enqueue(context, who, orders, priority, reference)
+
+
+def _what_came(served: Served, reference: bytes) -> dict[str, Any]:
+    """What an order has to know of a reference. Raises a BadReferenceError for what the model does not take."""
+    words, is_picture = pictures.words_for(reference), pictures.format_of(reference) is not None
+    if served.takes_picture and not is_picture:
+        raise BadReferenceError(f"is {words}; model {served.name!r} begins with a picture: PNG, JPEG or WebP")
+    if is_picture and not served.takes_picture:
+        raise BadReferenceError(
+            f"is {words}, but model {served.name!r} makes videos of text, or anew of a video, with strength; a picture"
+            " takes a server of an image-to-video checkpoint, such as CogVideoX-5b-I2V"
+        )
+    return {"picture": True} if is_picture else {"reference_frames": references.count_frames(reference)}
 
 
 def _remix(context: Context, job: Job, wanted: Remix) -> Video:
@@ -199,14 +215,24 @@ def _remix(context: Context, job: Job, wanted: Remix) -> Video:
     asked |= {} if wanted.seed is None else {"seed": wanted.seed}
     reference = None
     strength = before.strength if wanted.strength is None else wanted.strength
-    if strength is not None:
-        source = REFERENCE if wanted.strength is None else VIDEO
-        with context.files.local(job.id, source) as path:
-            reference = path.read_bytes()
-        asked |= {"strength": strength, "reference_frames": references.count_frames(reference)}
+    asked |= {} if strength is None else {"strength": strength}
+    if context.models.meant(asked).takes_picture:  # as it was fitted for the video before, which had the same size
+        reference = _file_of(context, job, REFERENCE)
+        asked["picture"] = True
+    elif strength is not None:
+        reference = _file_of(context, job, REFERENCE if wanted.strength is None else VIDEO)
+        asked["reference_frames"] = references.count_frames(reference)
     order = context.models.order(asked)
     context.check_order(order)
     return _enqueue(context, job.owner, [order], wanted.priority, reference, job.id)
+
+
+def _file_of(context: Context, job: Job, name: str) -> bytes:
+    try:
+        with context.files.local(job.id, name) as path:
+            return path.read_bytes()
+    except FileNotFoundError:
+        raise ApiError(404, f"the {name.partition('.')[0]} of this video is gone", "not_found", "video_id") from None
 
 
 def _enqueue(

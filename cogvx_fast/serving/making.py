@@ -83,7 +83,7 @@ class Maker:
     Its results do not depend on what it made before, nor on who else is busy: it keeps its number of threads.
 
     Attributes:
-        pipe: the pipeline of text to video.
+        pipe: the pipeline of text to video, or of a picture and text.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -91,8 +91,14 @@ class Maker:
         served = Served.of(settings.model, "", settings.engine, settings.memory_limit, settings.dtype, settings.device)
         with loading.quiet_libraries():
             self.pipe: Any = loading.load_pipeline(
-                served.checkpoint, served.dtype, served.device, served.engine, scheduler=None
+                served.checkpoint,
+                served.dtype,
+                served.device,
+                served.engine,
+                scheduler=None,
+                pipeline="FastCogVideoXImageToVideoPipeline" if served.takes_picture else "FastCogVideoXPipeline",
             )
+        self._takes_picture = served.takes_picture
         self._variant = served.checkpoint.variant
         self._schedulers: dict[str | None, Any] = {None: self.pipe.scheduler}
         self._video_to_video: Any = None
@@ -120,11 +126,15 @@ class Maker:
     def _warm(self) -> None:
         """One step of the smallest video that shows all of it."""
         period, side = self._variant.frame_period, 4 * self._variant.pixels_per_token
-        height, width, frames = side, side, period + 1
+        height, width = (min(side, most) for most in self._variant.largest_size or (side, side))
+        frames = period + 1
         if self._variant.use_learned_positional_embeddings:
             (height, width), frames = self._variant.default_size, self._variant.sample_frames
         order = Order("", "warm", None, width, height, frames, 1, 6.0, 0, 8, "")
-        generation = ResumableGeneration(self.pipe, [0], self._arguments(order))
+        arguments = self._arguments(order) | {"num_frames": frames}
+        if self._takes_picture:
+            arguments["image"] = Image.new("RGB", (width, height))
+        generation = ResumableGeneration(self.pipe, [0], arguments)
         latents = generation.run()
         assert latents is not None
         for _ in self.pipe.decode_stream(latents, decoded_frames(latent_frames(frames))):
@@ -176,6 +186,8 @@ class Maker:
             arguments = self._arguments(order)
         if order.strength is None:
             arguments["num_frames"] = order.num_frames
+            if self._takes_picture:  # also where it goes on: it is encoded again, with the same draws
+                arguments["image"] = making.picture()
         else:
             arguments["strength"] = order.strength
             if parked is None:
@@ -258,6 +270,11 @@ class _Making:
         order = self.order
         with self._files.local(self._job.id, REFERENCE) as path:
             return references.frames(path, order.width, order.height, order.num_frames)
+
+    def picture(self) -> Image.Image:
+        with self._files.local(self._job.id, REFERENCE) as path, Image.open(path, formats=("PNG",)) as image:
+            image.load()
+            return image
 
     def after_step(self, step: Step, generation: ResumableGeneration) -> bool:
         self._steps += 1

@@ -30,16 +30,24 @@ class Models:
     def names(self) -> list[str]:
         return list(self._served)
 
+    def meant(self, asked: Mapping[str, Any]) -> Served:
+        """The model that a request means.
+
+        Raises:
+            UsageError: if it is not served here.
+        """
+        name = asked.get("model", self.first.name)
+        if name not in self:
+            raise UsageError("model", repr(name), f"is not served here; must be {' or '.join(map(repr, self.names))}")
+        return self._served[name]
+
     def order(self, asked: Mapping[str, Any]) -> Order:
         """The order of a request, as `Served.order`.
 
         Raises:
             UsageError: of a parameter of the request that cannot work.
         """
-        name = asked.get("model", self.first.name)
-        if name not in self:
-            raise UsageError("model", repr(name), f"is not served here; must be {' or '.join(map(repr, self.names))}")
-        return self._served[name].order(asked)
+        return self.meant(asked).order(asked)
 
 
 def default_name(source: str) -> str:

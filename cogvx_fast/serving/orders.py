@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cogvx_fast.cli import loading, validate
-from cogvx_fast.cli.checkpoint import Checkpoint, read_checkpoint
+from cogvx_fast.cli.checkpoint import ARGUMENT, Checkpoint, read_checkpoint
 from cogvx_fast.cli.console import UsageError
 from cogvx_fast.cli.prediction import fitted, request_of, room_error
 from cogvx_fast.config import EngineConfig
@@ -33,6 +33,7 @@ _OPTION = re.compile(r"--[a-z-]+|PROMPT")
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API
 SCHEDULERS = ("ddim", "dpm")
 DEFAULT_STRENGTH = 0.8  # diffusers'
+_OF_PICTURES = "CogVideoXImageToVideoPipeline"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,13 @@ class Served:
     ) -> Served:
         """Raises a UsageError for what cannot be served, from the checkpoint's JSON files alone."""
         checkpoint = read_checkpoint(model)
-        validate.check_text_only(checkpoint)
+        if checkpoint.pipeline_class != _OF_PICTURES:
+            validate.check_text_only(checkpoint)
+        elif checkpoint.variant.in_channels != 2 * checkpoint.variant.out_channels:
+            reason = (
+                f"its transformer has in_channels {checkpoint.variant.in_channels}, which {_OF_PICTURES} cannot run"
+            )
+            raise UsageError(ARGUMENT, repr(checkpoint.source), reason)
         config = loading.choose_engine(engine, memory_limit, checkpoint)
         place = loading.choose_device(device)
         precision = loading.choose_dtype(dtype, place, checkpoint)
@@ -100,6 +107,11 @@ class Served:
         return cls(name, checkpoint, config, precision, place)
 
     @property
+    def takes_picture(self) -> bool:
+        """Whether it makes videos of a picture and text; else of text, or of a video and text."""
+        return self.checkpoint.pipeline_class == _OF_PICTURES
+
+    @property
     def tier(self) -> str:
         return self.engine.tier or "balanced"
 
@@ -108,7 +120,7 @@ class Served:
 
         Args:
             asked: by the names of `schemas.Create`, without what is not given; `reference_frames`: of a video that
-                came with it.
+                came with it; `picture`: whether one did, for a model that takes it.
 
         Raises:
             UsageError: of a parameter of the request that cannot work.
@@ -142,7 +154,9 @@ class Served:
         scheduler = asked.get("scheduler")
         if scheduler not in (None, *SCHEDULERS):
             raise UsageError("scheduler", repr(scheduler), f"must be {' or '.join(SCHEDULERS)}")
-        strength = _strength(asked, steps, num_frames)
+        if self.takes_picture:
+            _check_picture(asked)
+        strength = None if self.takes_picture else _strength(asked, steps, num_frames)
         size = dataclasses.replace(
             request_of(self.checkpoint, height, width, num_frames), steps=steps, guided=guidance > 1, streams=True
         )
@@ -208,6 +222,14 @@ def _strength(asked: Mapping[str, Any], steps: int, num_frames: int) -> float | 
         least = f"{1 / steps:.2g}"
         raise UsageError("strength", strength, f"must be {least} to 1 for {steps} steps")
     return float(strength)
+
+
+def _check_picture(asked: Mapping[str, Any]) -> None:
+    if not asked.get("picture"):
+        allowed = "is missing: this model makes videos of a picture and text; give a PNG, JPEG or WebP"
+        raise UsageError("input_reference", None, allowed)
+    if asked.get("strength") is not None:
+        raise UsageError("strength", asked["strength"], "has no effect on a model that begins with a picture")
 
 
 def _as_of_a_request(error: UsageError) -> UsageError:

@@ -1,4 +1,4 @@
-"""Videos and pictures that come with a request: decoded within limits, as whoever made them may mean harm."""
+"""Videos that come with a request: decoded within limits, as whoever made them may mean harm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DATA = re.compile(r"data:(?:video|image)/[a-z0-9.+-]{1,40};base64,")
 
 
 class BadReferenceError(ValueError):
-    """What came is no video that can be used."""
+    """What came is no video or picture that can be used."""
 
 
 def from_data_url(url: str) -> bytes:
@@ -29,7 +29,7 @@ def from_data_url(url: str) -> bytes:
     """
     head = _DATA.match(url)
     if head is None:
-        raise BadReferenceError("must be an uploaded file or a base64 data URL of a video; addresses are not fetched")
+        raise BadReferenceError("must be an uploaded file or its base64 data URL; addresses are not fetched")
     if len(url) > MAX_BYTES * 4 // 3 + 100:
         raise BadReferenceError(f"must be at most {MAX_BYTES >> 20} MiB")
     try:
@@ -62,7 +62,7 @@ def frames(
                 if frame.width * frame.height > MAX_PIXELS:
                     raise BadReferenceError(f"has {frame.width}x{frame.height} pixels; must be at most {MAX_PIXELS}")
                 image = frame.to_image()
-                found.append(image if width is None or height is None else _fitted(image, width, height))
+                found.append(image if width is None or height is None else fitted(image, width, height))
                 if len(found) == most:
                     break
     except (av.FFmpegError, ValueError, MemoryError) as error:
@@ -80,7 +80,8 @@ def count_frames(source: bytes, most: int = MAX_FRAMES) -> int:
     return len(frames(source, 16, 16, most))
 
 
-def _fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
+    """An image of so many pixels: scaled until it covers them, and cut in the middle."""
     scale = max(width / image.width, height / image.height)
     size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
     left, top = (size[0] - width) // 2, (size[1] - height) // 2

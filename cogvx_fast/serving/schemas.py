@@ -22,7 +22,7 @@ Whole = Annotated[int, Field(ge=-_LARGE, le=_LARGE)]
 
 
 class InputReference(BaseModel):
-    """A video in a data URL; nothing is fetched from an address."""
+    """A video, or a picture for a model that begins with one, in a data URL; nothing is fetched from an address."""
 
     model_config = ConfigDict(extra="forbid")
     image_url: str | None = None

@@ -1,11 +1,7 @@
 """Whole servers: processes, HTTP, the unchanged client of OpenAI, and what may happen to them."""
 
 import json
-import os
-import re
 import signal
-import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -14,78 +10,21 @@ import openai
 import pytest
 
 from cogvx_fast import demo_checkpoint
-from cogvx_fast.serving.files import PARKED, Files
+from cogvx_fast.serving.files import PARKED
 from cogvx_fast.serving.store import Store
 from tests.serving.conftest import SMALL
+from tests.serving.process import PROMPT, Server, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")]
 
-ROOT = Path(__file__).parents[2]
-PROMPT = "a red circle moves right"
 LONG = {"num_inference_steps": 60, "seed": 3, **SMALL}
-WAIT = 120.0  # seconds: machines that test are busy
-
-
-class Server:
-    """`cogvx-fast serve` of the demo model in a folder."""
-
-    def __init__(self, folder, *options):
-        self.folder, self.options = folder, options
-        self.start()
-
-    def start(self):
-        command = [sys.executable, "-c", "from cogvx_fast.cli import main; main()", "serve", "--port", "0"]
-        command += ["--folder", str(self.folder), "--checkpoint-seconds", "0", *self.options]
-        paths = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=(self.folder.parent / "log").open("a"),
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
-        )
-        self.address = re.match(r"http://[0-9.]+:[0-9]+", self.process.stdout.readline())[0]
-        assert self.process.stdout.readline().startswith(f"ready: {self.address}/v1/videos")
-        self.client = openai.OpenAI(base_url=f"{self.address}/v1", api_key="none", max_retries=0)
-        self.store = Store(f"sqlite:///{self.folder / 'jobs.sqlite'}")
-        self.files = Files(str(self.folder / "videos"))
-
-    def make(self, **fields):
-        return self.client.videos.create(prompt=PROMPT, extra_body=fields).id
-
-    def wait(self, video_id, status="completed"):
-        return until(lambda: (job := self.store.get(video_id)).status == status and job)
-
-    def video(self, video_id):
-        return self.client.videos.download_content(video_id).read()
-
-    def worker(self):
-        """The process id of its worker."""
-        return until(lambda: next((about["pid"] for about in self.store.workers(5).values() if about["ready"]), None))
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        self.process.wait(WAIT)
-        self.process.stdout.close()
-        self.store.close()
-
-
-def until(condition):
-    end = time.monotonic() + WAIT
-    while time.monotonic() < end:
-        found = condition()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not come to that")
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     started = Server(tmp_path_factory.mktemp("server") / "folder")
     yield started
-    if started.process.poll() is None:
-        started.end()
+    started.end()
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +61,7 @@ def test_openais_client_does_all_that_it_does(server):
 
 def test_a_worker_that_is_killed_loses_nothing(server, expected):
     video_id = server.make(**LONG)
-    until(lambda: server.store.get(video_id).done >= 30)
-    os.kill(server.worker(), signal.SIGKILL)
-    until(lambda: server.store.get(video_id).kills == 1)
+    server.kill_its_worker_in_the_middle_of(video_id, 30)
     assert server.files.size(video_id, PARKED), "it was saved on the way"
     assert server.wait(video_id).result["made_steps"] <= 31, "it goes on, at most a step before the last"
     assert server.video(video_id) == expected
