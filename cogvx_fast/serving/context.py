@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .clocks import Waits
 from .errors import ApiError
 from .estimate import REMEMBERED, Estimator
 from .files import Files
@@ -73,6 +74,7 @@ class Context:
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)
+    _waits: Waits = field(default_factory=Waits)
     _estimators: defaultdict[str, Estimator] = field(default_factory=lambda: defaultdict(Estimator))
     _learned_at: dict[str, float] = field(default_factory=dict)
 
@@ -159,7 +161,7 @@ class Context:
         free_at = sorted(prospect.seconds for prospect in found.values())
         free_at = [0.0] * (devices - len(free_at)) + free_at[:devices]
         candidates = [
-            Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, self._expected(job))
+            Candidate(job.id, job.owner, job.priority, self._waits.seconds(job.id, job.created_at), self._expected(job))
             for job in waiting
         ]
         for position, candidate in enumerate(in_order(candidates, usage, self.settings.patience)):

@@ -345,6 +345,7 @@ class _Making:
 
     def _write(self, pipe: Any, latents: torch.Tensor, path: Path) -> None:
         write_video(self._frames(pipe, latents), path, self.order.fps, repeatable=True)
+        self._between()  # it gets its name only under a lease: another's video is not written over
 
     def _frames(self, pipe: Any, latents: torch.Tensor) -> Iterator[Image.Image]:
         chunks = pipe.decode_stream(latents, decoded_frames(latent_frames(self.order.num_frames)))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import time
+
+from .clocks import Clock, Steadiness
 from .files import Files
+from .logs import logger
 from .store import Store
 
 
@@ -24,19 +29,27 @@ class Retention:
         max_bytes: of all files together.
     """
 
-    def __init__(self, store: Store, files: Files, max_age: float, max_bytes: int) -> None:
+    def __init__(
+        self, store: Store, files: Files, max_age: float, max_bytes: int, clock: Clock = time.monotonic
+    ) -> None:
         self._store, self._files, self._max_age, self._max_bytes = store, files, max_age, max_bytes
         self._suspects: set[str] = set()
+        self._steadiness = Steadiness(clock)
 
     def sweep(self) -> list[str]:
         """Remove jobs that ended too long ago, the oldest of those that take too much, and files without a job.
+
+        A clock that jumps ahead does not make them old at once, see `Steadiness`.
 
         Files are nobody's if two sweeps find no job for them: what a request brings is written before its job is.
 
         Returns:
             The ids of the jobs that are gone.
         """
-        outdated = [job.id for job in self._store.outdated(self._max_age, self._max_bytes)]
+        steady = self._steadiness.is_steady()
+        if not steady:
+            logger.warning("the clock was set forward: nothing is removed for its age for a day")
+        outdated = [job.id for job in self._store.outdated(self._max_age if steady else math.inf, self._max_bytes)]
         for job_id in outdated:
             remove(self._store, self._files, job_id)
         orphans = self._files.job_ids() - self._store.ids()

@@ -18,12 +18,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from .clocks import Clock, Leases, Presence
 from .database import connect
 
 MAX_KILLS = 3
 QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
 CANCELLED = "cancelled"  # the code of a failed job that was cancelled: clients know no other end
 _CANCELLED = "it was cancelled"
+_LONGEST_PAUSE = 60.0  # seconds, until a job is tried again
+_LEASE = 30.0  # seconds, of one that an earlier version gave
 
 _metadata = sa.MetaData()
 _jobs = sa.Table(
@@ -44,7 +47,8 @@ _jobs = sa.Table(
     sa.Column("kills", sa.Integer, nullable=False),
     sa.Column("worker", sa.String(64)),
     sa.Column("lease", sa.String(64)),
-    sa.Column("lease_until", sa.Float),
+    sa.Column("lease_seconds", sa.Float),
+    sa.Column("beats", sa.Integer, nullable=False, server_default="0"),
     sa.Column("cancel", sa.Boolean, nullable=False),
     sa.Column("busy_seconds", sa.Float, nullable=False),
     sa.Column("error_code", sa.String(64)),
@@ -84,6 +88,7 @@ class Job:
         not_before: when it may be taken; 0: at once.
         done, total: denoising steps.
         kills: how many workers died while they made it.
+        lease_seconds, beats: for which its lease was given, and how often that was kept.
         cancel: whether its worker is to stop.
         busy_seconds: of a device that it has had.
         result: `stage_seconds` and `made_steps` of those workers that did not die, `warnings`; of a completed job also
@@ -106,7 +111,8 @@ class Job:
     kills: int = 0
     worker: str | None = None
     lease: str | None = None
-    lease_until: float | None = None
+    lease_seconds: float | None = None
+    beats: int = 0
     cancel: bool = False
     busy_seconds: float = 0.0
     error_code: str | None = None
@@ -140,12 +146,14 @@ class Store:
         url: of SQLAlchemy: `sqlite:///path`, `postgresql://…`.
         durable: whether a statement returns only when a loss of power cannot undo it; what a worker writes is made
             again, to the same bits, if it is lost.
+        clock: of this process, which nobody sets.
 
     Raises:
         ValueError: for a URL that cannot be opened.
     """
 
-    def __init__(self, url: str, durable: bool = True) -> None:
+    def __init__(self, url: str, durable: bool = True, clock: Clock = time.monotonic) -> None:
+        self._leases, self._presence = Leases(clock), Presence(clock)
         self._engine = connect(url, durable, _metadata)
 
     def close(self) -> None:
@@ -203,8 +211,10 @@ class Store:
 
     def waiting(self, model: str | None = None) -> list[Job]:
         """The jobs that may be taken now, of `model` or of all."""
-        ready = (_jobs.c.status == QUEUED) & (_jobs.c.not_before <= time.time())
-        query = sa.select(_jobs).where(ready).order_by(_jobs.c.created_at)
+        now = time.time()
+        # What is further ahead than any pause was written before somebody set the clock back.
+        due = (_jobs.c.not_before <= now) | (_jobs.c.not_before > now + _LONGEST_PAUSE)
+        query = sa.select(_jobs).where(_jobs.c.status == QUEUED, due).order_by(_jobs.c.created_at)
         return self._read(query if model is None else query.where(_jobs.c.model == model))
 
     def running(self) -> list[Job]:
@@ -212,7 +222,7 @@ class Store:
 
     def take(self, job_id: str, worker: str, seconds: float) -> str | None:
         """A lease of a queued job for so many seconds; None: another was quicker."""
-        lease, now = secrets.token_hex(16), time.time()
+        lease = secrets.token_hex(16)
         with self._writing() as connection:
             taken = connection.execute(
                 _jobs.update()
@@ -221,8 +231,9 @@ class Store:
                     status=IN_PROGRESS,
                     worker=worker,
                     lease=lease,
-                    lease_until=now + seconds,
-                    started_at=sa.func.coalesce(_jobs.c.started_at, now),
+                    lease_seconds=seconds,
+                    beats=0,
+                    started_at=sa.func.coalesce(_jobs.c.started_at, time.time()),
                 )
             )
         return lease if taken.rowcount else None
@@ -232,7 +243,7 @@ class Store:
         statement = (
             _jobs.update()
             .where(_jobs.c.id == job_id, _jobs.c.lease == lease)
-            .values(lease_until=time.time() + seconds, **values)
+            .values(lease_seconds=seconds, beats=_jobs.c.beats + 1, **values)
             .returning(_jobs.c.cancel)
         )
         with self._writing() as connection:
@@ -242,8 +253,9 @@ class Store:
         return Signal.CANCEL if row.cancel else Signal.GO_ON
 
     def give_back(self, job_id: str, lease: str, after: float = 0.0, **values: Any) -> bool:
-        """Put a job back into the queue, not to be taken for `after` seconds; False: the lease was lost."""
-        not_before = time.time() + after if after else 0.0
+        """Put a job back into the queue, not to be taken for `after` seconds, a minute at most; False: the lease was
+        lost."""
+        not_before = time.time() + min(after, _LONGEST_PAUSE) if after else 0.0
         return self._end_lease(job_id, lease, None, status=QUEUED, worker=None, not_before=not_before, **values)
 
     def complete(self, job_id: str, lease: str, result: Mapping[str, Any], size: int, **more: Any) -> bool:
@@ -259,7 +271,7 @@ class Store:
     def _end_lease(self, job_id: str, lease: str, end: str | None, **values: Any) -> bool:
         with self._writing() as connection:
             where = _jobs.c.id == job_id, _jobs.c.lease == lease
-            statement = _jobs.update().where(*where).values(**values, lease=None, lease_until=None)
+            statement = _jobs.update().where(*where).values(**values, lease=None, lease_seconds=None)
             done = connection.execute(statement).rowcount
             if done and end is not None:
                 self._count(connection, end)
@@ -269,15 +281,23 @@ class Store:
         """Put the jobs of dead workers back into the queue; those that killed `MAX_KILLS` of them fail.
 
         Args:
-            worker: that is known to be dead; None: all whose lease has run out.
+            worker: that is known to be dead; None: all whose lease has run out, as this store has seen in all calls.
 
         Returns:
             How many jobs these were.
         """
-        dead = _jobs.c.lease_until < time.time() if worker is None else _jobs.c.worker == worker
+        if worker is not None:
+            return self._reap(_jobs.c.worker == worker)
+        held = {job.id: job for job in self.running()}
+        signs = {job.id: ((job.lease, job.beats), job.lease_seconds or _LEASE) for job in held.values()}
+        dead = [held[job_id] for job_id in self._leases.run_out(signs)]
+        # Not one whose worker says something at this moment.
+        return sum(self._reap((_jobs.c.lease == job.lease) & (_jobs.c.beats == job.beats)) for job in dead)
+
+    def _reap(self, dead: sa.ColumnElement[bool]) -> int:
         where = _jobs.c.status == IN_PROGRESS, dead
         message = f"its worker died {MAX_KILLS} times while it made this video"
-        free = {"worker": None, "lease": None, "lease_until": None, "kills": _jobs.c.kills + 1}
+        free = {"worker": None, "lease": None, "lease_seconds": None, "kills": _jobs.c.kills + 1}
         ended = {**free, "status": FAILED, "completed_at": time.time()}
         ends: list[tuple[Any, str, dict[str, Any]]] = [
             # One that was to be cancelled has nobody left who would hear it.
@@ -345,9 +365,10 @@ class Store:
 
     def workers(self, seconds: float) -> dict[str, dict[str, Any]]:
         """What workers say of themselves that were seen in the last so many seconds, by their ids."""
-        query = sa.select(_workers.c.id, _workers.c.about).where(_workers.c.seen_at > time.time() - seconds)
         with self._engine.connect() as connection:
-            return {row.id: row.about for row in connection.execute(query)}
+            rows = connection.execute(sa.select(_workers)).all()
+        ago = self._presence.seconds({row.id: row.seen_at for row in rows})
+        return {row.id: row.about for row in rows if ago[row.id] < seconds}
 
     def totals(self) -> dict[str, float]:
         """How many jobs ended how since the database was made, were queued again, and what else was counted."""

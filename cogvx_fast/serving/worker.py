@@ -16,6 +16,7 @@ import time
 from types import FrameType
 from typing import Any
 
+from .clocks import Waits
 from .estimate import REMEMBERED, Estimator
 from .files import PARKED, PREVIEW, REFERENCE, Files
 from .logs import logger, set_up
@@ -46,6 +47,7 @@ class Worker:
         self._current: tuple[Job, str] | None = None  # a job and its lease
         self._next: tuple[Job, str] | None = None  # one for which the current is parked
         self._looked_at = 0.0
+        self._waits = Waits()
         self._about: dict[str, Any] = {
             "pid": os.getpid(),
             "model": settings.name,
@@ -129,7 +131,7 @@ class Worker:
             self._estimator.learn_from(self._store.finished(REMEMBERED, self._settings.name))
             self._learned_at = time.monotonic()
         left = self._estimator.seconds(job.request, job.total - (job.done if done is None else done))
-        return Candidate(job.id, job.owner, job.priority, time.time() - job.created_at, left)
+        return Candidate(job.id, job.owner, job.priority, self._waits.seconds(job.id, job.created_at), left)
 
     def _make(self, maker: Maker, job: Job, lease: str) -> None:
         about = {"worker": self.id, "job": job.id}
@@ -196,9 +198,9 @@ class Worker:
             return False
         self._looked_at = now
         # Those that a worker without work would not have taken yet do not count.
-        arrived = time.time() - 2 * self._settings.poll_seconds
         others = self._store.waiting(self._settings.name)
-        waiting = {other.id: other for other in others if other.created_at <= arrived}
+        there = [(other, self._waits.seconds(other.id, other.created_at)) for other in others]
+        waiting = {other.id: other for other, waited in there if waited >= 2 * self._settings.poll_seconds}
         if not waiting:
             return False
         candidates, usage = [self._candidate(other) for other in waiting.values()], self._usage()

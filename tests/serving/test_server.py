@@ -120,6 +120,42 @@ def test_several_models_at_one_address(tmp_path):
         started.end()
 
 
+JUMPY = """
+import pathlib, time
+_real, _offset = time.time, pathlib.Path(__file__).with_name("offset")
+time.time = lambda: _real() + float(_offset.read_text())
+"""
+
+
+def test_a_clock_that_jumps_loses_and_doubles_nothing(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(JUMPY)
+
+    def set_clock(seconds):
+        (tmp_path / "new").write_text(str(seconds))
+        (tmp_path / "new").replace(tmp_path / "offset")
+
+    set_clock(0)
+    server = Server(tmp_path / "folder", "--lease-seconds", "3", "--device", "cpu", "--device", "cpu", paths=[tmp_path])
+    try:
+        longer = {**LONG, "num_inference_steps": 400}
+        undisturbed = server.make(**longer)
+        server.wait(undisturbed)
+        video_id = server.make(**longer)
+        for done, seconds in ((50, 3600), (150, -3600), (250, 86400 * 30)):
+            until(lambda done=done: server.store.get(video_id).done >= done)
+            set_clock(seconds)
+        job = server.wait(video_id)
+        assert (job.kills, job.result["made_steps"]) == (0, 400), "no other worker took it"
+        assert server.video(video_id) == server.video(undisturbed), "nor is it old"
+        later = server.make(num_inference_steps=2, **SMALL)
+        set_clock(0)
+        assert server.wait(later).kills == 0
+        assert server.store.totals().get("requeued", 0) == 0
+        assert {video.id for video in server.client.videos.list()} == {undisturbed, video_id, later}
+    finally:
+        server.end()
+
+
 def test_the_log_has_a_json_object_a_line(server):
     lines = [json.loads(line) for line in (server.folder.parent / "log").read_text().splitlines() if line[:1] == "{"]
     ended = [line for line in lines if line["message"] == "completed"]

@@ -29,8 +29,21 @@ def url(request, tmp_path):
 
 
 @pytest.fixture
-def store(url):
-    with_jobs = Store(url)
+def own():
+    """The clock of a process, which nobody sets: it passes when the test says so."""
+
+    class Own:
+        now = 50.0
+
+        def __call__(self):
+            return self.now
+
+    return Own()
+
+
+@pytest.fixture
+def store(url, own):
+    with_jobs = Store(url, clock=own)
     yield with_jobs
     with_jobs.close()
 
@@ -81,13 +94,13 @@ def test_one_worker_gets_a_job(store, url):
     assert store.waiting() == [] and [job.id for job in store.running()] == [job.id]
 
 
-def test_who_lost_a_lease_changes_nothing(store, clock):
+def test_who_lost_a_lease_changes_nothing(store, clock, own):
     job = queued(store)
     first = store.take(job.id, "a", 10)
     assert store.report(job.id, first, 10, done=1, total=4) is Signal.GO_ON
-    clock.now += 9
-    assert store.reap() == 0
-    clock.now += 2
+    for _ in range(4):
+        assert store.reap() == 0
+        own.now += 3
     assert store.reap() == 1
     second = store.take(job.id, "b", 10)
     assert store.report(job.id, first, 10, done=3) is Signal.LOST
@@ -100,6 +113,66 @@ def test_who_lost_a_lease_changes_nothing(store, clock):
     there = store.get(job.id)
     assert (there.status, there.bytes, there.completed_at) == ("completed", 7, clock.now) and there.ended
     assert store.reap() == 0
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 1e9])
+def test_a_clock_that_jumps_takes_no_lease(store, clock, own, jump):
+    job = queued(store)
+    lease = store.take(job.id, "a", 10)
+    for _ in range(3):
+        own.now += 6
+        clock.now += jump
+        assert store.reap() == 0
+        assert store.report(job.id, lease, 10) is Signal.GO_ON
+        assert store.waiting() == []
+    there = store.get(job.id)
+    assert (there.status, there.lease, there.kills, there.beats) == ("in_progress", lease, 0, 3)
+    assert store.complete(job.id, lease, {}, 1)
+
+
+@pytest.mark.parametrize("jump", [0.0, -3600.0])
+def test_a_silent_lease_runs_out_whatever_the_clock_says(store, clock, own, jump):
+    job = queued(store)
+    store.take(job.id, "a", 10)
+    assert store.reap() == 0
+    clock.now += jump
+    own.now += 6
+    assert store.reap() == 0
+    own.now += 6
+    assert store.reap() == 1 and store.get(job.id).status == "queued"
+
+
+def test_a_machine_that_stood_still_gives_workers_a_moment(store, own):
+    job = queued(store)
+    lease = store.take(job.id, "a", 10)
+    assert store.reap() == 0
+    own.now += 1000
+    assert store.reap() == 0
+    assert store.report(job.id, lease, 10) is Signal.GO_ON
+    own.now += 1000
+    assert store.reap() == 0, "it was kept since"
+    own.now += 5
+    assert store.reap() == 0
+    own.now += 5
+    assert store.reap() == 1
+
+
+def test_a_worker_that_speaks_up_at_this_moment_keeps_its_lease(store, own, monkeypatch):
+    job = queued(store)
+    lease = store.take(job.id, "a", 10)
+    run_out = store._leases.run_out
+
+    def and_then(held):
+        dead = run_out(held)
+        assert store.report(job.id, lease, 10) is Signal.GO_ON
+        return dead
+
+    store.reap()
+    own.now += 5
+    store.reap()
+    own.now += 5
+    monkeypatch.setattr(store._leases, "run_out", and_then)
+    assert store.reap() == 0 and store.get(job.id).kills == 0
 
 
 def test_what_kills_three_workers_fails(store):
@@ -127,6 +200,17 @@ def test_giving_back_is_no_kill(store, clock):
     store.give_back(job.id, store.take(job.id, "w", 10), after=5)
     clock.now += 6
     assert [found.id for found in store.waiting()] == [job.id]
+
+
+def test_a_clock_that_is_set_back_does_not_hold_a_job(store, clock):
+    job = queued(store)
+    store.give_back(job.id, store.take(job.id, "w", 10), after=10)
+    assert store.waiting() == []
+    clock.now -= 3600
+    assert [found.id for found in store.waiting()] == [job.id]
+    store.give_back(job.id, store.take(job.id, "w", 10), after=1e6)
+    clock.now += 61
+    assert [found.id for found in store.waiting()] == [job.id], "no pause is longer"
 
 
 def test_cancelling(store):
@@ -217,6 +301,20 @@ def test_workers_are_those_seen_lately(store, clock):
     assert store.workers(3) == {"a": {"device": "cpu", "steps": 2}}
     store.gone("a")
     assert store.workers(3) == {} and set(store.workers(10)) == {"b"}
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0])
+def test_workers_are_there_whatever_the_clock_does(store, clock, own, jump):
+    store.seen("a", {})
+    store.seen("b", {})
+    assert set(store.workers(10)) == {"a", "b"}
+    clock.now += jump
+    own.now += 2
+    store.seen("a", {})
+    assert set(store.workers(10)) == {"a", "b"}
+    own.now += 9
+    store.seen("a", {})
+    assert set(store.workers(10)) == {"a"}
 
 
 def test_a_full_disk_is_said_to_be_one_and_harms_nothing(tmp_path):

@@ -156,6 +156,21 @@ def test_a_lost_lease_stops_it_and_harms_no_other(work, add, store, files, place
     assert files.size(job.id, PARKED) is not None, "the other goes on from it"
 
 
+def test_who_loses_a_lease_while_it_writes_leaves_no_video(work, add, store, files, monkeypatch):
+    job, write = add(num_inference_steps=2, **SMALL), making.write_video
+
+    def write_and_lose_it(*arguments, **options):
+        write(*arguments, **options)
+        store.reap(store.get(job.id).worker)
+        store.take(job.id, "another", 60)
+
+    monkeypatch.setattr(making, "write_video", write_and_lose_it)
+    work(until=lambda: store.get(job.id).worker == "another")
+    there = store.get(job.id)
+    assert (there.status, there.worker, there.result) == ("in_progress", "another", {})
+    assert files.size(job.id, VIDEO) is None, "it is the other's to write"
+
+
 def test_a_reference_video_is_made_anew(work, add, store, files, maker):
     from PIL import Image
 
