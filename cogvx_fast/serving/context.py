@@ -173,8 +173,11 @@ class Context:
     def _learn(self, names: Iterable[str]) -> None:
         """Of models that there are jobs of."""
         for name in names:
-            if time.monotonic() - self._learned_at.get(name, float("-inf")) > _LEARN_SECONDS:
-                self._estimators[name].learn_from(self.store.finished(REMEMBERED, name))
+            estimator, learned_at = self._estimators[name], self._learned_at.get(name, float("-inf"))
+            if not estimator.knows or time.monotonic() - learned_at > _LEARN_SECONDS:
+                workers = [about for about in self.workers().values() if about.get("model") == name]
+                warm = [about["warm"] for about in workers if "warm" in about]
+                estimator.learn_from(self.store.finished(REMEMBERED, name), warm)
                 self._learned_at[name] = time.monotonic()
 
     def _expected(self, job: Job) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 from .store import Job
 
 REMEMBERED = 200  # jobs
-_UNKNOWN_STEP, _UNKNOWN_REST = 1.0, 1.0  # seconds, before anything was made
+_UNKNOWN_STEP, _UNKNOWN_REST = 1.0, 1.0  # seconds, before a worker is warm
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,19 @@ class Estimator:
         self._steps: dict[Size, float] = {}
         self._rests: dict[Size, float] = {}
 
-    def learn_from(self, jobs: Iterable[Job]) -> None:
-        """Learn from completed jobs."""
-        self.learn((job.request, job.result["stage_seconds"], job.result["made_steps"]) for job in jobs)
+    @property
+    def knows(self) -> bool:
+        """Whether it learned from anything; if not, its seconds only say that longer is longer."""
+        return bool(self._steps)
+
+    def learn_from(self, jobs: Iterable[Job], warm: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Learn from completed jobs; before there is one, from what workers measured when they warmed up.
+
+        Args:
+            warm: `request`, `stage_seconds` and `made_steps` of each, as `making.Maker.warm`.
+        """
+        made = [(job.request, job.result["stage_seconds"], job.result["made_steps"]) for job in jobs]
+        self.learn(made or [(one["request"], one["stage_seconds"], one["made_steps"]) for one in warm])
 
     def learn(self, finished: Iterable[tuple[Mapping[str, Any], Mapping[str, float], int]]) -> None:
         """Forget what was, and learn from these: request, seconds by stage, and steps of each."""

@@ -78,7 +78,8 @@ class Worker:
 
     def work(self, maker: Maker) -> None:
         """Make one video after the other until `end`."""
-        self._about |= {"ready": True, "report": str(maker.pipe.engine_report())}
+        self._about |= {"ready": True, "report": str(maker.pipe.engine_report()), "warm": maker.warm}
+        self._learn()
         self._store.seen(self.id, self._about)
         logger.info("ready", extra={"worker": self.id})
         try:
@@ -128,10 +129,13 @@ class Worker:
 
     def _candidate(self, job: Job, done: int | None = None) -> Candidate:
         if time.monotonic() - self._learned_at > _LEARN_SECONDS:
-            self._estimator.learn_from(self._store.finished(REMEMBERED, self._settings.name))
-            self._learned_at = time.monotonic()
+            self._learn()
         left = self._estimator.seconds(job.request, job.total - (job.done if done is None else done))
         return Candidate(job.id, job.owner, job.priority, self._waits.seconds(job.id, job.created_at), left)
+
+    def _learn(self) -> None:
+        self._estimator.learn_from(self._store.finished(REMEMBERED, self._settings.name), [self._about["warm"]])
+        self._learned_at = time.monotonic()
 
     def _make(self, maker: Maker, job: Job, lease: str) -> None:
         about = {"worker": self.id, "job": job.id}

@@ -457,6 +457,15 @@ def test_the_expected_time_is_learned_and_says_who_is_before(context, client, co
     assert (short["queue_position"], long["queue_position"]) == (0, 1)
 
 
+def test_the_first_request_has_a_time_from_the_warm_up(client, store):
+    before = ask(client, num_inference_steps=50).json()["eta_seconds"]
+    size = {"width": 64, "height": 64, "num_frames": 17, "guidance_scale": 6.0}
+    warm = {"request": size, "stage_seconds": {"denoise": 0.5, "decode": 3.0}, "made_steps": 1}
+    store.seen("w", {"ready": True, "model": "demo", "warm": warm})
+    after = ask(client, num_inference_steps=4, priority=1).json()["eta_seconds"]
+    assert after == pytest.approx(4 * 0.5 + 3.0) and after != before
+
+
 def test_a_preview(client, add, files):
     job = add()
     assert_error(client.get(f"/v1/videos/{job.id}/preview"), 404, "no_preview", "video_id")

@@ -1,6 +1,7 @@
 import pytest
 
 from cogvx_fast.serving.estimate import Estimator
+from cogvx_fast.serving.store import Job
 
 
 def request(width=64, height=64, num_frames=17, guidance_scale=6.0):
@@ -36,3 +37,22 @@ def test_learning_forgets_what_was():
     estimator.learn([made(step=5.0)])
     estimator.learn([made(step=0.1)])
     assert estimator.seconds(request(), 10) == pytest.approx(3.0)
+
+
+def test_before_a_job_was_made_it_goes_by_the_warm_up():
+    estimator = Estimator()
+    warm = {"request": request(width=32, height=32, num_frames=9), "stage_seconds": {"denoise": 0.1, "decode": 0.2}}
+    assert not estimator.knows
+    estimator.learn_from([], [warm | {"made_steps": 1}])
+    assert estimator.knows
+    times = 64 * 64 * 17 / (32 * 32 * 9)
+    assert estimator.seconds(request(), 10) == pytest.approx(times * (10 * 0.1 + 0.2))
+    assert estimator.seconds(request(guidance_scale=1.0), 10) == pytest.approx(times / 2 * (10 * 0.1 + 0.2))
+
+
+def test_what_was_made_counts_more_than_the_warm_up():
+    size, seconds, steps = made(10, 0.5)
+    job = Job("video_1", "", size, result={"stage_seconds": seconds, "made_steps": steps})
+    estimator = Estimator()
+    estimator.learn_from([job], [{"request": request(), "stage_seconds": {"denoise": 900.0}, "made_steps": 1}])
+    assert estimator.seconds(request(), 10) == pytest.approx(10 * 0.5 + 2.0)

@@ -71,6 +71,18 @@ def test_it_makes_what_the_pipeline_makes(work, add, store, files, expected):
     assert store.workers(60) == {}, "it said that it is gone"
 
 
+def test_the_warm_up_says_how_long_the_first_job_takes(work, add, store, place, maker):
+    worker, said = Worker(place), []
+    worker._store.seen = lambda _, about: said.append(dict(about))
+    work(until=lambda: True, worker=worker)
+    (warm,) = [about["warm"] for about in said if about["ready"]][:1]
+    assert warm["made_steps"] == 1 and set(warm["stage_seconds"]) == {"denoise", "decode"}
+    assert all(0 < seconds < 60 for seconds in warm["stage_seconds"].values())
+    expected = worker._candidate(add(num_inference_steps=4)).expected
+    size = 64 * 64 * 17 / (warm["request"]["width"] * warm["request"]["height"] * warm["request"]["num_frames"])
+    assert expected == pytest.approx(size * (4 * warm["stage_seconds"]["denoise"] + warm["stage_seconds"]["decode"]))
+
+
 def test_a_worker_that_is_told_to_end_parks_and_another_goes_on(work, add, store, files, expected):
     job = add(num_inference_steps=24, scheduler="dpm", **SMALL)
     parked_at = []
