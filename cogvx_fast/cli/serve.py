@@ -16,6 +16,7 @@ from .console import UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
 if TYPE_CHECKING:
+    from cogvx_fast.serving.callbacks import Callbacks
     from cogvx_fast.serving.settings import Settings
 
 _NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "fsspec", "python_multipart", "prometheus_client")
@@ -62,6 +63,14 @@ def serve(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let everybody who reaches --host ask, without a key.")
     ] = False,
+    callback_host: Annotated[
+        list[str] | None,
+        typer.Option(help="Where `callback_url` may lead: HOST or https://HOST:PORT.", show_default=False),
+    ] = None,
+    callback_secret_file: Annotated[
+        Path | None,
+        typer.Option(help="What webhooks are signed with; made on first use.", show_default="in --folder"),
+    ] = None,
     max_queue: Annotated[int, typer.Option(help="Jobs of one key that have not ended.")] = 100,
     max_work: Annotated[
         int | None, typer.Option(help="Of one job: width x height x frames x steps.", show_default=False)
@@ -120,13 +129,20 @@ def serve(
             )
             for source, one in zip(sources, served, strict=True)
         ]
+        callbacks = _callbacks(callback_host, callback_secret_file, folder)
         try:
             keys = None if api_keys_file is None else Keys(api_keys_file)
             if store is None:
                 folder.mkdir(parents=True, exist_ok=True)
             place = settings[0]
             context = Context(
-                Models(served), Store(place.store), Files(place.files, limits.least_free), keys, limits, place
+                Models(served),
+                Store(place.store),
+                Files(place.files, limits.least_free),
+                keys,
+                limits,
+                place,
+                callbacks,
             )
         except ValueError as error:
             raise UsageError("serve", None, str(error)) from None
@@ -190,6 +206,28 @@ def _check_exposed(host: str, keys: Path | None, insecure: bool) -> None:
         raise UsageError(
             "--host", repr(host), "lets others ask; give --api-keys-file, or --insecure if everybody there may"
         )
+
+
+def _callbacks(hosts: list[str] | None, secret_file: Path | None, folder: Path) -> Callbacks | None:
+    from cogvx_fast.serving.callbacks import Callbacks, places, secret_in
+
+    if not hosts:
+        if secret_file is not None:
+            raise UsageError("--callback-secret-file", repr(str(secret_file)), "has no effect without --callback-host")
+        return None
+    for host in hosts:
+        try:
+            places(host)
+        except ValueError as error:
+            raise UsageError("--callback-host", None, str(error)) from None
+    path = secret_file or folder / "callback-secret"
+    try:
+        return Callbacks(hosts, secret_in(path))
+    except ValueError as error:
+        raise UsageError("--callback-secret-file", None, str(error)) from None
+    except OSError as error:
+        reason = f"cannot be read or written ({error.strerror})"
+        raise UsageError("--callback-secret-file", repr(str(path)), reason) from None
 
 
 def _check_range(argument: str, value: float, least: float) -> None:

@@ -180,7 +180,8 @@ def _add_health(app: FastAPI, context: Context) -> None:
 
 
 def _create(context: Context, who: str, asked: dict[str, Any], reference: bytes | None) -> Video:
-    priority, count = asked.pop("priority"), asked.pop("n")
+    priority, count, callback_url = asked.pop("priority"), asked.pop("n"), asked.pop("callback_url", None)
+    context.check_callback(callback_url)
     if reference is not None:
         asked |= _what_came(context.models.meant(asked), reference)
     order = context.models.order(asked)
@@ -189,7 +190,7 @@ def _create(context: Context, who: str, asked: dict[str, Any], reference: bytes 
         reference = pictures.as_png(reference, order.width, order.height)
     # A video alone has another noise each time; those of one request have seeds behind each other, as it says.
     orders = [dataclasses.replace(order, seed=(order.seed + number) % 2**63) for number in range(count)]
-    return _enqueue(context, who, orders, priority, reference)
+    return _enqueue(context, who, orders, priority, reference, callback_url)
 
 
 def _what_came(served: Served, reference: bytes) -> dict[str, Any]:
@@ -208,6 +209,7 @@ def _what_came(served: Served, reference: bytes) -> dict[str, Any]:
 def _remix(context: Context, job: Job, wanted: Remix) -> Video:
     if job.status != COMPLETED:
         raise ApiError(409, "only a completed video can be remixed", "not_completed", "video_id")
+    context.check_callback(wanted.callback_url)
     before = Order(**job.request)
     names = ("model", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "seed", "fps")
     asked = {name: getattr(before, name) for name in names} | {"prompt": wanted.prompt}
@@ -224,7 +226,7 @@ def _remix(context: Context, job: Job, wanted: Remix) -> Video:
         asked["reference_frames"] = references.count_frames(reference)
     order = context.models.order(asked)
     context.check_order(order)
-    return _enqueue(context, job.owner, [order], wanted.priority, reference, job.id)
+    return _enqueue(context, job.owner, [order], wanted.priority, reference, wanted.callback_url, job.id)
 
 
 def _file_of(context: Context, job: Job, name: str) -> bytes:
@@ -241,6 +243,7 @@ def _enqueue(
     orders: list[Order],
     priority: int,
     reference: bytes | None,
+    callback_url: str | None,
     remixed_from: str | None = None,
 ) -> Video:
     jobs = [
@@ -260,7 +263,7 @@ def _enqueue(
             data = reference
             for job in jobs:
                 context.files.write(job.id, REFERENCE, lambda path: path.write_bytes(data))
-        context.add(jobs)
+        context.add(jobs, callback_url)
     except BaseException:
         for job in jobs:
             context.files.remove(job.id)

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from .callbacks import BadAddressError, Callbacks
 from .clocks import Waits
 from .errors import ApiError
 from .estimate import REMEMBERED, Estimator
@@ -62,6 +63,7 @@ class Context:
     Attributes:
         settings: of its workers.
         keys: None: anybody may.
+        callbacks: None: it says nothing of ends.
         closing: set when open answers are to end.
     """
 
@@ -71,6 +73,7 @@ class Context:
     keys: Keys | None
     limits: Limits
     settings: Settings
+    callbacks: Callbacks | None = None
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)
@@ -107,7 +110,21 @@ class Context:
             message = f"width x height x num_frames x steps is {order.work}; must be at most {most} on this server"
             raise ApiError(400, message, "too_much_work", "num_inference_steps")
 
-    def add(self, jobs: list[Job]) -> None:
+    def check_callback(self, url: str | None) -> None:
+        """Raise an ApiError for an address at which this server does not say that a video ended."""
+        reason = "is not taken here: this server was started without --callback-host"
+        if url is None:
+            return
+        if self.callbacks is not None:
+            try:
+                self.callbacks.check(url)
+            except BadAddressError as error:
+                reason = str(error)
+            else:
+                return
+        raise ApiError(400, f"callback_url {reason}", "invalid_value", "callback_url")
+
+    def add(self, jobs: list[Job], callback_url: str | None = None) -> None:
         """Put the jobs of one request into the queue.
 
         Raises:
@@ -120,7 +137,7 @@ class Context:
             if there + len(jobs) > self.limits.queued:
                 message = f"{there} videos wait or are made already; at most {self.limits.queued} at a time"
                 raise ApiError(429, message, "queue_full", headers={"Retry-After": str(_RETRY_SECONDS)})
-            self.store.add(*jobs)
+            self.store.add(*jobs, callback_url=callback_url)
 
     def workers(self) -> dict[str, dict]:
         """What those say of themselves that live, by their ids; they may be of other servers on the same store."""

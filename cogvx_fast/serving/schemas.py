@@ -47,6 +47,7 @@ class _Parameters(BaseModel):
     scheduler: str | None = None
     strength: float | None = Field(None, description="how much of the reference is made anew, 0 to 1")
     priority: int = Field(0, ge=-100, le=100)
+    callback_url: str | None = Field(None, description="told of the end, if the server's list has its host")
     n: int = Field(1, ge=1, le=MAX_CLIPS, description="videos, of this seed and the ones behind it")
 
 
@@ -70,6 +71,7 @@ class Remix(BaseModel):
     strength: float | None = None
     seed: Whole | None = None
     priority: int = Field(0, ge=-100, le=100)
+    callback_url: str | None = None
 
 
 class JobError(BaseModel):

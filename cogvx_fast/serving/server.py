@@ -12,6 +12,7 @@ import uvicorn
 
 from .api import build
 from .context import Context
+from .deliveries import Sender
 from .logs import logger
 from .retention import Retention
 from .settings import Settings
@@ -85,6 +86,9 @@ def _running(context: Context, workers: Sequence[Settings], ready: Callable[[], 
         threading.Thread(target=_say_ready, args=(context, ready), daemon=True),
         threading.Thread(target=end_workers),
     ]
+    if context.callbacks is not None:
+        sender = Sender(context.store.outbox, context.callbacks, context.closing)
+        threads.insert(0, threading.Thread(target=sender.run, daemon=True))
     for thread in threads:
         thread.start()
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from . import deliveries
 from .clocks import Clock, Leases, Presence
 from .database import connect
 
@@ -70,6 +71,9 @@ _totals = sa.Table(
     sa.Column("name", sa.String(64), primary_key=True),
     sa.Column("value", sa.Float, nullable=False),
 )
+
+
+_callbacks = deliveries.table(_metadata)
 
 
 class StorageFullError(Exception):
@@ -148,6 +152,9 @@ class Store:
             again, to the same bits, if it is lost.
         clock: of this process, which nobody sets.
 
+    Attributes:
+        outbox: what is to be said of jobs that ended.
+
     Raises:
         ValueError: for a URL that cannot be opened.
     """
@@ -156,19 +163,23 @@ class Store:
         self._leases, self._presence = Leases(clock), Presence(clock)
         self._engine = connect(url, durable, _metadata)
 
+        self.outbox = deliveries.Outbox(self._engine, _callbacks, _jobs)
+
     def close(self) -> None:
         self._engine.dispose()
 
     # Clients of the server.
 
-    def add(self, *jobs: Job) -> None:
-        """Put new jobs into the queue, all or none.
+    def add(self, *jobs: Job, callback_url: str | None = None) -> None:
+        """Put new jobs into the queue, all or none; their ends are to be said at an address, if there is one.
 
         Raises:
             StorageFullError: if there is no room for them.
         """
         with self._writing() as connection:
             connection.execute(_jobs.insert(), [dict(vars(job)) for job in jobs])
+            if callback_url is not None:
+                self.outbox.put(connection, [job.id for job in jobs], callback_url)
 
     def get(self, job_id: str) -> Job | None:
         found = self._read(sa.select(_jobs).where(_jobs.c.id == job_id))
@@ -201,6 +212,7 @@ class Store:
     def delete(self, job_id: str) -> bool:
         """Forget a job, whatever its state; its worker hears that it is lost. False: there was none."""
         with self._writing() as connection:
+            self.outbox.forget(connection, job_id)
             return bool(connection.execute(_jobs.delete().where(_jobs.c.id == job_id)).rowcount)
 
     def set_bytes(self, job_id: str, size: int) -> None:

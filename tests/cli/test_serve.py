@@ -102,6 +102,9 @@ def test_keys_are_kept_as_hashes_and_names_once(run, tmp_path):
         (("--host", "localhost", "--port", 99999), "--port"),
         (("--engine", "fastest"), "--engine"),
         (("--device", "cuda:77"), "--device"),
+        (("--callback-host", "a/b"), "--callback-host"),
+        (("--callback-secret-file", "secret"), "has no effect without --callback-host"),
+        (("--callback-host", "a", "--callback-secret-file", "/proc/none/secret"), "--callback-secret-file"),
     ],
 )
 def test_what_cannot_work_is_said_before_anything_is_loaded(run, checkpoint, options, expected):
@@ -113,3 +116,18 @@ def test_a_broken_keys_file_is_refused(run, checkpoint, tmp_path):
     Path("keys.txt").write_text("anna plaintext-key\n")
     result = run("serve", checkpoint, "--api-keys-file", "keys.txt")
     assert result.exit_code == 2 and "line 1" in result.stderr and "plaintext-key" not in result.stderr
+
+
+def test_webhooks_go_to_the_hosts_of_its_list_signed_with_a_secret_of_its_own(run, checkpoint, _never_serves):
+    result = run("serve", checkpoint, "--port", 0, "--callback-host", "example.org", "--callback-host", "localhost:9")
+    assert result.exit_code == 0, result.stderr
+    context, _, listening, _ = _never_serves[0]
+    listening.close()
+    for url in ("https://example.org/", "http://localhost:9/"):
+        context.callbacks.check(url)
+    secret = Path("cogvx-fast-server/callback-secret")
+    assert secret.read_text().startswith("whsec_") and secret.stat().st_mode & 0o777 == 0o600
+    assert secret.read_text().strip() not in result.stdout + result.stderr
+    assert run("serve", checkpoint, "--port", 0).exit_code == 0
+    assert _never_serves[1][0].callbacks is None
+    _never_serves[1][2].close()
