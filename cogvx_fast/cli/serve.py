@@ -238,14 +238,17 @@ def _check_range(argument: str, value: float, least: float) -> None:
 def serve_key(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; videos belong to the name.")],
     api_keys_file: Annotated[Path, typer.Option(help="The file that `serve` is given.")] = Path("keys.txt"),
+    max_priority: Annotated[int, typer.Option(help="That its requests may have; others' have 0 if none is said.")] = 0,
 ) -> None:
     """Make a key for a server, print it, and keep its hash. To revoke it, take its line out of the file."""
     with exit_codes():
         _check_installed()
-        from cogvx_fast.serving.keys import add_key
+        from cogvx_fast.serving.keys import PRIORITIES, add_key
 
+        if max_priority not in PRIORITIES:
+            raise UsageError("--max-priority", max_priority, f"must be {PRIORITIES[0]} to {PRIORITIES[-1]}")
         try:
-            key = add_key(api_keys_file, name)
+            key = add_key(api_keys_file, name, max_priority)
         except ValueError as error:
             raise UsageError("NAME", repr(name), str(error)) from None
         except OSError as error:

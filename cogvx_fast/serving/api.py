@@ -181,6 +181,7 @@ def _add_health(app: FastAPI, context: Context) -> None:
 
 def _create(context: Context, who: str, asked: dict[str, Any], reference: bytes | None) -> Video:
     priority, count, callback_url = asked.pop("priority"), asked.pop("n"), asked.pop("callback_url", None)
+    context.check_priority(who, priority)
     context.check_callback(callback_url)
     if reference is not None:
         asked |= _what_came(context.models.meant(asked), reference)
@@ -209,6 +210,7 @@ def _what_came(served: Served, reference: bytes) -> dict[str, Any]:
 def _remix(context: Context, job: Job, wanted: Remix) -> Video:
     if job.status != COMPLETED:
         raise ApiError(409, "only a completed video can be remixed", "not_completed", "video_id")
+    context.check_priority(job.owner, wanted.priority)
     context.check_callback(wanted.callback_url)
     before = Order(**job.request)
     names = ("model", "width", "height", "num_frames", "num_inference_steps", "guidance_scale", "seed", "fps")

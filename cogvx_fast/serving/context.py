@@ -110,6 +110,13 @@ class Context:
             message = f"width x height x num_frames x steps is {order.work}; must be at most {most} on this server"
             raise ApiError(400, message, "too_much_work", "num_inference_steps")
 
+    def check_priority(self, owner: str, priority: int) -> None:
+        """Raise an ApiError for a priority beyond that of a key; without keys everybody may have any."""
+        most = priority if self.keys is None else self.keys.max_priority(owner)
+        if priority > most:
+            message = f"priority {priority} is more than this key may have; must be at most {most}"
+            raise ApiError(403, message, "priority_not_allowed", "priority")
+
     def check_callback(self, url: str | None) -> None:
         """Raise an ApiError for an address at which this server does not say that a video ended."""
         reason = "is not taken here: this server was started without --callback-host"

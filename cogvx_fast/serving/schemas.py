@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from .keys import PRIORITIES
 from .orders import Order
 from .store import COMPLETED, Job
 
@@ -46,7 +47,7 @@ class _Parameters(BaseModel):
     engine: str | None = None
     scheduler: str | None = None
     strength: float | None = Field(None, description="how much of the reference is made anew, 0 to 1")
-    priority: int = Field(0, ge=-100, le=100)
+    priority: int = Field(0, ge=PRIORITIES[0], le=PRIORITIES[-1])
     callback_url: str | None = Field(None, description="told of the end, if the server's list has its host")
     n: int = Field(1, ge=1, le=MAX_CLIPS, description="videos, of this seed and the ones behind it")
 
@@ -70,7 +71,7 @@ class Remix(BaseModel):
     prompt: str
     strength: float | None = None
     seed: Whole | None = None
-    priority: int = Field(0, ge=-100, le=100)
+    priority: int = Field(0, ge=PRIORITIES[0], le=PRIORITIES[-1])
     callback_url: str | None = None
 
 

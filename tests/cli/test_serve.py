@@ -91,6 +91,24 @@ def test_keys_are_kept_as_hashes_and_names_once(run, tmp_path):
     assert Path("keys.txt").read_text() == text
 
 
+def test_how_high_the_priority_of_a_key_may_be(run):
+    from cogvx_fast.serving.keys import Keys
+
+    (
+        run("serve-key", "anna"),
+        run("serve-key", "ben", "--max-priority", 7),
+        run("serve-key", "eve", "--max-priority", -5),
+    )
+    keys = Keys(Path("keys.txt"))
+    assert [keys.max_priority(name) for name in ("anna", "ben", "eve", "nobody")] == [0, 7, -5, 0]
+    for wrong in (101, -101):
+        result = run("serve-key", "max", "--max-priority", wrong)
+        assert result.exit_code == 2 and "must be -100 to 100" in result.stderr
+    Path("keys.txt").write_text(Path("keys.txt").read_text().replace("max-priority=7", "max-priority=101"))
+    with pytest.raises(ValueError, match="line 2"):
+        Keys(Path("keys.txt"))
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

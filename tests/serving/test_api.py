@@ -413,6 +413,28 @@ def test_a_key_sees_only_its_own(context, store, tmp_path):
     assert client.get("/v1/videos", headers=of(ben)).status_code == 200
 
 
+def test_a_priority_is_limited_by_its_key(context, completed, store, tmp_path):
+    path = tmp_path / "keys"
+    anna, ben = ({"authorization": f"Bearer {add_key(path, name, most)}"} for name, most in (("anna", 0), ("ben", 5)))
+    client = TestClient(build(context))
+    assert ask(client, priority=100).status_code == 200, "without keys it is anybody's"
+    context.keys, before = Keys(path), store.ids()
+
+    def of(who, priority, url="/v1/videos"):
+        return client.post(url, json={"prompt": "x", "priority": priority}, headers=who)
+
+    for who, most in ((anna, 0), (ben, 5)):
+        message = assert_error(of(who, most + 1), 403, "priority_not_allowed", "priority")
+        assert f"priority {most + 1} is more" in message and f"at most {most}" in message
+    assert store.ids() == before
+    assert [of(who, n).json()["priority"] for who, n in ((anna, 0), (anna, -3), (ben, 5))] == [0, -3, 5]
+    remix = f"/v1/videos/{completed(owner='anna').id}/remix"
+    assert_error(of(anna, 1, remix), 403, "priority_not_allowed", "priority")
+    assert of(anna, 0, remix).status_code == 200
+    path.write_text(path.read_text().replace("max-priority=5", "max-priority=9"))
+    assert of(ben, 9).status_code == 200, "the file is read again"
+
+
 def test_models(client):
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["demo"]
     assert client.get("/v1/models/demo").json()["object"] == "model"
