@@ -19,6 +19,7 @@ from .limits import BodyLimits
 from .metrics import metrics
 from .orders import Order, Served
 from .references import BadReferenceError
+from .requests_log import RequestsLog
 from .retention import remove
 from .schemas import Create, Deleted, Model, ModelList, Remix, Upload, Video, VideoList
 from .store import COMPLETED, Job, new_id
@@ -47,7 +48,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 def _owner(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
     context: Context = request.app.state.context
-    return context.owner(authorization)
+    owner = context.owner(authorization)
+    if owner:
+        request.state.about["key"] = owner
+    return owner
 
 
 WhoAsks = Annotated[str, Depends(_owner)]
@@ -55,7 +59,9 @@ WhoAsks = Annotated[str, Depends(_owner)]
 
 def _own_job(request: Request, video_id: str, who: WhoAsks) -> Job:
     context: Context = request.app.state.context
-    return context.job(video_id, who)
+    job = context.job(video_id, who)
+    request.state.about["job"] = job.id
+    return job
 
 
 AskedFor = Annotated[Job, Depends(_own_job)]
@@ -65,7 +71,9 @@ def build(context: Context) -> FastAPI:
     """The application of a server."""
     app = FastAPI(title="cogvx_fast", version=__version__, description="Videos from text with CogVideoX.")
     app.state.context = context
+    # The last one is the outermost: what the limits refuse is said, too.
     app.add_middleware(BodyLimits, max_bytes=context.limits.body_bytes, max_seconds=context.limits.body_seconds)
+    app.add_middleware(RequestsLog)
     errors.add_handlers(app)
     _add_videos(app, context)
     _add_health(app, context)
@@ -88,7 +96,9 @@ def _add_videos(app: FastAPI, context: Context) -> None:
     @app.post("/v1/videos", response_model=Video, responses=_ERRORS, openapi_extra=_FORMS)
     async def create(request: Request, who: WhoAsks) -> Video:
         asked, reference = await bodies.read_create(request)
-        return await run_in_threadpool(_create, context, who, asked, reference)
+        video = await run_in_threadpool(_create, context, who, asked, reference)
+        request.state.about["job"] = video.id
+        return video
 
     @app.get("/v1/videos", responses=_ERRORS)
     def list_videos(
@@ -127,7 +137,9 @@ def _add_videos(app: FastAPI, context: Context) -> None:
     @app.post("/v1/videos/{video_id}/remix", response_model=Video, responses=_ERRORS, openapi_extra=_REMIX)
     async def remix(request: Request, job: AskedFor) -> Video:
         wanted = bodies.checked(Remix, await bodies.read_json(request))
-        return await run_in_threadpool(_remix, context, job, wanted)
+        video = await run_in_threadpool(_remix, context, job, wanted)
+        request.state.about["job"] = video.id
+        return video
 
     @app.get("/v1/videos/{video_id}/content", responses=_ERRORS, response_class=Response)
     def get_content(job: AskedFor, request: Request, variant: str = "video") -> Response:

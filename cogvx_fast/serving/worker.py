@@ -226,7 +226,7 @@ def _device_memory(device: str) -> int:
 
 def main() -> None:
     """Work until told to end."""
-    set_up()
+    set_up()  # what writes by itself has been imported
     settings = Settings.from_json(sys.stdin.readline())
     worker = Worker(settings)
 

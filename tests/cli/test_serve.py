@@ -11,6 +11,7 @@ from .conftest import assert_usage_error
 @pytest.fixture(autouse=True)
 def _never_serves(monkeypatch):
     served = []
+    monkeypatch.setattr("cogvx_fast.serving.logs.set_up", lambda: None)  # of the whole process
     monkeypatch.setattr("cogvx_fast.serving.server.serve", lambda *arguments: served.append(arguments))
     return served
 
