@@ -126,9 +126,11 @@ class Callbacks:
             OSError, http.client.HTTPException: where there is no answer in time.
         """
         place, target = self._parts(url)
-        kind = http.client.HTTPSConnection if place.scheme == "https" else http.client.HTTPConnection
-        options = {"context": self._context} if place.scheme == "https" else {}
-        connection = kind(place.host, place.port, timeout=TIMEOUT, **options)  # type: ignore[arg-type]
+        connection = (
+            http.client.HTTPSConnection(place.host, place.port, timeout=TIMEOUT, context=self._context)
+            if place.scheme == "https"
+            else http.client.HTTPConnection(place.host, place.port, timeout=TIMEOUT)
+        )
         # The timeout is of each read; whoever sends a byte now and then would hold it for ever.
         late = threading.Timer(TIMEOUT, _hang_up, (connection,))
         late.daemon = True
