@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import OperationalError
 
-from . import deliveries
+from . import deliveries, totals
 from .clocks import Clock, Leases, Presence
 from .database import connect
 
@@ -65,14 +65,7 @@ _workers = sa.Table(
     sa.Column("seen_at", sa.Float, nullable=False),
     sa.Column("about", sa.JSON, nullable=False),
 )
-_totals = sa.Table(
-    "totals",
-    _metadata,
-    sa.Column("name", sa.String(64), primary_key=True),
-    sa.Column("value", sa.Float, nullable=False),
-)
-
-
+_totals = totals.table(_metadata)
 _callbacks = deliveries.table(_metadata)
 
 
@@ -207,7 +200,7 @@ class Store:
         )
         with self._writing() as connection:
             if connection.scalar(statement) == FAILED:
-                self._count(connection, CANCELLED)
+                totals.add(connection, _totals, CANCELLED)
 
     def delete(self, job_id: str) -> bool:
         """Forget a job, whatever its state; its worker hears that it is lost. False: there was none."""
@@ -265,8 +258,7 @@ class Store:
         return Signal.CANCEL if row.cancel else Signal.GO_ON
 
     def give_back(self, job_id: str, lease: str, after: float = 0.0, **values: Any) -> bool:
-        """Put a job back into the queue, not to be taken for `after` seconds, a minute at most; False: the lease was
-        lost."""
+        """Put a job back into the queue, to be taken `after` seconds, at most a minute; False: the lease was lost."""
         not_before = time.time() + min(after, _LONGEST_PAUSE) if after else 0.0
         return self._end_lease(job_id, lease, None, status=QUEUED, worker=None, not_before=not_before, **values)
 
@@ -286,7 +278,7 @@ class Store:
             statement = _jobs.update().where(*where).values(**values, lease=None, lease_seconds=None)
             done = connection.execute(statement).rowcount
             if done and end is not None:
-                self._count(connection, end)
+                totals.add(connection, _totals, end)
             return bool(done)
 
     def reap(self, worker: str | None = None) -> int:
@@ -326,7 +318,7 @@ class Store:
             for which, name, values in ends:
                 changed = connection.execute(_jobs.update().where(*where, which).values(**values)).rowcount
                 if changed:
-                    self._count(connection, name, changed)
+                    totals.add(connection, _totals, name, changed)
                 found += changed
         return found
 
@@ -390,18 +382,7 @@ class Store:
     def count(self, **amounts: float) -> None:
         with self._writing() as connection:
             for name, amount in amounts.items():
-                self._count(connection, name, amount)
-
-    @staticmethod
-    def _count(connection: sa.Connection, name: str, amount: float = 1) -> None:
-        added = _totals.update().where(_totals.c.name == name).values(value=_totals.c.value + amount)
-        if connection.execute(added).rowcount:
-            return
-        try:
-            with connection.begin_nested():
-                connection.execute(_totals.insert().values(name=name, value=amount))
-        except IntegrityError:  # another was quicker
-            connection.execute(added)
+                totals.add(connection, _totals, name, amount)
 
     def _read(self, query: sa.Select[Any]) -> list[Job]:
         with self._engine.connect() as connection:

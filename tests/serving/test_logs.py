@@ -13,6 +13,7 @@ from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
 from cogvx_fast.serving.keys import Keys, add_key
 from cogvx_fast.serving.logs import logger
+from cogvx_fast.serving.models import Models
 from cogvx_fast.serving.orders import Served
 
 
@@ -23,7 +24,7 @@ def served():
 
 @pytest.fixture
 def context(served, store, files, place):
-    return Context(served, store, files, None, Limits(body_bytes=1000), place)
+    return Context(Models([served]), store, files, None, Limits(body_bytes=1000), place)
 
 
 @pytest.fixture
