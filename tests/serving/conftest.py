@@ -1,16 +1,23 @@
 import dataclasses
 import threading
 
+import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
+from PIL import Image
 
 from cogvx_fast import demo_checkpoint
-from cogvx_fast.serving.files import Files
+from cogvx_fast.serving.api import build
+from cogvx_fast.serving.context import Context, Limits
+from cogvx_fast.serving.files import VIDEO, Files
 from cogvx_fast.serving.making import Maker
-from cogvx_fast.serving.orders import Order
+from cogvx_fast.serving.models import Models
+from cogvx_fast.serving.orders import Order, Served
 from cogvx_fast.serving.settings import Settings
 from cogvx_fast.serving.store import Job, Store, new_id
 from cogvx_fast.serving.worker import Worker
+from cogvx_fast.video import write_video
 
 ORDER = Order("demo", "a red circle moves right", None, 64, 64, 17, 4, 1.5, 0, 8, "exact")
 # Of many steps that take no time.
@@ -100,3 +107,45 @@ def work(place, maker):
             raise failed[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def served():
+    return Served.of(demo_checkpoint(), "demo", None, None, "float32", "cpu")
+
+
+@pytest.fixture
+def context(served, store, files, place):
+    return Context(Models([served]), store, files, None, Limits(queued=5, body_bytes=100_000, body_seconds=5.0), place)
+
+
+@pytest.fixture
+def client(context):
+    return TestClient(build(context), raise_server_exceptions=False)
+
+
+@pytest.fixture
+def completed(add, store, files):
+    """A job whose video is there: 9 frames, 48x32, from black to white."""
+
+    def make(**values):
+        job = add(num_frames=9, width=48, height=32, **values)
+        frames = [Image.fromarray(np.full((32, 48, 3), 28 * number, np.uint8)) for number in range(9)]
+        size = files.write(job.id, VIDEO, lambda path: write_video(frames, path, 8))
+        lease = store.take(job.id, "w", 10)
+        result = {"stage_seconds": {"denoise": 2.0}, "made_steps": 4, "engine_report": "engine: exact", "warnings": []}
+        store.complete(job.id, lease, result, size)
+        return store.get(job.id)
+
+    return make
+
+
+@pytest.fixture
+def mp4(tmp_path):
+    """The bytes of a video of so many frames."""
+
+    def make(frames=17, size=(64, 48)):
+        images = [Image.new("RGB", size, (10 * number, 0, 0)) for number in range(frames)]
+        return write_video(images, tmp_path / "upload.mp4", 8).read_bytes()
+
+    return make
