@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import typer
@@ -50,11 +50,12 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def exit_codes(interrupted: str = "nothing was written") -> Iterator[None]:
+def exit_codes(interrupted: str = "nothing was written", tell: Callable[[str], object] | None = None) -> Iterator[None]:
     """Turn what can end a command into one message and an exit status: usage 2, output 1, a signal 128 + its number.
 
     Args:
         interrupted: what to say of the work when Ctrl-C, SIGTERM or SIGHUP breaks it off.
+        tell: says that, where standard error is not for people.
     """
     with raised_signals() as received:
         try:
@@ -63,7 +64,7 @@ def exit_codes(interrupted: str = "nothing was written") -> Iterator[None]:
             # After a signal whatever comes is its consequence: a library made another error of it, or a terminal that
             # was closed cannot be written to.
             if received or isinstance(error, KeyboardInterrupt):
-                _say_while_it_is_heard(f"interrupted; {interrupted}")
+                (tell or _say_while_it_is_heard)(f"interrupted; {interrupted}")
                 raise typer.Exit(128 + (received[0] if received else signal.SIGINT)) from None
             if isinstance(error, UsageError | OutputError):
                 say(messages, f"error: {error}", style="red")

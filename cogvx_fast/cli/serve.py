@@ -99,7 +99,7 @@ def serve(
         from cogvx_fast.serving.context import Context, Limits
         from cogvx_fast.serving.files import Files
         from cogvx_fast.serving.keys import Keys
-        from cogvx_fast.serving.logs import set_up
+        from cogvx_fast.serving.logs import logger, set_up
         from cogvx_fast.serving.models import Models, check_names, dealt, default_name
         from cogvx_fast.serving.orders import Served
         from cogvx_fast.serving.server import open_socket, serve
@@ -155,7 +155,7 @@ def serve(
         set_up()
         address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
         for unserved, count in context.unserved().items():
-            say(messages, f"{count} job(s) wait for model {unserved!r}, which is not served: they go on when it is")
+            logger.warning("%d job(s) wait for model %r, which is not served: they go on when it is", count, unserved)
         on = "; ".join(f"model {one.name!r}, {', '.join(there)}" for one, there in zip(served, devices, strict=True))
         say(results, f"{address}  ({on}; loading)")
         results.file.flush()
@@ -164,7 +164,8 @@ def serve(
             say(results, f"ready: {address}/v1/videos, documentation at {address}/docs")
             results.file.flush()
 
-        serve(context, _workers(settings, devices), listening, ready)
+        with exit_codes("jobs go on at the next start", logger.info):
+            serve(context, _workers(settings, devices), listening, ready)
 
 
 def _workers(settings: Sequence[Settings], devices: Sequence[Sequence[str]]) -> list[Settings]:

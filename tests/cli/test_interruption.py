@@ -115,6 +115,14 @@ def test_the_status_is_that_of_the_signal(number, then, capfd):
     assert capfd.readouterr().err == "interrupted; all is well\n"
 
 
+def test_it_is_told_to_whom_it_concerns(capfd):
+    said = []
+    with pytest.raises(typer.Exit) as caught, exit_codes("all is well", said.append):
+        raise KeyboardInterrupt
+    assert said == ["interrupted; all is well"] and caught.value.exit_code == 130
+    assert capfd.readouterr().err == ""
+
+
 def test_a_signal_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as `nohup` does
     try:

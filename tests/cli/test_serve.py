@@ -52,14 +52,14 @@ def test_gpus_that_are_too_few_for_the_models_are_refused(run, checkpoint, monke
     assert_usage_error(result, "--device", "cuda:0, cuda:1", "too few for 3 models")
 
 
-def test_jobs_of_a_model_that_is_not_served_any_more_are_told_of(run, checkpoint, _never_serves):
+def test_jobs_of_a_model_that_is_not_served_any_more_are_told_of(run, checkpoint, _never_serves, caplog):
     Path("cogvx-fast-server").mkdir()
     store = Store("sqlite:///cogvx-fast-server/jobs.sqlite")
     store.add(Job(new_id(), "", {}, "old"))
     store.close()
     result = run("serve", checkpoint, "--port", 0)
     _never_serves[0][2].close()
-    assert result.exit_code == 0 and "1 job(s) wait for model 'old', which is not served" in result.stderr
+    assert result.exit_code == 0 and "1 job(s) wait for model 'old', which is not served" in caplog.text
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.org"])
