@@ -61,6 +61,7 @@ class Context:
     Attributes:
         settings: of its workers.
         keys: None: anybody may.
+        embedded_in: web sites that may show the page in a frame of theirs.
         closing: set when open answers are to end.
     """
 
@@ -70,6 +71,7 @@ class Context:
     keys: Keys | None
     limits: Limits
     settings: Settings
+    embedded_in: tuple[str, ...] = ()
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)
