@@ -347,6 +347,36 @@ def test_errors_stand_at_their_fields(visitor):
     assert not visitor.videos()
 
 
+def test_another_model_has_other_choices(visitor):
+    page = visitor.page
+
+    def two(route):
+        answer = route.fetch()
+        said = answer.json()
+        other = {
+            "id": "other",
+            "width": 720,
+            "height": 480,
+            "fixed_size": True,
+            "frame_choices": [49],
+            "num_frames": 49,
+        }
+        pictures = {"kinds": ["image"], "required": True, "max_bytes": 1, "strength": 0.8}
+        said["models"].append(said["models"][0] | other | {"reference": pictures})
+        route.fulfill(response=answer, json=said)
+
+    page.route("**/page/about", two)
+    visitor.open()
+    page.click("summary")
+    page.select_option("#model", "other")
+    assert page.input_value("#width") == "720" and page.get_attribute("#width", "readonly") is not None
+    assert page.locator("#num_frames option").all_inner_texts() == ["6 s (49 frames)"]
+    assert page.get_attribute("#input_reference", "accept") == "image/*"
+    page.fill("#prompt", PROMPT)
+    page.click("#make")
+    page.locator("#model-error", has_text="is not served here").wait_for()
+
+
 def test_words_are_never_markup(visitor):
     page = visitor.open()
     evil = "<img src=x onerror=\"document.title='hit'\"> <b>bold</b>"

@@ -119,6 +119,12 @@ def test_models_of_other_kinds(served):
     assert (picture["reference"]["kinds"], picture["reference"]["required"]) == (["image"], True)
 
 
+def test_all_models_are_offered_the_first_first(served, store, files, place):
+    models = Models([served, dataclasses.replace(served, name="another")])
+    client = TestClient(build(Context(models, store, files, None, Limits(), place)))
+    assert [model["id"] for model in client.get("page/about").json()["models"]] == ["demo", "another"]
+
+
 def test_who_has_no_key_is_told_so_and_nothing_else(served, store, files, place, tmp_path):
     key = add_key(tmp_path / "keys", "anna")
     client = TestClient(build(Context(Models([served]), store, files, Keys(tmp_path / "keys"), Limits(), place)))
