@@ -131,7 +131,7 @@ export function createStage({ changed, gone, remixed, failed }) {
   }
 
   function drawProgress(done, total, position, eta) {
-    const percent = Math.floor((100 * done) / Math.max(1, total));
+    const percent = (100 * done) / Math.max(1, total);
     const words = [];
     if (position != null) words.push(position ? `Waiting, ${position} before it` : "Waiting, next in turn");
     else if (done < total) words.push(`Step ${done} of ${total}`);
