@@ -88,7 +88,7 @@ async function start() {
   }
 }
 
-async function sayReady(about) {
+function sayReady(about) {
   const names = about.models.map(({ id }) => id).join(", ");
   element("served").textContent = about.ready ? names : `${names} (loading …)`;
   if (about.ready) return;
