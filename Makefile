@@ -29,9 +29,9 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 6 --guidance 1.5
 
-# A server of the demo model; it says its address. MODEL=... for another.
+# A server of the demo model; it says the addresses of its page and API and opens the page. MODEL=... for another.
 serve: $(VENV)/.installed
-	$(BIN)/cogvx-fast serve $(MODEL)
+	$(BIN)/cogvx-fast serve --open $(MODEL)
 
 # A worker for each core, which takes over what another has left. Triton's kernels are interpreted in processes of their
 # own: it is decided when they are defined.

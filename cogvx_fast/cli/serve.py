@@ -6,6 +6,9 @@ import contextlib
 import dataclasses
 import importlib.util
 import ipaddress
+import os
+import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,8 +82,13 @@ def serve(
     keep_gib: Annotated[float, typer.Option(help="Of all videos together; the oldest go first.")] = 50.0,
     checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints of a job.")] = 30.0,
     lease_seconds: Annotated[float, typer.Option(help="After which a silent worker counts as dead.")] = 30.0,
+    embedded_in: Annotated[
+        list[str] | None,
+        typer.Option(help="A web site that may show the page in a frame: https://huggingface.co.", show_default="none"),
+    ] = None,
+    open_page: Annotated[bool, typer.Option("--open", help="Open the page in a browser when it is ready.")] = False,
 ) -> None:
-    """Serve videos over HTTP, as OpenAI's Videos API does, and more.
+    """Serve videos over HTTP, as OpenAI's Videos API does, and more; with a page to make and look at them.
 
     Jobs survive the server: they are in a database before a request is answered, and go on after a restart.
     """
@@ -105,7 +113,13 @@ def serve(
         from cogvx_fast.serving.server import open_socket, serve
         from cogvx_fast.serving.settings import Settings
         from cogvx_fast.serving.store import Store
+        from cogvx_fast.serving.ui import is_origin
 
+        for site in embedded_in or []:
+            if not is_origin(site):
+                raise UsageError(
+                    "--embedded-in", repr(site), "must be a web site's address such as https://example.org"
+                )
         sources = model or [validate.model_or_demo(None)]
         names = name or list(map(default_name, sources))
         check_names(names, len(sources), "--name")
@@ -143,6 +157,7 @@ def serve(
                 limits,
                 place,
                 callbacks,
+                tuple(embedded_in or ()),
             )
         except ValueError as error:
             raise UsageError("serve", None, str(error)) from None
@@ -161,11 +176,19 @@ def serve(
         results.file.flush()
 
         def ready() -> None:
-            say(results, f"ready: {address}/v1/videos, documentation at {address}/docs")
+            say(results, f"ready: {address}/v1/videos, page at {address}/, documentation at {address}/docs")
             results.file.flush()
+            if open_page and not _open(f"{address}/"):
+                say(messages, f"no browser opens here; the page is at {address}/")
 
         with exit_codes("jobs go on at the next start", logger.info):
             serve(context, _workers(settings, devices), listening, ready)
+
+
+def _open(address: str) -> bool:
+    """Show a page in a browser, and whether there is one. None that would take over this terminal."""
+    has_screen = sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    return (has_screen or "BROWSER" in os.environ) and webbrowser.open(address)
 
 
 def _workers(settings: Sequence[Settings], devices: Sequence[Sequence[str]]) -> list[Settings]:

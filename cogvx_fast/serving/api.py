@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 
 from cogvx_fast import __version__
 
-from . import bodies, errors, pictures, references
+from . import bodies, errors, pictures, references, ui
 from .content import content
 from .context import Context
 from .errors import ApiError
@@ -77,6 +77,7 @@ def build(context: Context) -> FastAPI:
     errors.add_handlers(app)
     _add_videos(app, context)
     _add_health(app, context)
+    ui.mount(app, context)
     make_schema = app.openapi
 
     def with_bodies() -> dict[str, Any]:

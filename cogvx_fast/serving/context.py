@@ -64,6 +64,7 @@ class Context:
         settings: of its workers.
         keys: None: anybody may.
         callbacks: None: it says nothing of ends.
+        embedded_in: web sites that may show the page in a frame of theirs.
         closing: set when open answers are to end.
     """
 
@@ -74,6 +75,7 @@ class Context:
     limits: Limits
     settings: Settings
     callbacks: Callbacks | None = None
+    embedded_in: tuple[str, ...] = ()
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)

@@ -32,7 +32,7 @@ _NAMES = {
 _OPTION = re.compile(r"--[a-z-]+|PROMPT")
 MAX_PROMPT = 32_000  # characters, as in OpenAI's API
 SCHEDULERS = ("ddim", "dpm")
-DEFAULT_STRENGTH = 0.8  # diffusers'
+DEFAULT_STEPS, DEFAULT_GUIDANCE, DEFAULT_STRENGTH = 50, 6.0, 0.8  # diffusers'
 _OF_PICTURES = "CogVideoXImageToVideoPipeline"
 
 
@@ -142,7 +142,10 @@ class Served:
         if negative is not None and len(negative) > MAX_PROMPT:
             raise UsageError("negative_prompt", None, f"has {len(negative)} characters; must be at most {MAX_PROMPT}")
         negative = None if negative is None else validate.as_text("negative_prompt", negative)
-        steps, guidance = asked.get("num_inference_steps", 50), float(asked.get("guidance_scale", 6.0))
+        steps, guidance = (
+            asked.get("num_inference_steps", DEFAULT_STEPS),
+            float(asked.get("guidance_scale", DEFAULT_GUIDANCE)),
+        )
         seed = asked.get("seed", secrets.randbelow(2**31))
         validate.check_numbers(steps, guidance, negative, seed, 1, self.checkpoint)
         width, height = _size(asked)

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -150,3 +151,51 @@ def test_webhooks_go_to_the_hosts_of_its_list_signed_with_a_secret_of_its_own(ru
     assert run("serve", checkpoint, "--port", 0).exit_code == 0
     assert _never_serves[1][0].callbacks is None
     _never_serves[1][2].close()
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The addresses that browsers were told to open, on a machine with a screen."""
+    addresses = []
+    monkeypatch.setattr("webbrowser.open", lambda address: addresses.append(address) or True)
+    monkeypatch.setenv("DISPLAY", ":0")
+    monkeypatch.delenv("BROWSER", raising=False)
+    return addresses
+
+
+def test_ui_opens_the_page_when_it_is_ready(run, checkpoint, monkeypatch, opened):
+    monkeypatch.setattr("cogvx_fast.serving.server.serve", _serves_and_is_ready)
+    result = run("ui", checkpoint, "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    (address,) = opened
+    assert re.fullmatch(r"http://127\.0\.0\.1:[1-9][0-9]*/", address) and f"page at {address}" in result.stdout
+
+
+@pytest.mark.parametrize("command", [("ui",), ("serve", "--open", "--port", 0)])
+def test_without_a_screen_it_says_where_the_page_is(run, checkpoint, monkeypatch, opened, command):
+    monkeypatch.setattr("cogvx_fast.serving.server.serve", _serves_and_is_ready)
+    monkeypatch.delenv("DISPLAY")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    result = run(*command, checkpoint)
+    assert not opened and "the page is at http://127.0.0.1:" in result.stderr
+
+
+def test_serve_alone_opens_nothing(run, checkpoint, monkeypatch, opened):
+    monkeypatch.setattr("cogvx_fast.serving.server.serve", _serves_and_is_ready)
+    assert "page at http://127.0.0.1:" in run("serve", checkpoint, "--port", 0).stdout
+    assert not opened
+
+
+def _serves_and_is_ready(context, workers, listening, ready):
+    listening.close()
+    ready()
+
+
+def test_web_sites_that_may_embed_the_page(run, checkpoint, _never_serves):
+    site = "https://huggingface.co"
+    assert run("serve", checkpoint, "--port", 0, "--embedded-in", site).exit_code == 0
+    context, _, listening, _ = _never_serves[0]
+    listening.close()
+    assert context.embedded_in == (site,)
+    refused = run("serve", checkpoint, "--embedded-in", "https://a.b; script-src *")
+    assert refused.exit_code == 2 and "--embedded-in" in refused.stderr
