@@ -103,7 +103,7 @@ def test_compose_mounts_what_there_is_and_listens_at_this_machine():
 
 def test_the_image_is_made_of_files_that_there_are():
     lines = (DEPLOY / "Dockerfile").read_text()
-    assert "USER cogvx" in lines and "HEALTHCHECK" in lines and '"--api-keys-file"' in lines
+    assert "USER 10001" in lines and "HEALTHCHECK" in lines and '"--api-keys-file"' in lines
     kept = [line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"]
     assert all((DEPLOY.parent / name).exists() for name in kept)
     for line in lines.splitlines():
