@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import tempfile
 import time
 
 import httpx
@@ -71,27 +72,36 @@ class Application:
 
 
 @pytest.fixture(scope="module")
-def application(tmp_path_factory):
+def cluster():
+    """A Ray of this test's own: the port of its HTTP. Nothing of it is left, and nothing leaves this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # More CPUs than there are: they only count.
-    ray.init(
-        num_cpus=5,
-        num_gpus=0,
-        object_store_memory=80 * 2**20,
-        include_dashboard=False,
-        _system_config={"enable_worker_prestart": False},
-    )
-    try:
-        serve.start(http_options={"host": "127.0.0.1", "port": port})
-        application = Application(tmp_path_factory.mktemp("ray"), port)
-        yield application
-        application.store.close()
-        application.client.close()
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+    # A short path: Ray has sockets in it.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        try:
+            ray.init(
+                num_cpus=5,  # it only counts them
+                num_gpus=0,
+                object_store_memory=80 * 2**20,
+                include_dashboard=False,
+                _temp_dir=folder,
+                _system_config={"enable_worker_prestart": False},
+            )
+            serve.start(http_options={"host": "127.0.0.1", "port": port})
+            yield port
+        finally:
+            serve.shutdown()
+            ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def application(cluster, tmp_path_factory):
+    started = Application(tmp_path_factory.mktemp("ray"), cluster)
+    yield started
+    started.store.close()
+    started.client.close()
 
 
 @pytest.fixture(scope="module")
