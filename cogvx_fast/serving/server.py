@@ -55,7 +55,7 @@ def serve(context: Context, workers: Sequence[Settings], listening: socket.socke
 
     Args:
         workers: of each process that is started; none where they run elsewhere.
-        ready: called once, when a worker has its model warm.
+        ready: called once, when every model is warm.
     """
     config = uvicorn.Config(
         build(context),
