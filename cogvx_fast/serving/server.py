@@ -56,13 +56,14 @@ def serve(context: Context, workers: Sequence[Settings], listening: socket.socke
 
     Args:
         workers: of each process that is started; none where they run elsewhere.
-        ready: called once, when a worker has its model warm.
+        ready: called once, when every model is warm.
     """
     config = uvicorn.Config(
         build(context),
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",  # where another parser is installed, it would be taken, which does not limit headers
         timeout_keep_alive=15,
         timeout_graceful_shutdown=_ANSWERS_SECONDS,
         h11_max_incomplete_event_size=32 * 2**10,
@@ -82,7 +83,7 @@ def _running(context: Context, workers: Sequence[Settings], ready: Callable[[], 
         supervisor.end(_WORKERS_SECONDS)
 
     threads = [
-        threading.Thread(target=_sweep, args=(context,), daemon=True),
+        threading.Thread(target=sweep, args=(context,), daemon=True),
         threading.Thread(target=_say_ready, args=(context, ready), daemon=True),
         threading.Thread(target=end_workers),
     ]
@@ -98,7 +99,8 @@ def _running(context: Context, workers: Sequence[Settings], ready: Callable[[], 
         threads[-1].join()
 
 
-def _sweep(context: Context) -> None:
+def sweep(context: Context) -> None:
+    """Remove what is old, again and again, until the server closes."""
     limits = context.limits
     retention = Retention(context.store, context.files, limits.max_age, limits.max_bytes)
     while True:

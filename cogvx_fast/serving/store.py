@@ -350,11 +350,13 @@ class Store:
         with self._engine.connect() as connection:
             return set(connection.scalars(sa.select(_jobs.c.id)))
 
-    def queue_length(self, owner: str | None = None) -> int:
-        """Jobs that have not ended, of `owner` or of all."""
+    def queue_length(self, owner: str | None = None, model: str | None = None) -> int:
+        """Jobs that have not ended, of `owner` and of `model`, or of all."""
         query = sa.select(sa.func.count()).where(_jobs.c.status.in_((QUEUED, IN_PROGRESS)))
+        for column, wanted in ((_jobs.c.owner, owner), (_jobs.c.model, model)):
+            query = query if wanted is None else query.where(column == wanted)
         with self._engine.connect() as connection:
-            return connection.scalar(query if owner is None else query.where(_jobs.c.owner == owner)) or 0
+            return connection.scalar(query) or 0
 
     def seen(self, worker: str, about: Mapping[str, Any]) -> None:
         """Note that a worker lives, and what it says of itself."""

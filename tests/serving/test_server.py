@@ -107,6 +107,15 @@ def test_a_server_that_is_killed_loses_nothing(server, expected):
     assert not [path for path in server.folder.rglob("*partial*")]
 
 
+def test_headers_have_a_limit(server):
+    """Whatever parser of HTTP is installed beside it."""
+    request = urllib.request.Request(f"{server.address}/healthz", headers={"X-Large": "x" * 2**17})
+    with pytest.raises(OSError) as caught:
+        urllib.request.urlopen(request, timeout=30).close()
+    assert getattr(caught.value, "code", 400) == 400, "answered so, or cut off while it was sent"
+    urllib.request.urlopen(f"{server.address}/healthz", timeout=30).close()
+
+
 def test_several_models_at_one_address(tmp_path):
     models = ("--name", "one", "--name", "two", demo_checkpoint(), demo_checkpoint())
     started = Server(tmp_path / "folder", *models)
