@@ -10,7 +10,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, calibrate, doctor, generate, kernels, quantize, serve
+from . import bench, bench_serve, calibrate, doctor, generate, kernels, quantize, serve
 from .console import exit_codes, results, say
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command()(quantize.quantize)
 app.command()(calibrate.calibrate)
 app.command()(serve.serve)
 app.command()(serve.serve_key)
+bench.app.command("serve")(bench_serve.serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(kernels.app, name="kernels")
 
