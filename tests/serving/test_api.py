@@ -6,6 +6,7 @@ import json
 import threading
 import time
 
+import anyio
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -15,6 +16,7 @@ from cogvx_fast import demo_checkpoint
 from cogvx_fast.serving import references, schemas
 from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
+from cogvx_fast.serving.events import Listening, events
 from cogvx_fast.serving.files import PREVIEW, REFERENCE, VIDEO
 from cogvx_fast.serving.keys import Keys, add_key
 from cogvx_fast.serving.models import Models
@@ -496,6 +498,34 @@ def test_events_of_a_deleted_job_and_of_a_closing_server_end(client, add, contex
     assert "event: deleted" in client.get(f"/v1/videos/{job.id}/events").text
     threading.Timer(0.2, context.closing.set).start()
     assert "event: queued" in client.get(f"/v1/videos/{add().id}/events").text
+
+
+def test_many_who_listen_cost_the_store_no_more_than_one(context, add, store, monkeypatch):
+    asked, listening, jobs = [], Listening(context), [add() for _ in range(4)]
+    some, waiting = store.some, store.waiting
+    monkeypatch.setattr(store, "some", lambda ids: asked.append(sorted(ids)) or some(ids))
+    monkeypatch.setattr(store, "waiting", lambda: asked.append("waiting") or waiting())
+    heard = {job.id: "" for job in jobs}
+
+    async def listen(job):
+        async for text in events(listening, job):
+            heard[job.id] += text
+
+    async def all_of_them():
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                group.start_soon(listen, job)
+            await anyio.sleep(0.3)
+            lease = store.take(jobs[0].id, "w", 10)
+            store.complete(jobs[0].id, lease, {}, 1)
+            for job in jobs[1:]:
+                store.delete(job.id)
+
+    anyio.run(all_of_them)
+    assert "event: completed" in heard.pop(jobs[0].id)
+    assert all("event: queued" in text and text.count("event: deleted") == 1 for text in heard.values())
+    assert asked.count("waiting") <= 2 and len(asked) < 20
+    assert sorted(job.id for job in jobs) in asked and not listening._listeners and not listening._jobs
 
 
 def test_what_fails_in_the_server_says_nothing_of_its_insides(client, store, monkeypatch):
