@@ -50,8 +50,8 @@ class Serving(Series):
 
     def table(self, others: Sequence[Series]) -> str:
         """A line for each rate and server, what is aimed at, and how videos were judged."""
-        columns = ("rate", "server", "sent", "ended", "errors", "open")
-        columns += ("first event p50", "p95", "p99", "done p50", "p95", "p99", "videos a second")
+        waits = ("first event p50", "p95", "p99", "done p50", "p95", "p99")
+        columns = ("rate", "server", *_COUNTS, *waits, "videos a second")
         lines = []
         for row in sorted(self.rows, key=lambda row: row.extras.get("rate_per_second", 0.0)):
             if row.gate == "red":

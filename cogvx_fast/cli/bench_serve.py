@@ -86,7 +86,12 @@ def serve(
         if baseline is not None and not baseline.is_file():
             raise UsageError("--baseline", repr(str(baseline)), "is no file")
         check_out(out)
-        options = {"--rate": rate, "--load": None if rate else load, "--duration": f"{duration:g}", "--url": url}
+        options: dict[str, object] = {
+            "--rate": rate,
+            "--load": None if rate else load,
+            "--duration": f"{duration:g}",
+            "--url": url,
+        }
         options |= {"--baseline": baseline, "--size": size, "--frames": frames, "--steps": steps}
         options |= {"--guidance": f"{guidance:g}", "--seed": seed, "--dtype": dtype and dtype.value}
         words = ["cogvx-fast", "bench", "serve", *([] if model is None else [model])]

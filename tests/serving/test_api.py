@@ -528,6 +528,22 @@ def test_many_who_listen_cost_the_store_no_more_than_one(context, add, store, mo
     assert sorted(job.id for job in jobs) in asked and not listening._listeners and not listening._jobs
 
 
+def test_a_request_that_ends_in_the_middle_is_no_failure(context, store):
+    messages = [{"type": "http.request", "body": b'{"prom', "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": headers, "query_string": b""}
+    anyio.run(build(context), scope, receive, send)  # it raises nothing, which would be a traceback in the log
+    assert sent[0]["status"] == 400 and store.queue_length() == 0
+
+
 def test_what_fails_in_the_server_says_nothing_of_its_insides(client, store, monkeypatch):
     monkeypatch.setattr(store, "page", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("/secret")))
     message = assert_error(client.get("/v1/videos"), 500, "internal_error")

@@ -10,6 +10,7 @@ import argparse
 import datetime
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import threading
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--true-clock", action="store_true", help="leave out that the clock is moved")
     asked = parser.parse_args()
     seed = int(time.time()) if asked.seed is None else asked.seed
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # by way of what is cleaned up
     with tempfile.TemporaryDirectory(prefix="soak") as folder:
         disk = Disk(Path(folder) / "disk")
         server = Server(Path(folder), disk, Clock(Path(folder) / "clock"), WORKERS)
@@ -66,25 +68,30 @@ class Run:
         kinds = [name for name in faults.PER_THOUSAND if name not in self.left_out]
         self.planned = faults.schedule(jobs, seed, kinds)
         self.ledger = Ledger(pool.settings(min(SETTINGS, 10 * max(1, jobs // 25)), seed))
-        self.user = User(server.port, self.ledger)
-        self.faults = faults.Faults(server, disk, self.ledger, seed)
+        self.user = User(server, self.ledger)
+        self.faults = faults.Faults(server, disk, self.ledger, seed, self._say)
         self.found, self.growth = Counter(), []
+        self._started = time.monotonic()
+
+    def _say(self, text):
+        print(f"{time.monotonic() - self._started:6.0f} s: {text}", flush=True)
 
     def go(self):
-        started = time.monotonic()
         self.server.start()
-        print(f"seed {self.seed}: {len(self.ledger.settings)} settings without a fault", flush=True)
+        self._say(f"seed {self.seed}: {len(self.ledger.settings)} settings without a fault")
         pool.make(self.ledger.settings, self.user)
+        self._say("faults begin")
         watch = memory.Watch(self.server, self.ledger)
         self._ask()
         self.growth = watch.end()
+        self._say("all have ended; what is there is looked at")
         found, self.ends, self.unheard = checks.of_the_answers(self.user, self.ledger)
         self.found.update(found)
         self.server.end()
         found, self.swept = checks.of_the_folder(self.server.folder, self.ledger, self.ends)
         self.found.update(found)
         self.errors = checks.of_the_log(self.server.log)
-        self.minutes = (time.monotonic() - started) / 60
+        self.minutes = (time.monotonic() - self._started) / 60
 
     def _ask(self):
         """All jobs, by several users at once, beside what happens to the server."""
@@ -117,7 +124,7 @@ class Run:
             time.sleep(0.1)
             if self.ledger.ended - said >= max(10, self.jobs // 20):
                 said = self.ledger.ended
-                print(f"{said} of {self.jobs} jobs, {len(self.ledger.problems)} problems", flush=True)
+                self._say(f"{said} of {self.jobs} jobs, {len(self.ledger.problems)} problems")
         harm.join()
 
     def _harm(self, users):

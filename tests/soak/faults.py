@@ -34,8 +34,8 @@ def schedule(jobs, seed, kinds):
 class Faults:
     """Does them one after the other."""
 
-    def __init__(self, server, disk, ledger, seed):
-        self._server, self._disk, self._ledger = server, disk, ledger
+    def __init__(self, server, disk, ledger, seed, say):
+        self._server, self._disk, self._ledger, self._say = server, disk, ledger, say
         self._random = random.Random(f"{seed}/moments")
         self.counts, self.slowest_end = Counter(), 0.0
 
@@ -47,7 +47,7 @@ class Faults:
             if stopped():
                 return
             time.sleep(self._random.uniform(0, 0.5))  # of what is being done then
-            print(f"  {self._ledger.begun} jobs asked for: {name}", flush=True)
+            self._say(f"{self._ledger.begun} jobs asked for: {name}")
             getattr(self, "_" + name.partition(" (")[0].replace(" ", "_"))()
             self.counts[name] += 1
         self._server.clock.jump(0.0)

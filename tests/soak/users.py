@@ -24,7 +24,7 @@ ACTS = {
 }
 FAULTS = ("events cut", "download cut", "request cut")
 VARIANTS = ("gif", "webp", "thumbnail", "spritesheet")
-_AGAIN = 0.1  # seconds
+_AGAIN, _LONGEST = 0.1, 1.0  # seconds between two tries, first and at most
 
 
 @dataclass
@@ -73,13 +73,22 @@ class Ledger:
 class User:
     """Speaks to one server, through its deaths; an answer that no fault explains is a problem of the ledger."""
 
-    def __init__(self, port, ledger):
-        self._port, self._ledger = port, ledger
+    def __init__(self, server, ledger):
+        self._server, self._port, self._ledger = server, server.port, ledger
+
+    def patience(self):
+        """Turns for `WAIT` seconds in which a model was warm: how long a start takes is not what is asked here."""
+        left, before = WAIT, time.monotonic()
+        while left > 0:
+            yield
+            now = time.monotonic()
+            left -= (now - before) * self._server.ready.is_set()
+            before = now
 
     def ask(self, method, path, body=None, headers=()):
         """Status and body of the first answer that is one: not those of a server that has no room, or no queue."""
-        until = time.monotonic() + WAIT
-        while time.monotonic() < until:
+        pause = _AGAIN
+        for _ in self.patience():
             try:
                 status, data = client.request(self._port, method, path, body, headers)
             except Unreachable:
@@ -90,7 +99,8 @@ class User:
                         self._ledger.problem(f"{method} {path} was answered {status} {data[:300]!r}")
                     return status, data
                 self._ledger.count(f"answered {status}")
-            time.sleep(_AGAIN)
+            time.sleep(pause)
+            pause = min(_LONGEST, 1.5 * pause)
         raise TimeoutError(f"{method} {path} was not answered in {WAIT:g} s")
 
     def create(self, setting):
@@ -106,8 +116,7 @@ class User:
 
     def wait(self, video_id):
         """The job when it has ended; None: it is gone, or does not end."""
-        until = time.monotonic() + WAIT
-        while time.monotonic() < until:
+        for _ in self.patience():
             job = self.look(video_id)
             if job is None or job["status"] in ("completed", "failed"):
                 return job
@@ -172,8 +181,7 @@ class User:
 
     def follow(self, video_id, most):
         """By its events, to its end or up to a cut."""
-        until = time.monotonic() + WAIT
-        while time.monotonic() < until:
+        for _ in self.patience():
             try:
                 for name, _ in client.events(self._port, f"/v1/videos/{video_id}/events", most):
                     if name in ("completed", "failed", "deleted"):
