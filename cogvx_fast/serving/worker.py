@@ -94,9 +94,12 @@ class Worker:
                 self._make(maker, *self._current)
                 self._current = None
         finally:
-            self._give_back_next()
-            self._store.gone(self.id)
-            self._ended.set()
+            try:
+                with contextlib.suppress(StorageFullError):  # then it is found to be gone
+                    self._give_back_next()
+                    self._store.gone(self.id)
+            finally:
+                self._ended.set()
 
     def _once_there_is_room(self, write: Callable[[], Any]) -> Any:
         """What the store has to be told: again and again while the disk is full, unless this worker is to end."""
