@@ -167,10 +167,11 @@ class Worker:
             video = maker.make(job, self._files, after_step, between)
         except ParkedError as parked:
             busy = job.busy_seconds + time.monotonic() - started
-            self._store.give_back(job.id, lease, result=parked.so_far, busy_seconds=busy)
+            back = functools.partial(self._store.give_back, job.id, lease, result=parked.so_far, busy_seconds=busy)
+            self._once_there_is_room(back)
             logger.info("parked", extra=about)
         except CancelledError:
-            self._store.fail(job.id, lease, CANCELLED, "it was cancelled")
+            self._once_there_is_room(lambda: self._store.fail(job.id, lease, CANCELLED, "it was cancelled"))
             self._files.remove(job.id, PARKED, PREVIEW)
             logger.info("cancelled", extra=about)
         except Lost:
@@ -183,7 +184,7 @@ class Worker:
         except Exception as error:
             code, message, go_on = maker.what_went_wrong(error)
             logger.exception("failed", extra=about)
-            self._store.fail(job.id, lease, code, message)
+            self._once_there_is_room(functools.partial(self._store.fail, job.id, lease, code, message))
             self._files.remove(job.id, PARKED, PREVIEW)
             if not go_on:
                 raise
@@ -193,7 +194,8 @@ class Worker:
             done = functools.partial(self._store.complete, job.id, lease, video.result, size, busy_seconds=busy)
             if self._once_there_is_room(done):
                 counts = {f"seconds_{stage}": value for stage, value in video.result["stage_seconds"].items()}
-                self._once_there_is_room(lambda: self._store.count(steps=video.result["made_steps"], **counts))
+                with contextlib.suppress(StorageFullError):
+                    self._store.count(steps=video.result["made_steps"], **counts)
             self._files.remove(job.id, PARKED, PREVIEW)
             logger.info("completed", extra=about)
 
