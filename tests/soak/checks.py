@@ -32,8 +32,11 @@ def of_the_answers(user, ledger):
             found["lost"] += 1
     ends = Counter()
     for video_id, job in listed.items():
-        setting, record = ledger.settings[job["seed"]], ledger.jobs.get(video_id)
         ends[job["status"]] += 1
+        if not 0 <= job["seed"] < len(ledger.settings):
+            ledger.problem(f"{video_id} is of a request that was to be refused")
+            continue
+        setting, record = ledger.settings[job["seed"]], ledger.jobs.get(video_id)
         if job["status"] == "completed":
             data = user.download(video_id)
             digest = digest_of(data)

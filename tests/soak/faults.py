@@ -73,12 +73,12 @@ class Faults:
             while time.monotonic() < until:
                 try:
                     status, _ = client.request(self._server.port, "POST", "/v1/videos", {"prompt": "no room"})
+                    if status == 507:
+                        self._ledger.count("answered 507")
+                    else:
+                        self._ledger.problem(f"a new job was answered {status} where the disk was full")
                 except Unreachable:
-                    continue
-                if status == 507:
-                    self._ledger.count("answered 507")
-                else:
-                    self._ledger.problem(f"a new job was answered {status} where the disk was full")
+                    self._ledger.count("not answered")
                 time.sleep(0.2)
         finally:
             self._disk.empty()
