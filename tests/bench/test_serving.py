@@ -1,5 +1,6 @@
 """Servers under load: arrivals, what is counted, rows and what they say; no server is started."""
 
+import contextlib
 import http.server
 import itertools
 import json
@@ -8,6 +9,8 @@ import time
 
 import pytest
 
+from cogvx_fast.bench import serving_gate, serving_run
+from cogvx_fast.bench.accuracy import Verdict
 from cogvx_fast.bench.report import NOTHING, readme_section, report, serving_section, write_plots
 from cogvx_fast.bench.results import append, latest, read
 from cogvx_fast.bench.rows import RowError
@@ -128,8 +131,12 @@ def server():
         def do_GET(self):
             asked.append((self.path, None, self.headers.get("Authorization")))
             if self.path.endswith("/events"):
-                end = "failed" if "fail" in asked[0][1]["prompt"] else "completed"
+                end = "failed" if any(body and "fail" in body["prompt"] for _, body, _ in asked) else "completed"
                 self.answer(f'event: queued\ndata: {{}}\n\nevent: {end}\ndata: {{"error": "why"}}\n\n'.encode())
+            elif self.path == "/v1/models":
+                self.answer(b'{"data": [{"id": "demo"}]}')
+            elif self.path == "/v1/videos/video_1":
+                self.answer(b'{"engine": "exact", "engine_report": "attention: on"}')
             else:
                 self.answer(MP4)
 
@@ -173,6 +180,86 @@ def test_a_baseline_is_heard_of_when_it_answers(server):
     server.server_close()
     with pytest.raises(RequestError, match="the connection broke"):
         PostCall(server.url).make({"prompt": "a"}, lambda: None)
+
+
+FIELDS = {"width": 64, "height": 64, "num_frames": 17, "num_inference_steps": 20, "guidance_scale": 6.0, "fps": 8}
+
+
+@pytest.fixture
+def planned(server, monkeypatch, tmp_path):
+    """Runs a plan on servers that answer at once; `verdict` is what the gate says of ours."""
+
+    @contextlib.contextmanager
+    def started(*arguments):
+        yield server.url
+
+    monkeypatch.setattr(serving_run, "ours", started)
+    monkeypatch.setattr(serving_run, "by_hand", started)
+
+    def go(gate="green", **values):
+        ours = Verdict(gate, "so it is", 0.1, 0.1, 0.11)
+        judged = serving_gate.Judged(ours, Verdict("green", "itself", 0.1, 0.1, 0.11), 50.0, 3)
+        monkeypatch.setattr(serving_gate, "compare", lambda *_: judged)
+        plan = serving_run.ServingPlan("folder", "bfloat16", "cpu", "bench serve", FIELDS, seconds=0.3, **values)
+        told = []
+        return serving_run.run(plan, tell=told.append), told
+
+    return go
+
+
+def test_a_run_asks_both_at_each_rate_at_the_same_moments(planned, server, tmp_path):
+    rows, _ = planned(rates=[20.0, 10.0], patience=5.0, baseline=tmp_path)
+    assert [(one.stage, one.contender) for one in rows] == [
+        *(("10/s", "ours"), ("10/s", "baseline"), ("20/s", "ours"), ("20/s", "baseline"))
+    ]
+    for one in rows:
+        append(tmp_path / "rows.jsonl", one)
+        assert (
+            one.gate == "green" and one.extras["errors"] == one.extras["open"] == 0 and one.workload == "serving-demo"
+        )
+        assert one.n == one.extras["sent"] == len(arrivals(one.extras["rate_per_second"], 0.3, 0))
+        assert one.extras["psnr_to_the_other_db"] == 50.0
+    assert rows[0].engine == {"tier": "exact"} and rows[0].engine_report == ["attention: on"] and not rows[1].engine
+    asked = [body for path, body, _ in server.asked if path == "/videos"]
+    assert asked[0] == {"prompt": asked[0]["prompt"], "seed": 0, **FIELDS} and asked[1]["seed"] == 1
+
+
+def test_rates_are_parts_of_what_the_baseline_can_make(planned, tmp_path):
+    rows, told = planned(loads=[0.01, 0.02], patience=5.0, baseline=tmp_path)
+    rates, capacity = [one.extras["rate_per_second"] for one in rows[::2]], rows[0].extras["capacity_per_second"]
+    assert rates == pytest.approx([0.01 * capacity, 0.02 * capacity]) and "how long a video takes baseline" in told
+
+
+def test_no_rate_is_asked_where_videos_differ(planned, tmp_path):
+    rows, told = planned("red", rates=[10.0], baseline=tmp_path)
+    assert [(one.contender, one.gate, one.extras) for one in rows] == [("ours", "red", {})]
+    assert not [text for text in told if "requests" in text]
+
+
+def test_a_server_alone_is_not_judged_and_says_so(planned):
+    rows, _ = planned(rates=[10.0], patience=5.0, url=None)
+    assert [(one.gate, one.gate_detail) for one in rows] == [("none", "not judged: no baseline beside it")]
+
+
+def test_what_is_open_is_given_up_and_the_server_brought_to_rest(planned, server, monkeypatch, tmp_path):
+    answered, restarted = PostCall.make, []
+    left = [10]
+
+    def make(self, asked, first):
+        left[0] -= 1
+        if left[0] in (0, 1):
+            time.sleep(1.0)
+        return answered(self, asked, first)
+
+    @contextlib.contextmanager
+    def started(*arguments):
+        restarted.append(1)
+        yield server.url
+
+    monkeypatch.setattr(serving_run, "by_hand", started)
+    monkeypatch.setattr(PostCall, "make", make)
+    rows, _ = planned(rates=[20.0], patience=0.1, baseline=tmp_path)
+    assert rows[1].extras["open"] >= 1 and len(restarted) == 2
 
 
 def test_rows_state_all_or_nothing(tmp_path):
