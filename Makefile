@@ -18,7 +18,7 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed-$(CUDA_TORCH)-$(CUDA_TRITON)
 CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attention \
 	$(addprefix tests/kernels/,test_ops.py test_triton.py test_tuned.py test_targets.py test_aot.py)
 
-.PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz lint format clean
+.PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz fuzz-api soak bench-serve lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
@@ -70,6 +70,23 @@ test-cuda-build: $(CUDA_INSTALLED)
 MINUTES ?= 30
 fuzz: $(VENV)/.installed
 	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) --write docs/reliability.md
+
+# Requests by the API's own page, and such as it forbids; what came of them goes to docs/serving.md.
+REQUESTS ?= 10000
+fuzz-api: $(VENV)/.installed
+	$(BIN)/python -m tests.soak.requests --requests $(REQUESTS) --write docs/serving.md
+
+# Jobs on a server that is killed, cut off, filled up and told the wrong time; the same as without comes of them, or it
+# fails. The table goes to docs/serving.md. As root also on a disk that is full.
+JOBS ?= 1000
+soak: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(JOBS) --keep out/soak --write docs/serving.md
+
+# How long people wait, by how many of them come, beside a server written by hand: ten minutes, on a machine that does
+# nothing else.
+bench-serve: $(VENV)/.installed
+	$(BIN)/cogvx-fast bench serve --baseline benchmarks/serving/baseline.py --duration 45
+	$(BIN)/cogvx-fast bench report
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..files import write_whole
 from .results import SERIES, latest
 from .rows import Row
+from .serving import Serving
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTHING = "Nothing has been measured yet: there are no result rows."
@@ -70,6 +71,18 @@ def readme_section(rows: Sequence[Row], plots: str, page: str) -> str:
         " the speed is refused."
     )
     return "\n\n".join(parts)
+
+
+def serving_section(rows: Sequence[Row], plots: str) -> str:
+    """What stands between the markers of the page about serving: how long people wait, by how many of them come.
+
+    Args:
+        plots: folder of the plots as links on that page need it.
+    """
+    found = [series for series in latest(rows) if isinstance(series, Serving)]
+    if not found:
+        return NOTHING
+    return "\n\n".join(part for one in found for part in (one.origin(), one.table(found), one.image(plots)))
 
 
 def rewritten(path: str | Path, section: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ from typing import Any
 from ..family import PIXELS_PER_LATENT, SIZE_OF_1_5
 
 DEMO = "demo"
-_PROMPTS = (
+PROMPTS = (
     "a red circle moves right on a white background",
     "a blue square moves up on a gray background",
     "a yellow star stays still on a black background",
@@ -66,7 +66,7 @@ class Workload:
     needs_cuda: str | None = None
     toy: Mapping[str, Any] = field(default_factory=dict, repr=False)
     is_rehearsal: bool = False
-    prompts: tuple[str, ...] = field(default=_PROMPTS, repr=False)
+    prompts: tuple[str, ...] = field(default=PROMPTS, repr=False)
 
     def check(self, device: str) -> None:
         """Raise a ValueError that gives the reason if this workload cannot be run on `device`."""

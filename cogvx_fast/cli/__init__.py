@@ -10,7 +10,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, calibrate, doctor, generate, kernels, quantize, serve, ui
+from . import bench, bench_serve, calibrate, doctor, generate, kernels, quantize, serve, ui
 from .console import exit_codes, results, say
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app.command()(calibrate.calibrate)
 app.command()(serve.serve)
 app.command()(serve.serve_key)
 app.command()(ui.ui)
+bench.app.command("serve")(bench_serve.serve)
 app.add_typer(bench.app, name="bench")
 app.add_typer(kernels.app, name="kernels")
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cogvx_fast.quiet import quiet_imports
 
+from .bench_files import RESULTS, check_out, read_rows
 from .console import OutputError, UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from cogvx_fast.bench.rows import Row
     from cogvx_fast.bench.series import Plan, Series
     from cogvx_fast.bench.workloads import Workload
-
-RESULTS = Path("benchmarks/results")
 
 app = typer.Typer(help="Measure the engine beside diffusers.", no_args_is_help=True)
 
@@ -101,7 +100,7 @@ def run(
         except ValueError as error:
             raise UsageError("WORKLOAD", repr(workload), str(error)) from None
         path = out or RESULTS / f"{chosen.name}.jsonl"
-        _check_out(path)
+        check_out(path)
         options = {"--contenders": contenders, "--runs": runs, "--steps": steps, "--device": chosen_device}
         made = []
         for precision in [dtype.value] if dtype is not None else chosen.dtypes:
@@ -122,38 +121,50 @@ def report(
     page: Annotated[Path, typer.Option(help="The page with all tables.")] = Path("docs/benchmarks.md"),
     plots: Annotated[Path, typer.Option(help="Folder of the plots.")] = Path("docs/benchmarks"),
     readme: Annotated[Path, typer.Option(help="File whose section is rewritten.")] = Path("README.md"),
+    serving: Annotated[
+        Path, typer.Option(help="File whose section about servers is rewritten, where there are rows of them.")
+    ] = Path("docs/serving.md"),
     check: Annotated[
-        bool, typer.Option("--check", help="Write nothing; exit with status 1 if the section is out of date.")
+        bool, typer.Option("--check", help="Write nothing; exit with status 1 if a section is out of date.")
     ] = False,
 ) -> None:
     """Make the page, the plots and the README's section from the rows."""
     with exit_codes("files that were finished are kept, nothing partial is left"):
         from cogvx_fast.bench import report as made
+        from cogvx_fast.bench.serving import Serving
         from cogvx_fast.files import write_whole
 
-        rows = _read_rows(folder)
+        rows = read_rows(folder)
         try:
             tables = made.report(rows, _link(plots, page))
-            section = made.readme_section(rows, _link(plots, readme), _link(page, readme))
+            sections = {("--readme", readme): made.readme_section(rows, _link(plots, readme), _link(page, readme))}
+            if any(row.series == Serving.name for row in rows):
+                sections["--serving", serving] = made.serving_section(rows, _link(plots, serving))
         except (TypeError, LookupError, ArithmeticError, ValueError) as error:  # shapes or extras that are not theirs
             raise UsageError("--results", repr(str(folder)), f"has a row that no table shows: {error}") from error
-        try:
-            text, new = made.rewritten(readme, section)  # refused before anything is written
-        except (ValueError, OSError) as error:
-            raise UsageError("--readme", repr(str(readme)), getattr(error, "strerror", None) or str(error)) from None
+        texts = {}
+        for (argument, path), section in sections.items():
+            try:
+                texts[path] = made.rewritten(path, section)  # refused before anything is written
+            except (ValueError, OSError) as error:
+                why = getattr(error, "strerror", None) or str(error)
+                raise UsageError(argument, repr(str(path)), why) from None
         if check:
-            if text != new:
-                raise OutputError(f"{readme} does not match the rows; run: cogvx-fast bench report")
-            say(results, f"{readme} matches {len(rows)} rows")
+            for path, (text, new) in texts.items():
+                if text != new:
+                    raise OutputError(f"{path} does not match the rows; run: cogvx-fast bench report")
+            say(results, f"{' and '.join(map(str, texts))} match{'es' * (len(texts) == 1)} {len(rows)} rows")
             return
         try:
             pictures = _write_plots(rows, plots)
             write_whole(page, tables.encode())
-            if text != new:
-                write_whole(readme, new.encode())
+            for path, (text, new) in texts.items():
+                if text != new:
+                    write_whole(path, new.encode())
         except OSError as error:
             raise OutputError(f"{error.filename} could not be written: {error.strerror}") from error
-        say(results, f"wrote {page}, {readme} and {len(pictures)} plots from {len(rows)} rows")
+        written = ", ".join(map(str, (page, *texts)))
+        say(results, f"wrote {written} and {len(pictures)} plots from {len(rows)} rows")
 
 
 def _workload(name: str, steps: int | None, toy: bool) -> Workload:
@@ -204,36 +215,6 @@ def _contender_names(asked: str | None, series: type[Series]) -> list[str] | Non
 def _choices(series: type[Series]) -> Mapping[str, Contender]:
     with messages.status("loading torch and diffusers"), quiet_imports():
         return series.choices()
-
-
-def _check_out(path: Path) -> None:
-    """Refuse a file that rows cannot be added to, before hours of measuring."""
-    if path.suffix != ".jsonl":
-        raise UsageError("--out", repr(str(path)), "must end in .jsonl")
-    if os.path.isfile(path):  # also of a name that is too long
-        _read_rows(path, "--out")
-    from cogvx_fast.files import try_place
-
-    place = Path(os.path.realpath(path))  # where a link leads, be it to nothing yet
-    try:
-        if os.path.lexists(place):
-            place.open("ab").close()
-        else:
-            try_place(place)
-    except OSError as error:
-        raise UsageError("--out", repr(str(path)), f"cannot be written: {error.strerror}") from None
-
-
-def _read_rows(path: Path, argument: str = "--results") -> list[Row]:
-    from cogvx_fast.bench.results import read
-    from cogvx_fast.bench.rows import RowError
-
-    try:
-        return read(path)
-    except RowError as error:
-        raise UsageError(argument, repr(str(path)), f"has a row that cannot be read: {error}") from None
-    except OSError as error:
-        raise UsageError(argument, repr(str(path)), f"cannot be read: {error.strerror}") from None
 
 
 def _run(series: type[Series], plan: Plan, out: Path) -> list[Row]:

@@ -13,7 +13,7 @@ from . import bodies, errors, pictures, references, ui
 from .content import content
 from .context import Context
 from .errors import ApiError
-from .events import events
+from .events import Listening, events
 from .files import PREVIEW, REFERENCE, VIDEO
 from .limits import BodyLimits
 from .metrics import metrics
@@ -94,6 +94,8 @@ def build(context: Context) -> FastAPI:
 
 
 def _add_videos(app: FastAPI, context: Context) -> None:
+    listening = Listening(context)
+
     @app.post("/v1/videos", response_model=Video, responses=_ERRORS, openapi_extra=_FORMS)
     async def create(request: Request, who: WhoAsks) -> Video:
         asked, reference = await bodies.read_create(request)
@@ -162,7 +164,7 @@ def _add_videos(app: FastAPI, context: Context) -> None:
     @app.get("/v1/videos/{video_id}/events", responses=_ERRORS, response_class=StreamingResponse)
     def get_events(job: AskedFor) -> StreamingResponse:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events(context, job), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(events(listening, job), media_type="text/event-stream", headers=headers)
 
     @app.get("/v1/models", responses=_ERRORS)
     def list_models(who: WhoAsks) -> ModelList:

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from cogvx_fast.cli.console import UsageError
 
@@ -73,6 +74,11 @@ def add_handlers(app: FastAPI) -> None:
     def of_a_parameter(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         return answer(of_pydantic(first))
+
+    @app.exception_handler(ClientDisconnect)
+    def of_nobody(_: Request, error: ClientDisconnect) -> JSONResponse:
+        """Whoever asked went away in the middle of a request: that is no failure, and nobody hears this."""
+        return answer(ApiError(400, "the request did not come to its end", "incomplete"))
 
     @app.exception_handler(HTTPException)
     def of_http(_: Request, error: HTTPException) -> JSONResponse:

@@ -11,7 +11,7 @@ import contextlib
 import enum
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -177,6 +177,10 @@ class Store:
     def get(self, job_id: str) -> Job | None:
         found = self._read(sa.select(_jobs).where(_jobs.c.id == job_id))
         return found[0] if found else None
+
+    def some(self, job_ids: Iterable[str]) -> dict[str, Job]:
+        """Those of these jobs that there are, by id."""
+        return {job.id: job for job in self._read(sa.select(_jobs).where(_jobs.c.id.in_(list(job_ids))))}
 
     def page(self, owner: str, after: Job | None, limit: int, ascending: bool = False) -> list[Job]:
         """Jobs of `owner` in the order in which they came, at most `limit`, from the one behind `after`."""

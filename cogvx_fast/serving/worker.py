@@ -6,6 +6,8 @@ closed: whoever started it is gone then. SIGTERM ends it likewise: the running s
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import platform
 import secrets
@@ -13,6 +15,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -27,6 +30,7 @@ from .store import CANCELLED, Job, Signal, StorageFullError, Store
 
 USAGE_SECONDS = 3600.0  # for which what a key had of the devices counts
 _RETRY_SECONDS = 10.0  # until a job is tried again for which there was no room
+_FULL_SECONDS = 1.0  # between two tries to tell the store what it has no room for
 _LEARN_SECONDS = 10.0
 
 
@@ -80,11 +84,12 @@ class Worker:
         """Make one video after the other until `end`."""
         self._about |= {"ready": True, "report": str(maker.pipe.engine_report()), "warm": maker.warm}
         self._learn()
-        self._store.seen(self.id, self._about)
+        self._once_there_is_room(lambda: self._store.seen(self.id, self._about))
         logger.info("ready", extra={"worker": self.id})
         try:
             while not self._ending.is_set():
-                self._current = self._next or self._take()
+                with contextlib.suppress(StorageFullError):  # of the database: nothing can be taken
+                    self._current = self._next or self._take()
                 self._next = None
                 if self._current is None:
                     self._ending.wait(self._settings.poll_seconds)
@@ -92,9 +97,21 @@ class Worker:
                 self._make(maker, *self._current)
                 self._current = None
         finally:
-            self._give_back_next()
-            self._store.gone(self.id)
-            self._ended.set()
+            try:
+                with contextlib.suppress(StorageFullError):  # then it is found to be gone
+                    self._give_back_next()
+                    self._store.gone(self.id)
+            finally:
+                self._ended.set()
+
+    def _once_there_is_room(self, write: Callable[[], Any]) -> Any:
+        """What the store has to be told: again and again while the disk is full, unless this worker is to end."""
+        while True:
+            try:
+                return write()
+            except StorageFullError:
+                if self._ending.wait(_FULL_SECONDS):
+                    raise
 
     def _give_back_next(self) -> None:
         if self._next is not None:
@@ -156,10 +173,11 @@ class Worker:
             video = maker.make(job, self._files, after_step, between)
         except ParkedError as parked:
             busy = job.busy_seconds + time.monotonic() - started
-            self._store.give_back(job.id, lease, result=parked.so_far, busy_seconds=busy)
+            back = functools.partial(self._store.give_back, job.id, lease, result=parked.so_far, busy_seconds=busy)
+            self._once_there_is_room(back)
             logger.info("parked", extra=about)
         except CancelledError:
-            self._store.fail(job.id, lease, CANCELLED, "it was cancelled")
+            self._once_there_is_room(lambda: self._store.fail(job.id, lease, CANCELLED, "it was cancelled"))
             self._files.remove(job.id, PARKED, PREVIEW)
             logger.info("cancelled", extra=about)
         except Lost:
@@ -167,23 +185,23 @@ class Worker:
                 self._files.remove(job.id)
             logger.info("lost", extra=about)
         except StorageFullError as error:
-            self._store.give_back(job.id, lease, after=_RETRY_SECONDS)
+            self._once_there_is_room(lambda: self._store.give_back(job.id, lease, after=_RETRY_SECONDS))
             logger.warning("%s: it is tried again", error, extra=about)
         except Exception as error:
             code, message, go_on = maker.what_went_wrong(error)
             logger.exception("failed", extra=about)
-            self._store.fail(job.id, lease, code, message)
+            self._once_there_is_room(functools.partial(self._store.fail, job.id, lease, code, message))
             self._files.remove(job.id, PARKED, PREVIEW)
             if not go_on:
                 raise
         else:
             busy = job.busy_seconds + time.monotonic() - started
             size = video.bytes + (self._files.size(job.id, REFERENCE) or 0)
-            if self._store.complete(job.id, lease, video.result, size, busy_seconds=busy):
-                self._store.count(
-                    steps=video.result["made_steps"],
-                    **{f"seconds_{stage}": value for stage, value in video.result["stage_seconds"].items()},
-                )
+            done = functools.partial(self._store.complete, job.id, lease, video.result, size, busy_seconds=busy)
+            if self._once_there_is_room(done):
+                counts = {f"seconds_{stage}": value for stage, value in video.result["stage_seconds"].items()}
+                with contextlib.suppress(StorageFullError):
+                    self._store.count(steps=video.result["made_steps"], **counts)
             self._files.remove(job.id, PARKED, PREVIEW)
             logger.info("completed", extra=about)
 

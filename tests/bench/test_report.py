@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from cogvx_fast import files
-from cogvx_fast.bench.report import BEGIN, END, NOTHING, readme_section, report, rewritten, write_plots
+from cogvx_fast.bench.report import BEGIN, END, NOTHING, readme_section, report, rewritten, serving_section, write_plots
 from cogvx_fast.bench.results import latest, read
 
 from .conftest import PROVENANCE, refused, row
@@ -90,3 +90,5 @@ def test_the_committed_documents_are_those_of_the_committed_rows(request):
     text, new = rewritten(root / "README.md", readme_section(rows, "docs/benchmarks", "docs/benchmarks.md"))
     assert text == new, "run: cogvx-fast bench report"
     assert report(rows, "benchmarks") == (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    text, new = rewritten(root / "docs" / "serving.md", serving_section(rows, "benchmarks"))
+    assert text == new, "run: cogvx-fast bench report"

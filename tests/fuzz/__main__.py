@@ -18,6 +18,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.sections import write
+
 MARKERS = "<!-- fuzz: begin -->", "<!-- fuzz: end -->"
 ROUND = 10  # times the inputs of the test suite
 
@@ -40,7 +42,7 @@ def main() -> int:
     page = table(counts, rounds, seed, (time.monotonic() - started) / 60)
     print(page)
     if asked.write is not None:
-        write(asked.write, page)
+        write(asked.write, page, MARKERS)
     return int(any(outcomes["fault"] for outcomes in counts.values()))
 
 
@@ -94,14 +96,6 @@ def table(counts: dict[str, Counter], rounds: int, seed: int, minutes: float) ->
     faults = counts.get("faults", Counter())["fault"]
     lines += ["", f"Tracebacks, hangs, leftovers and silent results: {faults}."]
     return "\n".join([head, "", *lines])
-
-
-def write(path: Path, page: str) -> None:
-    text = path.read_text(encoding="utf-8")
-    begin, end = (text.index(marker) for marker in MARKERS)
-    partial = path.with_suffix(".partial")
-    partial.write_text(f"{text[: begin + len(MARKERS[0])]}\n{page}\n{text[end:]}", encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import anyio
 from fastapi.testclient import TestClient
 
 from cogvx_fast.serving.api import build
@@ -101,3 +102,19 @@ def test_what_fails_in_the_server_says_nothing_of_its_insides(client, store, mon
     assert "secret" not in message
     assert_error(client.get("/nowhere"), 404, "not_found")
     assert_error(client.put("/v1/videos"), 405, "method_not_allowed")
+
+
+def test_a_request_that_ends_in_the_middle_is_no_failure(context, store):
+    messages = [{"type": "http.request", "body": b'{"prom', "more_body": True}, {"type": "http.disconnect"}]
+    sent = []
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"100")]
+    scope = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": headers, "query_string": b""}
+    anyio.run(build(context), scope, receive, send)  # it raises nothing, which would be a traceback in the log
+    assert sent[0]["status"] == 400 and store.queue_length() == 0

@@ -4,9 +4,11 @@ import json
 import threading
 import time
 
+import anyio
 import pytest
 from PIL import Image
 
+from cogvx_fast.serving.events import Listening, events
 from cogvx_fast.serving.files import PREVIEW
 from tests.serving.asking import ask, assert_error
 
@@ -95,3 +97,31 @@ def test_events_of_a_deleted_job_and_of_a_closing_server_end(client, add, contex
     assert "event: deleted" in client.get(f"/v1/videos/{job.id}/events").text
     threading.Timer(0.2, context.closing.set).start()
     assert "event: queued" in client.get(f"/v1/videos/{add().id}/events").text
+
+
+def test_many_who_listen_cost_the_store_no_more_than_one(context, add, store, monkeypatch):
+    asked, listening, jobs = [], Listening(context), [add() for _ in range(4)]
+    some, waiting = store.some, store.waiting
+    monkeypatch.setattr(store, "some", lambda ids: asked.append(sorted(ids)) or some(ids))
+    monkeypatch.setattr(store, "waiting", lambda: asked.append("waiting") or waiting())
+    heard = {job.id: "" for job in jobs}
+
+    async def listen(job):
+        async for text in events(listening, job):
+            heard[job.id] += text
+
+    async def all_of_them():
+        async with anyio.create_task_group() as group:
+            for job in jobs:
+                group.start_soon(listen, job)
+            await anyio.sleep(0.3)
+            lease = store.take(jobs[0].id, "w", 10)
+            store.complete(jobs[0].id, lease, {}, 1)
+            for job in jobs[1:]:
+                store.delete(job.id)
+
+    anyio.run(all_of_them)
+    assert "event: completed" in heard.pop(jobs[0].id)
+    assert all("event: queued" in text and text.count("event: deleted") == 1 for text in heard.values())
+    assert asked.count("waiting") <= 2 and len(asked) < 20
+    assert sorted(job.id for job in jobs) in asked and not listening._listeners and not listening._jobs

@@ -1,7 +1,10 @@
 """A worker in this process, with the demo model."""
 
+import contextlib
 import dataclasses
 import errno
+import inspect
+import random
 import time
 
 import numpy as np
@@ -11,9 +14,10 @@ import torch
 from cogvx_fast import FastCogVideoXPipeline, demo_checkpoint, threads
 from cogvx_fast.resume import Parked
 from cogvx_fast.serving import making, references
+from cogvx_fast.serving import worker as worker_module
 from cogvx_fast.serving.files import PARKED, PREVIEW, REFERENCE, VIDEO
 from cogvx_fast.serving.making import TextCache
-from cogvx_fast.serving.store import Store
+from cogvx_fast.serving.store import StorageFullError, Store
 from cogvx_fast.serving.worker import Worker
 from cogvx_fast.video import write_video
 from tests.serving.conftest import ORDER, SMALL
@@ -270,6 +274,29 @@ def test_a_full_disk_loses_no_job(work, add, store, files, monkeypatch):
     assert (there.status, there.kills) == ("queued", 0) and there.not_before > time.time() + 5
     with files.local(job.id, PARKED) as path:
         assert Parked.load(path).done == 6, "only decoding is left"
+
+
+def test_a_database_without_room_kills_no_worker(work, add, store, monkeypatch):
+    """One write of five finds it full: when a job is taken, at a step, when it is given back, at its end."""
+    writing, chance, refused = Store._writing, random.Random(1), []
+
+    @contextlib.contextmanager
+    def full(self):
+        if chance.random() < 0.2:
+            refused.append(inspect.stack()[2].function)
+            raise StorageFullError("there is no room for the jobs' database")
+        with writing(self) as connection:
+            yield connection
+
+    monkeypatch.setattr(worker_module, "_FULL_SECONDS", 0.01)
+    monkeypatch.setattr(worker_module, "_RETRY_SECONDS", 0.01)
+    jobs = [add(num_inference_steps=steps, **SMALL) for steps in (2, 3, 4)]
+    monkeypatch.setattr(Store, "_writing", full)
+    work()
+    assert {"take", "report", "_end_lease"} <= set(refused), refused
+    for job in jobs:
+        there = store.get(job.id)
+        assert (there.status, there.kills) == ("completed", 0), there.error_message
 
 
 def test_texts_are_encoded_once():
