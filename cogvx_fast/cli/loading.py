@@ -140,20 +140,35 @@ def cut_text(tokenizer: PreTrainedTokenizerBase, text: str, max_length: int) -> 
 
 
 def load_pipeline(
-    checkpoint: Checkpoint, dtype: str, device: str, engine: EngineConfig, scheduler: str | None
+    checkpoint: Checkpoint,
+    dtype: str,
+    device: str,
+    engine: EngineConfig,
+    scheduler: str | None,
+    pipeline: str = "FastCogVideoXPipeline",
+    offload: str | None = None,
 ) -> FastCogVideoXPipeline:
-    """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own."""
+    """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own, and
+    `pipeline` is the name of its class.
+
+    Args:
+        offload: "model" or "sequential", as diffusers has them: what runs comes to the device, and goes again.
+    """
     import torch
 
-    from cogvx_fast import FastCogVideoXPipeline
+    import cogvx_fast
 
     with loading_errors(checkpoint):
         source, torch_dtype = checkpoint.source, getattr(torch, dtype)
-        pipe: Any = FastCogVideoXPipeline.from_pretrained(source, dtype=torch_dtype, engine=engine)
+        pipe: Any = getattr(cogvx_fast, pipeline).from_pretrained(source, dtype=torch_dtype, engine=engine)
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if offload is None:
+        return pipe.to(device)
+    enable = {"model": pipe.enable_model_cpu_offload, "sequential": pipe.enable_sequential_cpu_offload}[offload]
+    enable(device=device)
+    return pipe
 
 
 def make_scheduler(kind: str, own: Any) -> Any:
