@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
-MAX_PIXELS = 100_000_000  # of a picture, or a frame; what has more means harm, or is no picture for a video
+MAX_PIXELS = 50_000_000  # of a picture, or a frame; what has more means harm, or is no picture for a video
 _ANIMATIONS = (".gif", ".webp")
 
 

@@ -44,8 +44,10 @@ def like(path: Path, asked: Asked, given: Collection[str]) -> Asked:
 
 def _as_option(value: Any, kind: str) -> Any:
     """A value out of a file as an option of the type `kind`, such as "int | None"; a ValueError if it is none."""
-    if kind.startswith("tuple") and isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return tuple(value)
+    if kind.startswith("tuple"):
+        if isinstance(value, list) and all(isinstance(part, str) for part in value):
+            return tuple(value)
+        raise ValueError
     if "bool" in kind or isinstance(value, bool):
         if "bool" in kind and isinstance(value, bool):
             return value

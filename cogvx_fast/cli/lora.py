@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,10 @@ def load(pipe: Any, loras: list[Lora]) -> None:
     names = [f"lora_{number}" for number in range(1, len(loras) + 1)]
     for name, lora in zip(names, loras, strict=True):
         try:
-            pipe.load_lora_weights(lora.source, adapter_name=name, use_safetensors=True)
+            with warnings.catch_warnings():
+                # peft warns of every adapter but the first that it is not the first.
+                warnings.filterwarnings("ignore", "Already found a `peft_config`")
+                pipe.load_lora_weights(lora.source, adapter_name=name, use_safetensors=True)
         except Exception as error:  # whatever a library dies of while it reads a file
             reason = " ".join(str(error).split())[:500]
             raise UsageError("--lora", repr(lora.source), f"cannot be loaded ({reason})") from error

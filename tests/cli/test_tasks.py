@@ -129,9 +129,9 @@ def test_it_is_the_pipelines_video(run, files, checkpoints, tmp_path):
         ({}, "", ["--last-image"], "--last-image .* needs a CogVideoX-Fun checkpoint for first and last frames"),
         ({}, "", ["--video", "--control-video"], "--control-video .* needs a control checkpoint"),
         ({"patch_size_t": 2}, "", ["--video"], "--video .* needs a text-to-video checkpoint .*2b or -5b"),
-        ({"in_channels": 32}, "ImageToVideo", [], "--image is missing: .* makes image to video"),
+        ({"in_channels": 32}, "ImageToVideo", [], "--image: is missing: .* makes image to video"),
         ({"in_channels": 32}, "ImageToVideo", ["--last-image"], "--last-image .* needs a CogVideoX-Fun"),
-        ({"in_channels": 32}, "FunControl", [], "--control-video is missing"),
+        ({"in_channels": 32}, "FunControl", [], "--control-video: is missing"),
         ({"in_channels": 32}, "FunControl", ["--image"], "--image .* needs an image-to-video checkpoint"),
         ({"in_channels": 33}, "", ["--video"], "--video .* makes first and last frame to video"),
         ({"in_channels": 48}, "", [], "none of the family's kinds"),
@@ -152,7 +152,7 @@ def test_of_one_that_names_itself_otherwise_what_is_given_decides():
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (("--image", "nothing.png"), "--image 'nothing.png': cannot be read"),
+        (("--video", "nothing.mp4"), "--video 'nothing.mp4': cannot be read"),
         (("--video", "first.png"), "has 1 frames; must have 9 or more"),
         (("--video", "in.webp", "--frames", 17), "--frames 17: is more than in.webp has: 12"),
         (("--video", "in.webp", "--strength", 0.1), "--strength 0.1: must be 0.5 to 1 for 2 steps"),
