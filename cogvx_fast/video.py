@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, features
 
+from . import metadata
 from .files import complete_or_absent, try_place
 
 if TYPE_CHECKING:
@@ -86,7 +87,13 @@ def check_sheet(path: str | Path) -> None:
     _check_place(path, is_folder=False)
 
 
-def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int = 8, repeatable: bool = False) -> Path:
+def write_video(
+    video: Video | Iterator[Image.Image],
+    path: str | Path,
+    fps: int = 8,
+    repeatable: bool = False,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
     """Write `video` to `path` in the format of its suffix and return the path; missing parent folders are made.
 
     Frames of an iterator are written as they come to `.mp4` and to a folder; the writers of `.gif` and `.webp` need
@@ -103,6 +110,7 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
         fps: frames per second, 1 to 120; at most 50 for `.gif` and `.webp`; without effect on a folder.
         repeatable: whether the same frames must be the same bytes each time, which a `.mp4` else is not always: it
             becomes up to twice as large.
+        settings: kept inside of the file, see `metadata`; of a folder in its first frame.
 
     Raises:
         ValueError: if `video` is none, or for what `check_output` refuses.
@@ -114,7 +122,7 @@ def write_video(video: Video | Iterator[Image.Image], path: str | Path, fps: int
     with complete_or_absent(path) as temporary:
         suffix = path.suffix.lower()
         options = {"repeatable": True} if repeatable and suffix == ".mp4" else {}
-        _WRITERS[suffix](images, temporary, fps, **options)
+        _WRITERS[suffix](images, temporary, fps, settings, **options)
     return path
 
 
@@ -251,7 +259,9 @@ def _check_place(path: Path, is_folder: bool) -> None:
         raise ValueError(f"{str(path)!r}: cannot be written ({error.strerror}); choose a writable folder") from error
 
 
-def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool = False) -> None:
+def _write_mp4(
+    images: _Frames, path: Path, fps: int, settings: Mapping[str, Any] | None, repeatable: bool = False
+) -> None:
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc
 
@@ -260,6 +270,8 @@ def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool = False) 
     # 4:2:0 shares one chroma sample among 2 x 2 pixels, so both sides must be even.
     pad = ((0, first.height % 2), (0, first.width % 2), (0, 0))
     with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        if settings is not None:
+            container.metadata["comment"] = metadata.as_text(settings)
         # The assembly of x264's mbtree reads what nobody wrote where a row has other than a multiple of 8 macroblocks.
         options = {"crf": "16", "preset": "medium"} | ({"x264-params": "mbtree=0"} if repeatable else {})
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -278,14 +290,14 @@ def _write_mp4(images: _Frames, path: Path, fps: int, repeatable: bool = False) 
         container.mux(stream.encode(None))
 
 
-def _write_gif(images: _Frames, path: Path, fps: int) -> None:
-    images = list(images)
-    _write_animation(images, path, _durations(len(images), fps, unit_ms=10), format="GIF")
+def _write_gif(images: _Frames, path: Path, fps: int, settings: Mapping[str, Any] | None) -> None:
+    images, kept = list(images), {} if settings is None else metadata.options(".gif", settings)
+    _write_animation(images, path, _durations(len(images), fps, unit_ms=10), format="GIF", **kept)
 
 
-def _write_webp(images: _Frames, path: Path, fps: int) -> None:
-    images = list(images)
-    _write_animation(images, path, _durations(len(images), fps, unit_ms=1), format="WEBP", quality=90)
+def _write_webp(images: _Frames, path: Path, fps: int, settings: Mapping[str, Any] | None) -> None:
+    images, kept = list(images), {} if settings is None else metadata.options(".webp", settings)
+    _write_animation(images, path, _durations(len(images), fps, unit_ms=1), format="WEBP", quality=90, **kept)
 
 
 def _write_animation(images: list[Image.Image], path: Path, durations: list[int], **options: Any) -> None:
@@ -293,10 +305,11 @@ def _write_animation(images: list[Image.Image], path: Path, durations: list[int]
     first.save(path, save_all=True, append_images=rest, duration=durations, loop=0, **options)
 
 
-def _write_frames(images: _Frames, path: Path, fps: int) -> None:
+def _write_frames(images: _Frames, path: Path, fps: int, settings: Mapping[str, Any] | None) -> None:
     path.mkdir()
+    kept = {} if settings is None else metadata.options(".png", settings)
     for number, image in enumerate(images, start=1):
-        image.save(path / f"frame-{number:04d}.png")
+        image.save(path / f"frame-{number:04d}.png", **(kept if number == 1 else {}))
 
 
 def _durations(num_frames: int, fps: int, unit_ms: int) -> list[int]:

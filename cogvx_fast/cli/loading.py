@@ -146,9 +146,14 @@ def load_pipeline(
     engine: EngineConfig,
     scheduler: str | None,
     pipeline: str = "FastCogVideoXPipeline",
+    offload: str | None = None,
 ) -> FastCogVideoXPipeline:
     """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own, and
-    `pipeline` is the name of its class."""
+    `pipeline` is the name of its class.
+
+    Args:
+        offload: "model" or "sequential", as diffusers has them: what runs comes to the device, and goes again.
+    """
     import torch
 
     import cogvx_fast
@@ -159,7 +164,11 @@ def load_pipeline(
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    if offload is None:
+        return pipe.to(device)
+    enable = {"model": pipe.enable_model_cpu_offload, "sequential": pipe.enable_sequential_cpu_offload}[offload]
+    enable(device=device)
+    return pipe
 
 
 def make_scheduler(kind: str, own: Any) -> Any:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from cogvx_fast.family import decoded_frames, latent_frames
 
+from . import lora, tasks
 from .console import OutputError, messages, results, say
 from .preview import PreviewFile
 
@@ -25,32 +26,53 @@ if TYPE_CHECKING:
     from cogvx_fast import EngineConfig, FastCogVideoXPipeline
 
     from .checkpoint import Checkpoint
+    from .lora import Lora
+    from .tasks import Task
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Job:
-    """A checked order: everything `run` needs to know. Sizes in pixels, `fps` in frames per second."""
+    """A checked order: everything `run` needs to know. Sizes in pixels, `fps` in frames per second.
+
+    Attributes:
+        prompts, outputs, seeds: of each video.
+        inputs: of the pipeline's call, by its own names: pictures, and what goes with them.
+        made_steps: of the network; of a video that is made anew less than `steps`.
+        text_length: tokens that a prompt is padded to.
+        offload: "model" or "sequential"; None: all is on the device.
+        settings: kept in the file beside prompt and seed; None: nothing is.
+        says_seed: whether the seed was drawn, and must be said.
+    """
 
     prompts: list[str]
     outputs: list[Path]
     sheet: Path | None
     preview: Path | None
     checkpoint: Checkpoint
+    task: Task
+    inputs: dict[str, Any]
+    loras: list[Lora]
     height: int
     width: int
     num_frames: int
     steps: int
+    made_steps: int
     guidance: float
+    dynamic_guidance: bool
     negative: str | None
-    seed: int
+    text_length: int
+    seeds: list[int]
     fps: int
     zoom: int
     engine: EngineConfig
+    offload: str | None
     dtype: str
     device: str
     scheduler: str | None
+    settings: dict[str, Any] | None
+    says_seed: bool = False
 
 
 @dataclass
@@ -105,7 +127,11 @@ def _load(job: Job) -> FastCogVideoXPipeline:
 
         with loading.quiet_libraries():
             _warn_of_cut_prompts(job, loading.load_tokenizer(job.checkpoint))
-            return loading.load_pipeline(job.checkpoint, job.dtype, job.device, job.engine, job.scheduler)
+            pipe = loading.load_pipeline(
+                job.checkpoint, job.dtype, job.device, job.engine, job.scheduler, job.task.pipeline, job.offload
+            )
+            lora.load(pipe, job.loras)
+            return pipe
 
 
 def _announced_loading(source: str) -> contextlib.AbstractContextManager:
@@ -146,24 +172,26 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
             loading.quiet_libraries(),
             Progress(*columns, console=messages) as progress,
         ):
-            for number, (prompt, path) in enumerate(zip(job.prompts, job.outputs, strict=True), start=1):
+            for number, (prompt, path, seed) in enumerate(
+                zip(job.prompts, job.outputs, job.seeds, strict=True), start=1
+            ):
                 label = f"{number}/{len(job.prompts)} " if len(job.prompts) > 1 else ""
-                task = progress.add_task(f"{label}text", total=job.steps)
-                latents = _denoise(job, pipe, prompt, progress, task, label, shows)
+                task = progress.add_task(f"{label}text", total=job.made_steps)
+                latents = _denoise(job, pipe, prompt, seed, progress, task, label, shows)
                 stages.add(pipe.stage_seconds)
                 progress.update(task, description=f"{label}decode", completed=0, total=job.num_frames)
                 shown = Shown(keeps=job.sheet is not None)
                 frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
                 before = stages.seconds["decode"]
                 start = time.perf_counter()
-                write = functools.partial(write_video, frames, path, job.fps)
+                write = functools.partial(write_video, frames, path, job.fps, settings=_kept(job, prompt, seed))
                 _in_memory(job, functools.partial(_written, path, write))
                 decoding = stages.seconds["decode"] - before
                 stages.seconds["write"] += time.perf_counter() - start - decoding
                 progress.update(task, description=f"{label}done")
                 rate = f" at {job.fps} fps" if path.suffix else ""
                 what = f"{shown.number} frames of {shown.size[0]}x{shown.size[1]}{rate}"
-                made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {prompt!r}")
+                made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {prompt!r}{_and_seed(job, seed)}")
                 if job.sheet is not None:
                     videos.append(shown.frames)
     finally:
@@ -194,6 +222,7 @@ def _denoise(
     job: Job,
     pipe: Callable[..., Any],
     prompt: str,
+    seed: int,
     progress: Progress,
     task: TaskID,
     label: str,
@@ -215,14 +244,15 @@ def _denoise(
                 negative_prompt=job.negative,
                 height=job.height,
                 width=job.width,
-                num_frames=job.num_frames,
                 num_inference_steps=job.steps,
                 guidance_scale=job.guidance,
+                use_dynamic_cfg=job.dynamic_guidance,
                 # Noise is drawn on the CPU: the same seed is the same video on every device.
-                generator=torch.Generator("cpu").manual_seed(job.seed),
+                generator=torch.Generator("cpu").manual_seed(seed),
                 callback_on_step_end=on_step_end,
-                max_sequence_length=job.checkpoint.variant.max_text_seq_length,
+                max_sequence_length=job.text_length,
                 output_type="latent",
+                **job.inputs,
                 **({} if shows is None else {"preview": True}),
             ).frames
         ),
@@ -237,15 +267,36 @@ def _frames(
 
     # A checkpoint's own number need not be one that its autoencoder makes.
     num_frames = decoded_frames(latent_frames(job.num_frames))
+    # Of an even number of latent frames it makes four frames of the first, which is one where nothing was padded.
+    surplus = num_frames - job.num_frames if job.task is tasks.INPAINT else 0
     chunks = _in_memory(job, lambda: pipe.decode_stream(latents, num_frames))
     while True:
         pixels = stages.timed("decode", lambda: _in_memory(job, lambda: next(chunks, None)))
         if pixels is None:
             return
+        pixels, surplus = pixels[:, :, surplus:], 0
         for frame in pipe.video_processor.postprocess_video(pixels, output_type="pil")[0]:
             tick()
             size = (frame.width * job.zoom, frame.height * job.zoom)
             yield frame if job.zoom == 1 else frame.resize(size, Image.Resampling.BICUBIC)
+
+
+def _kept(job: Job, prompt: str, seed: int) -> dict[str, Any] | None:
+    """What a video's file keeps of how it was made."""
+    if job.settings is None:
+        return None
+    import diffusers
+    import torch
+
+    from cogvx_fast import metadata
+
+    versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
+    return metadata.settings_of(job.settings | {"dtype": job.dtype}, prompt, seed, versions)
+
+
+def _and_seed(job: Job, seed: int) -> str:
+    """Where several differ, or it was drawn, which one it is."""
+    return f", seed {seed}" if len(set(job.seeds)) > 1 or job.says_seed else ""
 
 
 def _in_memory(job: Job, work: Callable[[], T]) -> T:
@@ -269,8 +320,8 @@ def _in_memory(job: Job, work: Callable[[], T]) -> T:
 def _warn_of_cut_prompts(job: Job, tokenizer: Any) -> None:
     from . import loading
 
-    limit = job.checkpoint.variant.max_text_seq_length
-    texts = [("the prompt", prompt) for prompt in job.prompts] + [("--negative", job.negative or "")]
+    limit = job.text_length
+    texts = [("the prompt", prompt) for prompt in dict.fromkeys(job.prompts)] + [("--negative", job.negative or "")]
     for what, text in texts:
         cut = loading.cut_text(tokenizer, text, limit)
         if cut:

@@ -263,12 +263,18 @@ def _models(checkpoint: Checkpoint) -> Models:
         return Models.from_configs(transformer, text_encoder, vae)
 
 
-def request_of(checkpoint: Checkpoint, height: int, width: int, num_frames: int) -> Request:
-    """A generation of one video of this size, with guidance."""
-    with quiet_imports():
-        import diffusers
+def request_of(
+    checkpoint: Checkpoint, height: int, width: int, num_frames: int, pipeline: str | None = None
+) -> Request:
+    """A generation of one video of this size, with guidance.
 
+    Args:
+        pipeline: the name of our class that makes it; None: the checkpoint's own.
+    """
+    with quiet_imports():
+        import cogvx_fast
         from cogvx_fast.memory import Request
 
-    pipeline_class = getattr(diffusers, checkpoint.pipeline_class, None)
+    name = pipeline or f"Fast{checkpoint.pipeline_class}"
+    pipeline_class = getattr(cogvx_fast, name) if name in cogvx_fast.__all__ else None
     return Request.default(checkpoint.variant, pipeline_class, num_frames=num_frames, height=height, width=width)

@@ -227,7 +227,7 @@ def test_a_model_that_is_none_ends_before_any_weight_is_loaded(run, configuratio
     other = configuration("sd", pipeline_class="StableDiffusionPipeline")
     assert_usage_error(run("generate", PROMPT, "--model", other), other, "StableDiffusionPipeline", "CogVideoX")
     image = configuration("i2v", pipeline_class="CogVideoXImageToVideoPipeline", in_channels=32)
-    assert_usage_error(run("generate", PROMPT, "--model", image), image, "FastCogVideoXImageToVideoPipeline")
+    assert_usage_error(run("generate", PROMPT, "--model", image), image, "--image: is missing", "image to video")
 
 
 def test_the_form_of_the_frame_count_is_the_model_s(run, configuration, no_weights):
@@ -302,7 +302,7 @@ def test_an_interrupt_while_denoising_leaves_finished_videos_only(run, checkpoin
 
 @pytest.mark.parametrize("name", ["new/out.mp4", "out.gif", "frames"])
 def test_a_full_disk_is_one_message_and_leaves_nothing(name, run, checkpoint, monkeypatch):
-    def full(images, path, fps):
+    def full(images, path, fps, settings):
         path.mkdir() if name == "frames" else path.write_bytes(b"the first half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -338,7 +338,8 @@ def test_the_command_alone_is_heard(checkpoint, tmp_path):
         text=True,
         check=True,
     )
-    warning, bar = (line for line in result.stderr.splitlines() if line.strip())
+    said = [line for line in result.stderr.splitlines() if line.strip()]
+    warning, bar = (line for line in said if not line.startswith("note: threads"))  # on a busy machine
     assert warning.startswith("warning: the prompt 'a very long text about a cat' is longer")
     assert bar.startswith("done") and "9/9" in bar
     assert len(result.stdout.splitlines()) == 2
