@@ -12,7 +12,7 @@ from PIL import Image
 
 from cogvx_fast.serving.keys import add_key
 from cogvx_fast.video import write_video
-from tests.serving.test_server import WAIT, Server
+from tests.serving.process import WAIT, Server
 from tests.serving.visitor import PROMPT, Visitor
 from tools.page_pictures import ARGUMENTS, find_chromium
 

@@ -5,7 +5,7 @@ import re
 import openai
 
 from cogvx_fast.serving.keys import add_key
-from tests.serving.test_server import WAIT, until
+from tests.serving.process import WAIT, until
 
 PROMPT = "a red circle moves right on a white background"
 
