@@ -12,10 +12,12 @@ const SHOWN_AT = { size: "width", seconds: "num_frames" };
  */
 export function createForm({ made, failed }) {
   const form = element("composer");
+  let offered = [];
   let model = null; // what the server says of the one that is chosen
   let original = null; // the job that is remixed
 
   function offer(models) {
+    offered = models;
     fill(element("model"), models.map(({ id }) => [id, id]));
     element("model-field").hidden = models.length < 2;
     element("model").onchange = () => choose(models.find(({ id }) => id === element("model").value));
@@ -88,8 +90,9 @@ export function createForm({ made, failed }) {
   function remix(job) {
     original = job;
     for (const part of form.querySelectorAll(".for-new")) part.hidden = Boolean(job);
-    element("examples").hidden = element("origin-field").hidden = false;
-    element("remixing").hidden = element("origin-field").hidden = !job;
+    const kinds = offered.find(({ id }) => id === job?.model)?.reference.kinds ?? [];
+    element("remixing").hidden = !job;
+    element("origin-field").hidden = !kinds.includes("video"); // one that starts from pictures cannot from a video
     element("origin").value = "noise";
     element("make").textContent = job ? "Make remix" : "Make video";
     clearErrors();
