@@ -312,6 +312,27 @@ def test_another_model_has_other_choices(visitor):
     visitor.errors.clear()
 
 
+def test_a_model_that_starts_from_pictures_remixes_from_noise_alone(visitor):
+    page = visitor.page
+
+    def of_pictures(route):
+        answer = route.fetch()
+        said = answer.json()
+        said["models"][0]["reference"]["kinds"] = ["image"]
+        route.fulfill(response=answer, json=said)
+
+    visitor.client.videos.create_and_poll(prompt=PROMPT, extra_body=QUICK)
+    visitor.open()
+    page.click("#remix")
+    assert page.locator("#origin").is_visible()
+    page.route("**/page/about", of_pictures)
+    visitor.open()
+    page.reload()
+    page.click("#remix")
+    page.locator("#remixing").wait_for()
+    assert not page.locator("#origin").is_visible()
+
+
 def test_words_are_never_markup(visitor):
     page = visitor.open()
     evil = "<img src=x onerror=\"document.title='hit'\"> <b>bold</b>"

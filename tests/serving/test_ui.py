@@ -23,7 +23,7 @@ def served():
 
 @pytest.fixture
 def client(served, store, files, place):
-    context = Context(Models([served]), store, files, None, Limits(), place, ("https://example.org",))
+    context = Context(Models([served]), store, files, None, Limits(), place, embedded_in=("https://example.org",))
     return TestClient(build(context))
 
 
