@@ -92,7 +92,7 @@ def serve(
 
     Jobs survive the server: they are in a database before a request is answered, and go on after a restart.
     """
-    with exit_codes("jobs go on at the next start"):
+    with exit_codes("jobs go on at the next start", _tell):
         _check_installed()
         from . import validate
 
@@ -181,8 +181,17 @@ def serve(
             if open_page and not _open(f"{address}/"):
                 say(messages, f"no browser opens here; the page is at {address}/")
 
-        with exit_codes("jobs go on at the next start", logger.info):
-            serve(context, _workers(settings, devices), listening, ready)
+        serve(context, _workers(settings, devices), listening, ready)
+
+
+def _tell(text: str) -> None:
+    """In the log, where that has begun."""
+    from cogvx_fast.serving import logs
+
+    if logs.is_set_up():
+        logs.logger.info(text)
+    else:
+        say(messages, text, style="yellow")
 
 
 def _open(address: str) -> bool:

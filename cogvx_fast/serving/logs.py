@@ -45,6 +45,11 @@ def set_up() -> None:
     threading.excepthook = lambda ended: _ended(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
+def is_set_up() -> bool:
+    """Whether `set_up` was called in this process."""
+    return any(isinstance(handler.formatter, _Lines) for handler in logging.getLogger().handlers)
+
+
 def _ended(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
     if error is not None:
         logger.critical("ended by %s", kind.__name__, exc_info=(kind, error, trace))
