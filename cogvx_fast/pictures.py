@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, ImageSequence
 
-MAX_PIXELS = 50_000_000  # of a picture, or a frame; what has more means harm, or is no picture for a video
+MAX_PIXELS = 50_000_000  # of a picture, or a frame: those of large cameras
 _ANIMATIONS = (".gif", ".webp")
 
 
@@ -39,14 +39,14 @@ def read_picture(source: Path | bytes, formats: tuple[str, ...] | None = None) -
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:  # as its head says, before anything is decoded
-                raise PictureError(f"has {image.width}x{image.height} pixels; must have at most {MAX_PIXELS}")
+                raise PictureError(f"has {image.width}x{image.height} pixels; must be at most {MAX_PIXELS}")
             return _on_white(ImageOps.exif_transpose(_of_eight_bits(image)))
     except (PictureError, FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Image.DecompressionBombError:
-        raise PictureError(f"has too many pixels; must have at most {MAX_PIXELS}") from None
+        raise PictureError(f"has too many pixels; must be at most {MAX_PIXELS}") from None
     except Exception as error:  # whatever a decoder dies of is wrong with what it was given
-        raise PictureError("cannot be read as a picture, such as PNG, JPEG or WebP") from error
+        raise PictureError("cannot be decoded; must be a picture such as PNG, JPEG or WebP") from error
 
 
 def read_video(path: Path, most: int) -> list[Image.Image]:
@@ -73,7 +73,7 @@ def read_video(path: Path, most: int) -> list[Image.Image]:
         with av.open(str(path), "r") as container:
             for frame in container.decode(video=0):
                 if frame.width * frame.height > MAX_PIXELS:
-                    raise PictureError(f"has {frame.width}x{frame.height} pixels; must have at most {MAX_PIXELS}")
+                    raise PictureError(f"has {frame.width}x{frame.height} pixels; must be at most {MAX_PIXELS}")
                 found.append(frame.to_image())
                 if len(found) == most:
                     break
@@ -82,7 +82,9 @@ def read_video(path: Path, most: int) -> list[Image.Image]:
     except (av.FFmpegError, IndexError, MemoryError, ValueError) as error:
         if isinstance(error, PictureError):
             raise
-        raise PictureError("cannot be read as a video, such as MP4, GIF or WebP, or a folder of pictures") from error
+        raise PictureError(
+            "cannot be decoded; must be a video such as MP4, GIF or WebP, or a folder of pictures"
+        ) from error
     if not found:
         raise PictureError("has no frames")
     return found
@@ -92,13 +94,13 @@ def _animation(path: Path, most: int) -> list[Image.Image]:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"has {image.width}x{image.height} pixels; must have at most {MAX_PIXELS}")
+                raise PictureError(f"has {image.width}x{image.height} pixels; must be at most {MAX_PIXELS}")
             frames = ImageSequence.Iterator(image)
             return [_on_white(frame) for _, frame in zip(range(most), frames, strict=False)]
     except (PictureError, FileNotFoundError, PermissionError):
         raise
     except Exception as error:
-        raise PictureError("cannot be read as an animation") from error
+        raise PictureError("cannot be decoded; must be an animation") from error
 
 
 def fitted(image: Image.Image, width: int, height: int, how: Fit = Fit.crop) -> Image.Image:

@@ -38,12 +38,12 @@ def test_cmyk_and_16_bits_are_converted(tmp_path):
 
 def test_what_is_no_picture_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    with pytest.raises(PictureError, match="cannot be read as a picture"):
+    with pytest.raises(PictureError, match="cannot be decoded; must be a picture"):
         read_picture(tmp_path / "a.png")
     with pytest.raises(FileNotFoundError):
         read_picture(tmp_path / "nothing.png")
     Image.new("1", (MAX_PIXELS // 1000 + 1, 1001)).save(tmp_path / "large.png")
-    with pytest.raises(PictureError, match="must have at most"):
+    with pytest.raises(PictureError, match="must be at most"):
         read_picture(tmp_path / "large.png")
 
 
@@ -60,7 +60,7 @@ def test_videos_are_read_as_far_as_they_are_wanted(tmp_path, name):
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
 def test_what_is_no_video_is_refused(tmp_path, name):
     (tmp_path / name).write_text("no video")
-    with pytest.raises(PictureError, match="cannot be read as"):
+    with pytest.raises(PictureError, match="cannot be decoded"):
         read_video(tmp_path / name, 5)
     (tmp_path / "empty").mkdir()
     with pytest.raises(PictureError, match="has no pictures in it"):

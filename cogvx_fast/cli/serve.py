@@ -158,6 +158,7 @@ def serve(
                 place,
                 callbacks,
                 tuple(embedded_in or ()),
+                own_names_only=keys is None and not insecure,
             )
         except ValueError as error:
             raise UsageError("serve", None, str(error)) from None

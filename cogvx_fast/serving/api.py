@@ -18,6 +18,7 @@ from .files import PREVIEW, REFERENCE, VIDEO
 from .limits import BodyLimits
 from .metrics import metrics
 from .orders import Order, Served
+from .origins import OwnNames
 from .references import BadReferenceError
 from .requests_log import RequestsLog
 from .retention import remove
@@ -73,6 +74,8 @@ def build(context: Context) -> FastAPI:
     app.state.context = context
     # The last one is the outermost: what the limits refuse is said, too.
     app.add_middleware(BodyLimits, max_bytes=context.limits.body_bytes, max_seconds=context.limits.body_seconds)
+    if context.own_names_only:
+        app.add_middleware(OwnNames)
     app.add_middleware(RequestsLog)
     errors.add_handlers(app)
     _add_videos(app, context)

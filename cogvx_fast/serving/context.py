@@ -65,6 +65,7 @@ class Context:
         keys: None: anybody may.
         callbacks: None: it says nothing of ends.
         embedded_in: web sites that may show the page in a frame of theirs.
+        own_names_only: whether it answers by names of this machine alone, and no other site's pages.
         closing: set when open answers are to end.
     """
 
@@ -76,6 +77,7 @@ class Context:
     settings: Settings
     callbacks: Callbacks | None = None
     embedded_in: tuple[str, ...] = ()
+    own_names_only: bool = False
     started_at: float = field(default_factory=time.time)
     closing: threading.Event = field(default_factory=threading.Event)
     adding: threading.Lock = field(default_factory=threading.Lock)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import threading
 from io import BytesIO
 
-import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .references import BadReferenceError, fitted
+from cogvx_fast.pictures import PictureError, fitted, read_picture
 
-MAX_PIXELS = 50_000_000  # those of large cameras
+from .references import BadReferenceError
+
 FORMATS = ("PNG", "JPEG", "WEBP")
 _DECODING = threading.Lock()  # a large one takes some 500 MB on its way: one at a time
 
@@ -46,7 +46,7 @@ def as_png(data: bytes, width: int, height: int) -> bytes:
     animation it is the first frame. Colour profiles are not applied.
 
     Raises:
-        BadReferenceError: for what is no such picture, is broken, or has more than `MAX_PIXELS`.
+        BadReferenceError: for what is no such picture, is broken, or has more than `cogvx_fast.pictures.MAX_PIXELS`.
     """
     out = BytesIO()
     with _DECODING:
@@ -56,33 +56,6 @@ def as_png(data: bytes, width: int, height: int) -> bytes:
 
 def _decoded(data: bytes) -> Image.Image:
     try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            # As its head says, before anything is decoded.
-            if image.width * image.height > MAX_PIXELS:
-                raise BadReferenceError(f"has {image.width}x{image.height} pixels; must be at most {MAX_PIXELS}")
-            return _on_white(ImageOps.exif_transpose(_of_eight_bits(image)))
-    except BadReferenceError:
-        raise
-    except Image.DecompressionBombError:
-        raise BadReferenceError(f"has too many pixels; must be at most {MAX_PIXELS}") from None
-    except Exception as error:  # whatever a decoder dies of is wrong with what it was given
-        raise BadReferenceError("cannot be decoded; must be a picture: PNG, JPEG or WebP") from error
-
-
-def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """Pillow cuts values above 255 off, where the upper eight of 16 bits are meant."""
-    if not image.mode.startswith("I"):
-        image.load()
-        return image
-    values = np.asarray(image).astype(np.uint32) >> 8
-    grey = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    grey.info = {"exif": image.info["exif"]} if "exif" in image.info else {}
-    return grey
-
-
-def _on_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image.convert("RGB")
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, "white")
-    return Image.alpha_composite(white, picture).convert("RGB")
+        return read_picture(data, FORMATS)
+    except PictureError as error:
+        raise BadReferenceError(str(error)) from error

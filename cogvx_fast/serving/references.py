@@ -11,6 +11,8 @@ from pathlib import Path
 import av
 from PIL import Image
 
+from cogvx_fast.pictures import fitted
+
 MAX_BYTES = 20 * 2**20
 MAX_PIXELS = 2048 * 2048  # of a frame
 MAX_FRAMES = 500
@@ -78,11 +80,3 @@ def count_frames(source: bytes, most: int = MAX_FRAMES) -> int:
     """How many frames `frames` gives, up to `most`; raises as it does."""
     # As thumbnails: what is kept is of no use here.
     return len(frames(source, 16, 16, most))
-
-
-def fitted(image: Image.Image, width: int, height: int) -> Image.Image:
-    """An image of so many pixels: scaled until it covers them, and cut in the middle."""
-    scale = max(width / image.width, height / image.height)
-    size = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    left, top = (size[0] - width) // 2, (size[1] - height) // 2
-    return image.resize(size, Image.Resampling.LANCZOS).crop((left, top, left + width, top + height))

@@ -157,7 +157,7 @@ def test_of_one_that_names_itself_otherwise_what_is_given_decides():
         (("--video", "in.webp", "--frames", 17), "--frames 17: is more than in.webp has: 12"),
         (("--video", "in.webp", "--strength", 0.1), "--strength 0.1: must be 0.5 to 1 for 2 steps"),
         (("--strength", 0.5), "--strength 0.5: has no effect without --video"),
-        (("--video", "text.mp4"), "--video 'text.mp4': cannot be read as a video"),
+        (("--video", "text.mp4"), "--video 'text.mp4': cannot be decoded; must be a video"),
         (("--lora", "nothing.safetensors"), "--lora 'nothing.safetensors': is not there"),
         (("--lora", "first.png"), "must be a .safetensors file"),
         (("--lora", "first.png:much"), "must be PATH or PATH:WEIGHT"),

@@ -3,6 +3,7 @@
 import dataclasses
 
 import anyio
+import pytest
 from fastapi.testclient import TestClient
 
 from cogvx_fast.serving.api import build
@@ -118,3 +119,33 @@ def test_a_request_that_ends_in_the_middle_is_no_failure(context, store):
     scope = {"type": "http", "method": "POST", "path": "/v1/videos", "headers": headers, "query_string": b""}
     anyio.run(build(context), scope, receive, send)  # it raises nothing, which would be a traceback in the log
     assert sent[0]["status"] == 400 and store.queue_length() == 0
+
+
+FOREIGN = "https://example.org"
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "method", "status"),
+    [
+        ("127.0.0.1:8000", None, "POST", 200),
+        ("localhost:8000", "http://localhost:8000", "POST", 200),
+        ("[::1]:8000", "http://[::1]:8000", "POST", 200),
+        ("127.0.0.1:8000", FOREIGN, "GET", 200),  # a browser keeps what is answered from that page
+        ("127.0.0.1:8000", FOREIGN, "POST", 403),
+        ("127.0.0.1:8000", "null", "POST", 403),
+        ("127.0.0.1:8000", "http://127.0.0.1:9000", "POST", 403),
+        ("example.org:8000", "http://example.org:8000", "POST", 403),  # a name that points here
+        ("example.org:8000", None, "GET", 403),
+        ("127.0.0.1.example.org", None, "GET", 403),
+    ],
+)
+def test_without_keys_other_web_sites_cannot_ask(context, host, origin, method, status):
+    client = TestClient(build(dataclasses.replace(context, own_names_only=True)), base_url=f"http://{host}")
+    headers = {} if origin is None else {"Origin": origin}
+    if method == "GET":
+        response = client.get("/v1/videos", headers=headers)
+    else:
+        response = client.post("/v1/videos", data={"prompt": "a red circle"}, headers=headers)
+    assert response.status_code == status, response.text
+    if status == 403:
+        assert_error(response, 403, "foreign_origin")
