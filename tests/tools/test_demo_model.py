@@ -4,8 +4,9 @@ import random
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from tools.demo_model import data, reading, text
+from tools.demo_model import data, dit, measuring, reading, text, vae
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -77,3 +78,50 @@ def test_capitals_mean_the_same():
     with torch.no_grad():
         lower, upper = encoder(ids)[0]
     assert torch.equal(lower, upper)
+
+
+@pytest.mark.parametrize("shape", data.SHAPES)
+@pytest.mark.parametrize("size", [64, 128])
+def test_an_ideal_clip_measures_as_one(shape, size):
+    scene = data.Scene(shape, "red", "white", "right")
+    clip = (data.render(scene, random.Random(3), size=size).transpose(0, 1)[::8] + 1) / 2
+    drawing = measuring.measure(clip, scene)
+    assert drawing.overlap > 0.99 and drawing.least_overlap > 0.985
+    assert drawing.ground_spread < 1e-6 and drawing.area_spread < 0.005
+
+
+def test_what_is_drawn_badly_measures_so():
+    scene = data.Scene("square", "blue", "pink", "up")
+    clip = (data.render(scene, random.Random(4)).transpose(0, 1)[::8] + 1) / 2
+    ideal = measuring.measure(clip, scene)
+    other = data.Scene("triangle", "blue", "pink", "up")
+    assert measuring.measure(clip, other).overlap < 0.85
+    soft = F.avg_pool2d(F.pad(clip, (8, 8, 8, 8), mode="replicate"), 17, stride=1)
+    assert measuring.measure(soft, scene).overlap < 0.95 < ideal.overlap
+    generator = torch.Generator().manual_seed(0)
+    mottled = (clip + 0.02 * torch.randn(clip.shape, generator=generator)).clamp(0, 1)
+    assert 0.01 < measuring.measure(mottled, scene).ground_spread < 0.03
+    small = (data.render(scene, random.Random(4)).transpose(0, 1)[::8] + 1) / 2
+    small[1] = F.interpolate(F.pad(small[1:2], (20, 20, 20, 20), mode="replicate"), clip.shape[-2:])[0]
+    assert measuring.measure(small, scene).area_spread > 0.2 > ideal.area_spread
+
+
+def test_large_stages_start_where_small_ones_ended():
+    assert vae.ENLARGE.after is vae.TRAIN and vae.POLISH.after is vae.ENLARGE and dit.ENLARGE.after is dit.TRAIN
+    small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
+    assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
+    # A place has the same position in both: every other token of the large grid is one of the small.
+    rows = large.config.sample_height // 2
+    positions = [
+        model.patch_embed.pos_embedding[0, dit.TEXT_LENGTH :].unflatten(0, (5, grid, grid))
+        for model, grid in ((small, rows // 2), (large, rows))
+    ]
+    assert torch.allclose(positions[1][:, ::2, ::2], positions[0], atol=1e-5)
+
+
+def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():
+    for stage in (vae.TRAIN, vae.ENLARGE, vae.POLISH):
+        for step in (0, stage.steps - 1):
+            clips, frames = stage.clips_and_frames(step)
+            assert vae.batch(stage.name, step, 1, frames, stage.size).shape == (1, 3, frames, stage.size, stage.size)
+            assert clips >= 2

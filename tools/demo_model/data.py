@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
-SIZE = 64  # pixels, height and width
+SIZE = 128  # pixels, height and width
+SMALL = 64  # of the first stages of training, which the lengths below are of
 NUM_FRAMES = 17
 FPS = 8
 
@@ -163,14 +164,14 @@ def path(
 
     `jitter`: how much of the full variety in size, speed and place is used, 0 to 1.
     """
-    radius = (_RADIUS + jitter * rng.uniform(-1.5, 1.5)) * size / 64
-    travel = (_TRAVEL + jitter * rng.uniform(-2.0, 2.0)) * size / 64
+    scale = size / SMALL
+    radius = (_RADIUS + jitter * rng.uniform(-1.5, 1.5)) * scale
+    travel = (_TRAVEL + jitter * rng.uniform(-2.0, 2.0)) * scale
     reach = radius * _CIRCUMRADIUS[scene.shape]
     direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     middle = torch.tensor(
         [
-            size / 2
-            + jitter * rng.uniform(-1, 1) * max(0.0, min(9.0 * size / 64, size / 2 - reach - abs(d) * travel / 2))
+            size / 2 + jitter * rng.uniform(-1, 1) * max(0.0, min(9.0 * scale, size / 2 - reach - abs(d) * travel / 2))
             for d in direction.tolist()
         ]
     )

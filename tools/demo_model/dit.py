@@ -1,4 +1,4 @@
-"""Stage 2: the denoiser and its text encoder, trained together on cached latents.
+"""The denoiser and its text encoder, trained together on cached latents: of small clips first, then of larger ones.
 
 The objective is the scheduler's own, v-prediction with zero terminal SNR (Salimans & Ho 2022, Lin et
 al. 2023), weighed so that it is the error of the clean latents, and of the object more than of the
@@ -14,6 +14,7 @@ import copy
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,64 +24,91 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
 
-from .data import NUM_FRAMES, SIZE, TRAINING, Scene, describe, render
+from . import vae
+from .data import NUM_FRAMES, SIZE, SMALL, TRAINING, Scene, describe, render
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
 from .vae import LATENT_NOISE, scaling_factor
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
-STEPS = 5000
-LONG_TEXT_STEPS = 400  # the last steps see prompts padded as the pipeline pads them, every other step
-BATCH = 32
-PEAK_LR = 1e-3
 WARMUP = 200
 JITTER = 0.4  # variety of the clips, see `data.path`
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
 NOISY_SHARE = 0.3
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
-FIRST_CLIPS, GROWTH = 1200, 0.6
 
 
-def learning_rate(step: int) -> float:
-    warmup = min(1.0, (step + 1) / WARMUP)
-    return PEAK_LR * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / STEPS)))
+@dataclass(frozen=True)
+class Stage:
+    """One training run.
+
+    Attributes:
+        name: of its file.
+        size: pixels of a side.
+        vae: the autoencoder's stage whose latents it learns.
+        long_text_steps: the last ones, of which every other sees prompts padded as the pipeline pads them.
+        first_clips, growth: of the cache of latents, at the start and a step.
+        after: the stage whose averaged weights it starts from.
+    """
+
+    name: str
+    size: int
+    vae: vae.Stage
+    steps: int
+    batch: int
+    peak_lr: float
+    long_text_steps: int = 400
+    first_clips: int = 1200
+    growth: float = 0.6
+    after: Stage | None = None
+
+    def learning_rate(self, step: int) -> float:
+        warmup = min(1.0, (step + 1) / WARMUP)
+        return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-def draw_timesteps(generator: torch.Generator, num_train_timesteps: int) -> torch.Tensor:
-    """A batch of timesteps evenly spread over their range, `NOISY_SHARE` of it over the noisiest quarter."""
-    noisy = int(BATCH * NOISY_SHARE)
+TRAIN = Stage("dit", SMALL, vae.TRAIN, steps=5000, batch=32, peak_lr=1e-3)
+ENLARGE = Stage("dit_large", SIZE, vae.ENLARGE, steps=4000, batch=16, peak_lr=6e-4, growth=0.4, after=TRAIN)
+
+
+def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: int) -> torch.Tensor:
+    """`count` timesteps evenly spread over their range, `NOISY_SHARE` of them over the noisiest quarter."""
+    noisy = int(count * NOISY_SHARE)
     offset = torch.rand((), generator=generator)
-    even = (offset + torch.arange(BATCH - noisy) / (BATCH - noisy)) % 1
+    even = (offset + torch.arange(count - noisy) / (count - noisy)) % 1
     high = 0.75 + 0.25 * ((offset + torch.arange(noisy) / noisy) % 1)
     return (torch.cat([even, high]) * num_train_timesteps).long()
 
 
-def build_optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the attention and feed-forward matrices of the denoiser's blocks, AdamW for everything else."""
     matrices, others = [], []
     for name, parameter in model.named_parameters():
         of_block = "transformer_blocks" in name and (".attn1." in name or ".ff." in name)
         (matrices if of_block and parameter.ndim == 2 else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=PEAK_LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=PEAK_LR, betas=(0.9, 0.98), weight_decay=0.01),
+        torch.optim.Muon(matrices, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
 
-def build_transformer() -> CogVideoXTransformer3DModel:
-    """CogVideoX-2b's architecture with 4 heads and 6 layers; gates and output start at zero (DiT's adaLN-zero)."""
+def build_transformer(size: int = SIZE) -> CogVideoXTransformer3DModel:
+    """CogVideoX-2b's architecture with 4 heads and 6 layers; gates and output start at zero (DiT's adaLN-zero).
+
+    Positions are those of the smallest clips, whatever the size: what was learned of a place there is true of it here.
+    """
     transformer = CogVideoXTransformer3DModel(
         num_attention_heads=4,
         attention_head_dim=64,
         num_layers=6,
         time_embed_dim=128,
         text_embed_dim=WORD_DIM,
-        sample_height=SIZE // PIXELS_PER_LATENT,
-        sample_width=SIZE // PIXELS_PER_LATENT,
+        sample_height=size // PIXELS_PER_LATENT,
+        sample_width=size // PIXELS_PER_LATENT,
         sample_frames=NUM_FRAMES,
         max_text_seq_length=TEXT_LENGTH,
-        spatial_interpolation_scale=1.0,
+        spatial_interpolation_scale=size / SMALL,
     )
     for block in transformer.transformer_blocks:
         for norm in (block.norm1, block.norm2):
@@ -131,10 +159,10 @@ def object_weights(latents: torch.Tensor) -> torch.Tensor:
 
 
 class LatentCache:
-    """Scaled latents of training clips, (N, 5, 16, 8, 8), made on demand and kept on disk."""
+    """Scaled latents of training clips, (N, 5, 16, size / 8, size / 8), made on demand and kept on disk."""
 
     def __init__(self, vae: AutoencoderKLCogVideoX, path: Path):
-        self.vae, self.path = vae, path
+        self.vae, self.path, self.size = vae, path, vae.config.sample_height
         state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
         self.scale: float = state["scale"]
         self.latents: torch.Tensor | None = state["latents"]
@@ -151,7 +179,8 @@ class LatentCache:
     def grow(self, size: int) -> None:
         while len(self) < size:
             indices = range(len(self), min(len(self) + 16, size))
-            clips = torch.stack([render(self.scene(i), random.Random(f"clip {i}"), jitter=JITTER) for i in indices])
+            clips = [render(self.scene(i), random.Random(f"clip {i}"), size=self.size, jitter=JITTER) for i in indices]
+            clips = torch.stack(clips)
             with torch.autocast("cpu", torch.bfloat16):
                 mean = self.vae.encode(clips.contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
             latents = mean.float().transpose(1, 2).contiguous() * self.scale
@@ -170,17 +199,21 @@ def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: l
     return text_encoder(ids)[0]
 
 
-def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> None:
-    """Train to the end, resuming from `folder/dit.pt`; the averaged weights are what is exported."""
+def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAIN, save_every: int = 100) -> None:
+    """Run a stage to its end, resuming from its own file in `folder`; the averaged weights are what is exported."""
     torch.manual_seed(0)
-    transformer, scheduler, tokenizer = build_transformer(), build_scheduler(), build_tokenizer()
+    transformer, scheduler, tokenizer = build_transformer(stage.size), build_scheduler(), build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
-    optimizers = build_optimizers(model)
-    cache = LatentCache(vae, folder / "latents.pt")
+    optimizers = build_optimizers(model, stage.peak_lr)
+    cache = LatentCache(autoencoder, folder / f"{stage.name}_latents.pt")
     short_text = ShortText(transformer)
-    state = load_state(folder / "dit.pt")
+    path = folder / f"{stage.name}.pt"
+    state = load_state(path)
     if state is None:
-        teach_words(model["text_encoder"], tokenizer)
+        if stage.after is None:
+            teach_words(model["text_encoder"], tokenizer)
+        else:
+            model.load_state_dict(load_state(folder / f"{stage.after.name}.pt")["average"])
         average, first = copy.deepcopy(model).requires_grad_(False), 0
     else:
         model.load_state_dict(state["model"])
@@ -190,21 +223,21 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
             optimizer.load_state_dict(saved)
     started, running = time.perf_counter(), None
 
-    for step in range(first, STEPS):
-        cache.grow(FIRST_CLIPS + int(GROWTH * step) // 16 * 16)
-        rng = random.Random(f"dit {step}")
+    for step in range(first, stage.steps):
+        cache.grow(stage.first_clips + int(stage.growth * step) // 16 * 16)
+        rng = random.Random(f"{stage.name} {step}")
         generator = torch.Generator().manual_seed(step)
-        chosen = [rng.randrange(len(cache)) for _ in range(BATCH)]
+        chosen = [rng.randrange(len(cache)) for _ in range(stage.batch)]
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
         prompts = ["" if rng.random() < PROMPT_DROPOUT else prompt for prompt in prompts]
         length = max(len(ids) for ids in tokenizer(prompts).input_ids) + rng.randint(0, 12)
-        if step >= STEPS - LONG_TEXT_STEPS and step % 2:
+        if step >= stage.steps - stage.long_text_steps and step % 2:
             length = TEXT_LENGTH
 
         clean = cache.latents[chosen]
         latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps)
+        timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
 
@@ -218,7 +251,7 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step)
+                group["lr"] = stage.learning_rate(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in optimizers:
@@ -229,11 +262,14 @@ def train(folder: Path, vae: AutoencoderKLCogVideoX, save_every: int = 250) -> N
         running = loss.item() if running is None else 0.98 * running + 0.02 * loss.item()
         if (step + 1) % 50 == 0:
             each = (time.perf_counter() - started) / (step + 1 - first)
-            print(f"dit {step + 1}/{STEPS}  loss {running:.4f}  clips {len(cache)}  {each:.2f} s/step", flush=True)
-        if (step + 1) % save_every == 0 or step + 1 == STEPS:
+            print(
+                f"{stage.name} {step + 1}/{stage.steps}  loss {running:.4f}  clips {len(cache)}  {each:.2f} s/step",
+                flush=True,
+            )
+        if (step + 1) % save_every == 0 or step + 1 == stage.steps:
             cache.save()
             save_state(
-                folder / "dit.pt",
+                path,
                 {
                     "model": model.state_dict(),
                     "average": average.state_dict(),

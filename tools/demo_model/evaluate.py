@@ -1,4 +1,4 @@
-"""Does the picture show what the prompt says? Renders unseen prompts with diffusers' own pipeline and reads it."""
+"""Does the picture show what the prompt says, and how well? Renders unseen prompts with diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers import CogVideoXPipeline
 from PIL import Image
 
 from .data import FPS, HELD_OUT, describe
+from .measuring import Drawing, measure
 from .reading import read
 from .vae import psnr
 
@@ -19,9 +20,10 @@ BATCH = 10
 
 
 def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet: Path | None = None) -> dict:
-    """Share of right readings over `num_prompts` combinations that no training stage saw, and the VAE's PSNR.
+    """Share of right readings over `num_prompts` combinations that no training stage saw, how well they are drawn, and
+    the VAE's PSNR.
 
-    Sentences and noise come from fixed seeds. `sheet`: a PNG of five frames of the first twenty clips.
+    Sentences and noise come from fixed seeds. `sheet`: a PNG of five frames of the first twelve clips.
     """
     pipe = CogVideoXPipeline.from_pretrained(checkpoint, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -29,7 +31,7 @@ def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet
     scenes = list(HELD_OUT[:num_prompts])
     prompts = [describe(scene, rng) for scene in scenes]
     right = dict.fromkeys(("background", "color", "shape", "motion"), 0)
-    wrong, rows = [], []
+    wrong, rows, drawings = [], [], []
     for start in range(0, len(scenes), BATCH):
         chosen = prompts[start : start + BATCH]
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(chosen))]
@@ -43,11 +45,13 @@ def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet
                 right[name] += match
             if not all(matches.values()):
                 wrong.append(f"{prompt!r} reads as {reading}")
-            rows.append(torch.cat(list(clip[:: (len(clip) - 1) // 4]), dim=2))
+            some = clip[:: (len(clip) - 1) // 4]
+            rows.append(torch.cat(list(some), dim=2))
+            drawings.append(measure(some, scene))
         done = start + len(chosen)
         print(f"evaluated {done}/{len(scenes)}: " + ", ".join(f"{k} {v}/{done}" for k, v in right.items()), flush=True)
     if sheet is not None:
-        columns = [torch.cat(rows[i : i + 10], dim=1) for i in range(0, min(20, len(rows)), 10)]
+        columns = [torch.cat(rows[i : i + 6], dim=1) for i in range(0, min(12, len(rows)), 6)]
         picture = (torch.cat(columns, dim=2).clamp(0, 1) * 255).byte().permute(1, 2, 0).numpy()
         Image.fromarray(picture).save(sheet)
     scores = {name: count / len(scenes) for name, count in right.items()}
@@ -58,9 +62,20 @@ def evaluate(checkpoint: Path, num_prompts: int = 60, num_steps: int = 50, sheet
         "guidance_scale": 6.0,
         "fps": FPS,
         **{f"{name}_accuracy": round(score, 4) for name, score in scores.items()},
+        **drawn(drawings),
         "vae_psnr_db": round(psnr(pipe.vae), 2),
         "wrong": wrong,
     }
+
+
+def drawn(drawings: list[Drawing]) -> dict[str, float]:
+    """Of all clips: overlap on average and of the worst frame, and the other measures on average and of the worst."""
+    found = {"overlap": sum(one.overlap for one in drawings) / len(drawings)}
+    found["overlap_worst"] = min(one.least_overlap for one in drawings)
+    for name in ("ground_spread", "area_spread"):
+        values = [getattr(one, name) for one in drawings]
+        found |= {name: sum(values) / len(values), f"{name}_worst": max(values)}
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 def digests(checkpoint: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import build_scheduler, build_transformer
+from .dit import ENLARGE, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import POLISH, Stage, build
@@ -16,7 +16,7 @@ from .vae import POLISH, Stage, build
 
 def load_vae(folder: Path, stage: Stage, scale: float | None = None) -> AutoencoderKLCogVideoX:
     """The autoencoder after `stage`, with its `scaling_factor` set where it is known."""
-    vae = build()
+    vae = build(stage.size)
     vae.load_state_dict(load_state(folder / f"{stage.name}.pt")["model"])
     if scale is not None:
         vae.register_to_config(scaling_factor=round(scale, 6))
@@ -29,9 +29,9 @@ def export(folder: Path, target: Path) -> None:
     model = torch.nn.ModuleDict(
         {"transformer": build_transformer(), "text_encoder": build_text_encoder(len(tokenizer))}
     )
-    model.load_state_dict(load_state(folder / "dit.pt")["average"])
+    model.load_state_dict(load_state(folder / f"{ENLARGE.name}.pt")["average"])
     tie_cases(model["text_encoder"])
-    scale = load_state(folder / "latents.pt")["scale"]
+    scale = load_state(folder / f"{ENLARGE.name}_latents.pt")["scale"]
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),

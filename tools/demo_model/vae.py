@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, trained on single frames first, then on short and on whole clips.
+"""The autoencoder, trained on single frames first, then on short and on whole clips; small ones first, then larger.
 
 It is trained as a deterministic autoencoder with a little noise on the latents. The noise is the
 posterior's own: the log-variance half of the encoder's output is pinned to a constant, so that
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 
-from .data import HELD_OUT, NUM_FRAMES, SIZE, TRAINING, render
+from .data import HELD_OUT, NUM_FRAMES, SIZE, SMALL, TRAINING, render
 from .state import load_state, save_state
 
 LATENT_NOISE = 0.1
@@ -26,11 +26,16 @@ LATENT_PENALTY = 1e-4
 
 @dataclass(frozen=True)
 class Stage:
-    """One training run: its file and phases of (steps, clips a step, frames a clip)."""
+    """One training run: its file, pixels of a side, and phases of (steps, clips a step, frames a clip).
+
+    `after`: the stage whose weights it starts from.
+    """
 
     name: str
+    size: int
     phases: tuple[tuple[int, int, int], ...]
     peak_lr: float
+    after: Stage | None = None
     decoder_only: bool = False
 
     @property
@@ -49,19 +54,20 @@ class Stage:
         return self.peak_lr * warmup * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-TRAIN = Stage("vae", ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
+TRAIN = Stage("vae", SMALL, ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
+ENLARGE = Stage("vae_large", SIZE, ((200, 8, 1), (300, 2, 9), (700, 2, NUM_FRAMES)), peak_lr=1e-3, after=TRAIN)
 # The denoiser sees the encoder alone, so the decoder can go on learning once the latents are settled.
-POLISH = Stage("vae_polished", ((300, 4, NUM_FRAMES),), peak_lr=1e-3, decoder_only=True)
+POLISH = Stage("vae_polished", SIZE, ((300, 2, NUM_FRAMES),), peak_lr=1e-3, after=ENLARGE, decoder_only=True)
 
 
-def build() -> AutoencoderKLCogVideoX:
+def build(size: int = SIZE) -> AutoencoderKLCogVideoX:
     """CogVideoX's autoencoder with few channels. One norm group: more normalise flat colours away."""
     vae = AutoencoderKLCogVideoX(
         block_out_channels=(16, 32, 48, 64),
         layers_per_block=1,
         norm_num_groups=1,
-        sample_height=SIZE,
-        sample_width=SIZE,
+        sample_height=size,
+        sample_width=size,
     )
     pin_log_variance(vae)
     return vae
@@ -83,10 +89,10 @@ def pin_log_variance(vae: AutoencoderKLCogVideoX) -> None:
     conv.bias[latent_channels:] = 2 * math.log(LATENT_NOISE)
 
 
-def batch(name: str, step: int, clips: int, frames: int, scenes=TRAINING) -> torch.Tensor:
+def batch(name: str, step: int, clips: int, frames: int, size: int, scenes=TRAINING) -> torch.Tensor:
     """Clips for step `step` of a stage: a function of the two alone, so that a resumed run repeats it."""
     rng = random.Random(f"{name} {step}")
-    return torch.stack([render(rng.choice(scenes), rng, frames) for _ in range(clips)])
+    return torch.stack([render(rng.choice(scenes), rng, frames, size) for _ in range(clips)])
 
 
 @torch.no_grad()
@@ -94,7 +100,7 @@ def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
     """Mean PSNR in dB (peak: the range of 2) of reconstructions of held-out clips, through the public API."""
     values = []
     for i in range(num_clips):
-        clip = batch("vae", -1 - i, 1, NUM_FRAMES, HELD_OUT)
+        clip = batch("vae", -1 - i, 1, NUM_FRAMES, vae.config.sample_height, HELD_OUT)
         output = vae.decode(vae.encode(clip).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(10 * math.log10(4 / F.mse_loss(output, clip).item()))
     return sum(values) / len(values)
@@ -103,16 +109,17 @@ def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
 @torch.no_grad()
 def scaling_factor(vae: AutoencoderKLCogVideoX, num_clips: int = 64) -> float:
     """1 / standard deviation of the latents, as diffusers' `scaling_factor` is defined."""
-    latents = [vae.encode(batch("vae", i, 1, NUM_FRAMES)).latent_dist.mode() for i in range(num_clips)]
+    size = vae.config.sample_height
+    latents = [vae.encode(batch("vae", i, 1, NUM_FRAMES, size)).latent_dist.mode() for i in range(num_clips)]
     return 1 / torch.cat(latents).std().item()
 
 
 def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> AutoencoderKLCogVideoX:
-    """Run a stage to its end, resuming from its own file in `folder` or starting from the stage before."""
+    """Run a stage to its end, resuming from its own file in `folder` or starting from the stage `after` which it is."""
     torch.manual_seed(0)
-    vae = build()
-    if stage is POLISH:
-        vae.load_state_dict(load_state(folder / f"{TRAIN.name}.pt")["model"])
+    vae = build(stage.size)
+    if stage.after is not None:
+        vae.load_state_dict(load_state(folder / f"{stage.after.name}.pt")["model"])
     vae.encoder.requires_grad_(not stage.decoder_only)
     order_channels_last(vae)
     trained = [p for p in vae.parameters() if p.requires_grad]
@@ -128,7 +135,7 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
         first = state["step"]
     started, running = time.perf_counter(), None
     for step in range(first, stage.steps):
-        clips = batch(stage.name, step, *stage.clips_and_frames(step))
+        clips = batch(stage.name, step, *stage.clips_and_frames(step), stage.size)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate(step)
         clips = clips.contiguous(memory_format=torch.channels_last_3d)
