@@ -118,15 +118,6 @@ class Quality(Series):
     def conditions(self) -> list[str]:
         return [self.first.measures]
 
-    @classmethod
-    def readme(cls, found: Sequence[Series], plots: str) -> list[str]:
-        return [
-            paragraph
-            for one in found
-            if isinstance(one, Quality)
-            for paragraph in (f"**{one.title}**: {one.origin()}", one.table(found), one.image(plots))
-        ]
-
     def timed(self, others: Sequence[Series]) -> Recipes | None:
         """The times that belong to these videos: of the same dtype and device, at the sizes of a real model."""
         same = [

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import write_whole
-from .results import SERIES, latest
+from .comparison import Comparison
+from .results import latest
 from .rows import Row
 from .serving import Serving
 
@@ -32,6 +33,9 @@ def report(rows: Sequence[Row], plots: str) -> str:
         return f"# Benchmarks\n\n{NOTHING}\n"
     parts = ["# Benchmarks", "Made by `cogvx-fast bench report` from `benchmarks/results`.", _LEGEND]
     found = latest(rows)
+    glance = Comparison.at_a_glance(found)
+    if glance:
+        parts += ["## At a glance", glance]
     for series in found:
         parts += [f"## {series.title}", series.origin(), series.table(found), series.image(plots), series.details()]
     return "\n\n".join(filter(None, parts)) + "\n"
@@ -54,23 +58,21 @@ def write_plots(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     return written
 
 
-def readme_section(rows: Sequence[Row], plots: str, page: str) -> str:
-    """What stands between the markers: what each kind of series has for the README; or that nothing has been measured.
+def readme_section(rows: Sequence[Row], page: str) -> str:
+    """What stands between the README's markers: a few comparisons; or that nothing has been measured.
 
     Args:
-        plots, page: folder of the plots and the page of `report`, as links in the README need them.
+        page: of `report`, as links in the README need it.
     """
     found = latest(rows)
     if not found:
         return NOTHING
-    parts = [paragraph for kind in SERIES.values() for paragraph in kind.readme(found, plots)]
-    parts.append(
-        f"From [all rows]({page}), with spread, other contenders, ablations, sizes and how each was measured. Times"
-        " are medians of contenders that alternated in one run, or one call where that takes minutes; *memory* is a"
-        " call's peak on top of the weights; *error* is a multiple of diffusers' own at that precision, and above 1.1"
-        " the speed is refused."
+    words = (
+        f"From [all rows]({page}): medians of contenders that alternated in one run, or one call where that takes"
+        " minutes; *memory* is a call's peak on top of the weights; *error* is a multiple of diffusers' own at that"
+        " precision, and above 1.1 the speed is refused. Of several machines the one on which the gain is least."
     )
-    return "\n\n".join(parts)
+    return "\n\n".join(filter(None, (Comparison.of_the_readme(found), words)))
 
 
 def serving_section(rows: Sequence[Row], plots: str) -> str:

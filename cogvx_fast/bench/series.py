@@ -145,11 +145,6 @@ class Series(ABC):
         return f"![{self.title}]({folder}/{self.slug}.png)" if self.has_plot else ""
 
     @classmethod
-    def readme(cls, found: Sequence[Series], plots: str) -> list[str]:
-        """The paragraphs that the README has of all series of this class among `found`."""
-        return []
-
-    @classmethod
     def line(cls, row: Row) -> str:
         """What the console says of a row when it is made, after what it is of."""
         return row.gate_detail

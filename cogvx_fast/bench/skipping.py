@@ -113,15 +113,6 @@ class Skipping(Series):
         return self.png(figure)
 
     @classmethod
-    def readme(cls, found: Sequence[Series], plots: str) -> list[str]:
-        return [
-            paragraph
-            for one in found
-            if isinstance(one, Skipping)
-            for paragraph in (f"**{one.title}**: {one.origin()}", one.image(plots))
-        ]
-
-    @classmethod
     def line(cls, row: Row) -> str:
         return f"{row.extras['evaluations_asked']} evaluations: {row.gate_detail}"
 

@@ -137,7 +137,7 @@ def report(
         rows = read_rows(folder)
         try:
             tables = made.report(rows, _link(plots, page))
-            sections = {("--readme", readme): made.readme_section(rows, _link(plots, readme), _link(page, readme))}
+            sections = {("--readme", readme): made.readme_section(rows, _link(page, readme))}
             if any(row.series == Serving.name for row in rows):
                 sections["--serving", serving] = made.serving_section(rows, _link(plots, serving))
         except (TypeError, LookupError, ArithmeticError, ValueError) as error:  # shapes or extras that are not theirs

@@ -1,5 +1,6 @@
 """Factors, tables and pictures of contenders that took turns."""
 
+import dataclasses
 import math
 
 import pytest
@@ -67,15 +68,28 @@ def test_table():
     ]
 
 
-def test_the_readme_has_a_line_for_what_both_ran():
+def test_at_a_glance_there_is_a_line_for_what_both_ran():
     clip = [row("diffusers", 2.0, stage="vae-decode", own_error=None), refused("ours", stage="vae-decode")]
-    (table,) = Comparison.readme([Comparison(ROWS + clip)], "plots")
+    table = Comparison.at_a_glance([Comparison(ROWS + clip)])
     what = "9x240x352 | Some CPU (R) | bfloat16"
     assert table.splitlines()[2:] == [
         f"| dit-step, dit-2b | {what} | 1.00 s | 500 ms | 2.00x | 123.0 MB | 123.0 MB | 0.50x |",
         f"| vae-decode, dit-2b | {what} | 2.00 s | refused |  | 123.0 MB |  | 500.00x |",
     ]
-    assert Comparison.readme([Comparison([row("diffusers", 1.0)])], "plots") == []
+    assert Comparison.at_a_glance([Comparison([row("diffusers", 1.0)])]) == ""
+
+
+def test_the_readme_has_of_several_machines_that_with_the_least_gain():
+    quick = [row("diffusers", 1.0), row("ours", 0.25)]
+    slow = [
+        dataclasses.replace(one, provenance=dataclasses.replace(one.provenance, device_name="Another"))
+        for one in (row("diffusers", 1.0), row("ours", 0.8))
+    ]
+    other = [row("diffusers", 1.0, stage="text"), row("ours", 0.9, stage="text")]
+    table = Comparison.of_the_readme([Comparison(quick), Comparison(slow), Comparison(other)])
+    (line,) = table.splitlines()[2:]
+    assert line.startswith("| dit-step, dit-2b |") and "Another" in line and "1.25x" in line
+    assert Comparison.of_the_readme([Comparison(other)]) == ""
 
 
 def test_the_console_says_when_compiling_pays():

@@ -6,7 +6,7 @@ import pytest
 
 from cogvx_fast.bench.accuracy import FLOOR_DB
 from cogvx_fast.bench.recipes import Quality, Recipes, front
-from cogvx_fast.bench.report import readme_section, report
+from cogvx_fast.bench.report import report
 from cogvx_fast.bench.results import latest
 from cogvx_fast.bench.rows import RowError
 from cogvx_fast.quantization import RECIPES
@@ -116,7 +116,7 @@ def test_the_report_has_the_table_with_and_without_times():
     rows = [timed("ours", 3.0), timed("ours-int8", 2.0), quality("int8", 41.0)]
     for part in (rows, rows[2:]):
         assert "| int8 | " in report(part, "plots") and "| exact | " in report(part, "plots")
-        assert "41.0 dB" in readme_section(part, "plots", "page.md")
+        assert "41.0 dB" in report(part, "plots")
     assert "refused: PSNR 20 dB" in report([quality("int8", 20.0, gate="red", gate_detail="PSNR 20 dB")], "plots")
 
 

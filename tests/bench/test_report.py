@@ -58,11 +58,11 @@ def test_page_says_where_the_numbers_come_from():
 
 
 def test_without_rows_it_says_so():
-    assert NOTHING in report([], "docs") and readme_section([], "docs", "page.md") == NOTHING
+    assert NOTHING in report([], "docs") and readme_section([], "page.md") == NOTHING
 
 
 def test_the_readme_has_its_parts_in_order():
-    section = readme_section(ROWS, "plots", "docs/all.md")
+    section = readme_section(ROWS, "docs/all.md")
     assert section.startswith("| what | size |") and "arithmetic" not in section
     assert section.splitlines()[-1].startswith("From [all rows](docs/all.md)")
 
@@ -87,7 +87,7 @@ def test_markers_that_are_missing_are_asked_for(text, tmp_path):
 def test_the_committed_documents_are_those_of_the_committed_rows(request):
     root = request.config.rootpath
     rows = read(root / "benchmarks" / "results")
-    text, new = rewritten(root / "README.md", readme_section(rows, "docs/benchmarks", "docs/benchmarks.md"))
+    text, new = rewritten(root / "README.md", readme_section(rows, "docs/benchmarks.md"))
     assert text == new, "run: cogvx-fast bench report"
     assert report(rows, "benchmarks") == (root / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     text, new = rewritten(root / "docs" / "serving.md", serving_section(rows, "benchmarks"))

@@ -296,7 +296,7 @@ def test_pages_show_them(tmp_path):
     times = "60.0 s | over 60.0 s | over 60.0 s"
     assert f"| 1/s | baseline | 30 | 20 | 0 | 10 | {times} | {times} | 1.00 |" in page
     assert page.split("\n\n")[1] in report(rows, "plots")
-    assert serving_section([row()], "plots") == NOTHING and "serving" not in readme_section(rows, "p", "x")
+    assert serving_section([row()], "plots") == NOTHING and "serving" not in readme_section(rows, "x")
     (path,) = write_plots(rows, tmp_path)
     assert path.stat().st_size > 10_000
     refused = serving_section([serving_row("ours", 0.2, 1.0, gate="red")], "plots")
