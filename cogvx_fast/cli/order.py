@@ -241,7 +241,7 @@ def _engine(asked: Asked, checkpoint: Checkpoint) -> EngineConfig:
     if engine is None and asked.recipe is not None:
         engine = "balanced"
     config = loading.choose_engine(engine, asked.memory_limit, checkpoint, asked.speed, asked.schedule)
-    given = {"recipe": asked.recipe, "attention": asked.attention, "compile": asked.compile}
+    given: dict[str, Any] = {"recipe": asked.recipe, "attention": asked.attention, "compile": asked.compile}
     given["vae_memory"] = asked.vae_memory
     for name, value in given.items():
         if value is not None:
