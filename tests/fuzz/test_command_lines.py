@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogvx_fast.cli import generate as command
+from cogvx_fast.cli import making
 
 from . import harness
 from .harness import examples
@@ -22,7 +22,9 @@ OPTIONS = {
     "--frames": WHOLE,
     "--height": WHOLE,
     "--width": WHOLE,
-    "--seed": WHOLE,
+    "--seed": st.one_of(WHOLE, st.just("random"), NAME),
+    "--num-videos": WHOLE,
+    "--max-sequence-length": WHOLE,
     "--fps": WHOLE,
     "--zoom": WHOLE,
     "--engine": st.one_of(st.sampled_from(["exact", "balanced", "turbo"]), NAME),
@@ -33,6 +35,20 @@ OPTIONS = {
     "--device": st.one_of(st.sampled_from(["cpu", "cuda", "mps"]), NAME),
     "--scheduler": st.one_of(st.sampled_from(["ddim", "dpm"]), NAME),
     "--sheet": PATH,
+    "--image": PATH,
+    "--last-image": PATH,
+    "--video": PATH,
+    "--control-video": PATH,
+    "--strength": REAL,
+    "--fit": st.one_of(st.sampled_from(["crop", "pad", "stretch"]), NAME),
+    "--lora": st.one_of(PATH, st.builds("{}:{}".format, PATH, REAL)),
+    "--like": PATH,
+    "--recipe": st.one_of(st.sampled_from(["int8", "fp8", "native"]), NAME),
+    "--attention": st.one_of(st.sampled_from(["sdpa", "triton", "auto"]), NAME),
+    "--compile": st.one_of(st.sampled_from(["off", "blocks"]), NAME),
+    "--vae-memory": st.one_of(st.sampled_from(["2GiB", "1 KB"]), NAME, WHOLE),
+    "--offload": st.one_of(st.sampled_from(["model", "sequential"]), NAME),
+    "--preview": PATH,
 }
 
 
@@ -50,7 +66,7 @@ def orders():
     """Orders are checked and not carried out."""
     made = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "run", made.append)
+        patch.setattr(making, "run", made.append)
         yield made
 
 
@@ -68,7 +84,8 @@ def test_generate(orders, line):
     numbers = [value for value in dataclasses.asdict(job).values() if isinstance(value, int | float)]
     assert all(math.isfinite(number) for number in numbers)
     assert 1 <= job.steps <= 1000 and job.num_frames >= 1 and job.height % 16 == 0 == job.width % 16
-    assert all(prompt.strip() for prompt in job.prompts)
+    assert all(prompt.strip() for prompt in job.prompts) and all(0 <= seed < 2**64 for seed in job.seeds)
+    assert len(job.prompts) == len(job.outputs) == len(job.seeds)
 
 
 @examples(60)
