@@ -9,7 +9,7 @@ from cogvx_fast.bench.results import latest, series_of
 from cogvx_fast.bench.serving import Serving
 from cogvx_fast.bench.serving_run import ServingPlan, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
 BASELINE = Path(__file__).parents[2] / "benchmarks" / "serving" / "baseline.py"
 SMALL = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2, "guidance_scale": 6.0, "fps": 8}

@@ -19,7 +19,7 @@ from ray import serve  # noqa: E402
 
 from cogvx_fast.serving import ray_app  # noqa: E402
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of Ray's own
+pytestmark = [pytest.mark.slow, pytest.mark.servers, pytest.mark.filterwarnings("ignore")]  # of Ray's own
 
 LONG = {"model": "one", "num_inference_steps": 50, "guidance_scale": 1.0, "seed": 3}
 WAIT = 240.0  # seconds: machines that test are busy

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_twenty_five_jobs_survive_each_fault(tmp_path):
     command = [sys.executable, "-m", "tests.soak", "--jobs", "25", "--seed", "1", "--keep", str(tmp_path)]
     command += ["--write", str(tmp_path / "page.md")]
