@@ -34,7 +34,7 @@ class Offload(enum.StrEnum):
 
 
 class Fit(enum.StrEnum):
-    """What becomes of pictures of another shape."""
+    """Those of `pictures.Fit`, which would import Pillow for `--help`."""
 
     crop = "crop"
     pad = "pad"

@@ -111,9 +111,8 @@ class CogVideoXFunInpaintPipeline(CogVideoXFunControlPipeline):
             pixels = known.pixels.to(self._execution_device).expand(batch, -1, -1, -1, -1)
             known = Known(noised(pixels, noise_aug_strength, generator), known.unknown)
         given = _Given(known, batch, num_frames, height, width)
-        like_latents = torch.empty(
-            0, 0, num_frames, dtype=torch.float32, device="cpu"
-        )  # of which nothing else is looked at
+        # Of which the loop looks at the length alone.
+        like_latents = torch.empty(0, 0, num_frames, dtype=torch.float32, device="cpu")
         token = _GIVEN.set(given)
         try:
             with stretched(unwrapped(self.transformer).patch_embed):

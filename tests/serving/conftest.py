@@ -18,6 +18,7 @@ from cogvx_fast.serving.settings import Settings
 from cogvx_fast.serving.store import Job, Store, new_id
 from cogvx_fast.serving.worker import Worker
 from cogvx_fast.video import write_video
+from tests.serving import postgres
 
 ORDER = Order("demo", "a red circle moves right", None, 64, 64, 17, 4, 1.5, 0, 8, "exact")
 # Of many steps that take no time.
@@ -149,3 +150,23 @@ def mp4(tmp_path):
         return write_video(images, tmp_path / "upload.mp4", 8).read_bytes()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def postgresql():
+    with postgres.running() as address:
+        yield address
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
+def url(request, tmp_path):
+    """Of a database without tables, of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
+    address = request.getfixturevalue("postgresql")
+    from cogvx_fast.serving import store
+
+    engine = store.sa.create_engine(address)
+    store._metadata.drop_all(engine)
+    engine.dispose()
+    return address

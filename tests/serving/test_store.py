@@ -7,25 +7,6 @@ import pytest
 
 from cogvx_fast.serving import store as module
 from cogvx_fast.serving.store import Job, Signal, StorageFullError, Store, new_id
-from tests.serving import postgres
-
-
-@pytest.fixture(scope="module")
-def server():
-    with postgres.running() as address:
-        yield address
-
-
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.slow)])
-def url(request, tmp_path):
-    """Of a database without jobs."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'jobs.sqlite'}"
-    address = request.getfixturevalue("server")
-    engine = module.sa.create_engine(address)
-    module._metadata.drop_all(engine)
-    engine.dispose()
-    return address
 
 
 @pytest.fixture
