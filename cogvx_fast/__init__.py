@@ -18,6 +18,7 @@ _WHERE = {
     "FastCogVideoXFunInpaintPipeline": ".pipelines",
     "accelerate": ".pipelines",
     "EngineConfig": ".config",
+    "ParallelConfig": ".parallel.degrees",
     "demo_checkpoint": ".demo",
 }
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "FastCogVideoXImageToVideoPipeline",
     "FastCogVideoXPipeline",
     "FastCogVideoXVideoToVideoPipeline",
+    "ParallelConfig",
     "accelerate",
     "demo_checkpoint",
 ]
@@ -34,6 +36,7 @@ __all__ = [
 if TYPE_CHECKING:
     from .config import EngineConfig
     from .demo import demo_checkpoint
+    from .parallel.degrees import ParallelConfig
     from .pipelines import (
         FastCogVideoXFunControlPipeline,
         FastCogVideoXFunInpaintPipeline,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
+from .parallel.degrees import AUTO, ParallelConfig, Payload
 from .quantization.recipes import BALANCED, NATIVE, RECIPES, TEXT_ENCODER_SCHEMES, QuantizedAttention, check_possible
 from .turbo.speeds import MOST_SPEED, SPEEDS
 
@@ -123,6 +124,8 @@ class EngineConfig:
             `turbo.SPEEDS`.
         schedule: of tier "turbo": the file of schedules that `cogvx-fast calibrate` wrote; None: the one that comes
             with the package for the checkpoint, or one from published coefficients. Read when a pipeline is made.
+        parallel: how the processes that `torch.distributed` has make one clip together, a `ParallelConfig`; "auto": as
+            follows from their number; None: each makes clips of its own. All of them must make the same calls.
     """
 
     tier: str | None = None
@@ -142,6 +145,7 @@ class EngineConfig:
     quantized_attention: QuantizedAttention | None = None
     speed: float | str = 2.0
     schedule: str | os.PathLike[str] | None = None
+    parallel: ParallelConfig | str | None = None
 
     def __post_init__(self) -> None:
         if self.tier is None and self.recipe is not None:
@@ -165,6 +169,7 @@ class EngineConfig:
             )
         self._check_turbo()
         self._check_recipe()
+        self._check_parallel()
         self._enforce("gemm", QuantizedGemm)
         self._enforce("attention", AttentionBackend)
         self._enforce("compile", CompileMode)
@@ -196,6 +201,18 @@ class EngineConfig:
             return
         if self.recipe is None:
             object.__setattr__(self, "recipe", BALANCED)
+
+    def _check_parallel(self) -> None:
+        if not (self.parallel is None or self.parallel == AUTO or isinstance(self.parallel, ParallelConfig)):
+            raise ValueError(
+                f"EngineConfig.parallel={shown(self.parallel)} must be None, {AUTO!r} or a cogvx_fast.ParallelConfig"
+            )
+        lossy = isinstance(self.parallel, ParallelConfig) and self.parallel.payload is not Payload.NATIVE
+        if lossy and self.tier == "exact":
+            raise ValueError(
+                "ParallelConfig.payload='int8' changes precision, which tier 'exact' does not; use tier"
+                f"={BALANCED!r} or payload='native'"
+            )
 
     def _check_turbo(self) -> None:
         speed: object = self.speed

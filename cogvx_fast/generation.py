@@ -24,6 +24,8 @@ from .config import CompileMode, EngineConfig, shown
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
 from .hooks import moves_weights, unwrapped
 from .memory import Models, Request
+from .parallel import agreement
+from .parallel.ranks import ranks_of
 from .plan import EnginePlan, Offload
 from .resolve import resolve
 from .session import EngineSession, Ran, current
@@ -96,7 +98,12 @@ class GenerationMixin(_Behind):
         watched = arguments.get("callback_on_step_end") is not None
         schedule = self._schedule_of(arguments)
         pictures = preview.StepPreviews(self, call, arguments) if wanted else None
-        with self.engine_session(self._request(arguments), watched=watched, schedule=schedule) as session:
+        request, guided = self._request(arguments), _is_guided(arguments)
+        with self.engine_session(request, watched=watched, schedule=schedule, guided=guided) as session:
+            if session.ranks is not None:
+                agreement.check_alike(arguments)
+                if arguments.get("generator") is None:
+                    agreement.share_noise(session.plan.device)
             if pictures is not None:
                 with self._stage("preview"):
                     args, kwargs = pictures.start(session, args, kwargs)
@@ -148,8 +155,16 @@ class GenerationMixin(_Behind):
     def _fast_encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
         # Tokenizers keep how they pad on themselves, and pipelines share them.
         shared = contextlib.nullcontext() if self.tokenizer is None else lock_of(self.tokenizer)
+        transformer: Any = unwrapped(self.transformer)
+        session = None if transformer is None else current(transformer)
+
+        def encode() -> tuple[torch.Tensor, torch.Tensor]:
+            return super(GenerationMixin, self).encode_prompt(*args, **kwargs)
+
         with self._stage("text"), shared:
-            return super().encode_prompt(*args, **kwargs)
+            if session is None or session.ranks is None:
+                return encode()
+            return agreement.made_by_first(encode, session.plan.device)
 
     def _fast_decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         _check_latents(latents, unwrapped(self.vae))
@@ -232,16 +247,24 @@ class GenerationMixin(_Behind):
         if self._config.memory_limit is not None:
             request = Request.of_decoding(frames, height, width, batch, streams)
         plan = self._resolve(request)
+        ranks = ranks_of(plan.parallel, plan.device)
         lowering.adopt_vae(self, plan.vae)
         ran = dataclasses.replace(self._ran or Ran(), latents=shape)
         _choose_threads(plan, ran)
-        with EngineSession(plan, None, unwrapped(self.vae), ran=ran).active(), threads.at_most(ran.threads):
+        with (
+            EngineSession(plan, None, unwrapped(self.vae), ran=ran, ranks=ranks).active(),
+            threads.at_most(ran.threads),
+        ):
             yield
         self._plan, self._ran = plan, ran
 
     @contextlib.contextmanager
     def engine_session(
-        self, request: Request | None = None, watched: bool = True, schedule: StepSchedule | None = None
+        self,
+        request: Request | None = None,
+        watched: bool = True,
+        schedule: StepSchedule | None = None,
+        guided: bool = True,
     ) -> Iterator[EngineSession]:
         """One generation: its plan, its session, and the time that each stage of it takes.
 
@@ -253,6 +276,7 @@ class GenerationMixin(_Behind):
             watched: whether something may write to weights or embeddings between steps in a way that torch does not
                 count, as merging adapters in a callback does.
             schedule: which steps are computed, for an engine that skips some; None: as it does of 50 steps.
+            guided: whether there is guidance: of several processes, half then take one half of a step's batch each.
 
         Raises:
             ValueError: for an engine that cannot work where the pipeline is now, or a limit in which nothing fits.
@@ -263,13 +287,14 @@ class GenerationMixin(_Behind):
             lowering.adopt_models(self)
             if schedule is None:
                 schedule = self._schedule_of({})
-            plan = self._resolve(request, schedule)
+            plan = self._resolve(request, schedule, guided)
             lowering.adopt_vae(self, plan.vae)
             transformer: Any = unwrapped(self.transformer)
             if plan.offload is Offload.MODELS and not moves_weights(transformer):
                 self.enable_model_cpu_offload(device=plan.device)
             session = EngineSession(plan, *lowering.models_of(self), self.scheduler, watched)
             session.skipping = self._make_skipping(plan)
+            session.ranks = ranks_of(plan.parallel, plan.device)
             session.ran.ignored_default = default_of_diffusers()
             if session.ran.ignored_default:
                 warnings.warn(
@@ -293,13 +318,15 @@ class GenerationMixin(_Behind):
     def _make_skipping(self, plan: EnginePlan) -> StepSkipping | None:
         return None if plan.steps == "all" else StepSkipping(plan.steps)
 
-    def _resolve(self, request: Request | None, schedule: StepSchedule | None = None) -> EnginePlan:
+    def _resolve(
+        self, request: Request | None, schedule: StepSchedule | None = None, guided: bool = True
+    ) -> EnginePlan:
         """The plan of a generation of this size and these steps, where the models are now."""
         device, dtype = lowering.device_and_dtype(self)
         if self.transformer is not None and self._config.memory_limit is not None:
             request = request or self._default_request(Models.of(self))
         vae = choose_vae(device, self._dtype_of_vae(dtype), self._config.fast_vae, self._config.vae_memory, self.vae)
-        return resolve(self._config, Models.of(self), device, dtype, vae, request, schedule or "all")
+        return resolve(self._config, Models.of(self), device, dtype, vae, request, schedule or "all", guided)
 
     def _dtype_of_vae(self, otherwise: torch.dtype) -> torch.dtype:
         return otherwise if self.vae is None else self.vae.dtype
@@ -341,6 +368,12 @@ class GenerationMixin(_Behind):
         parts = self.text_encoder, self.transformer, self.vae
         for device in {self._device_of_stages, *(getattr(part, "device", None) for part in parts)}:
             devices.synchronize(device)
+
+
+def _is_guided(arguments: Mapping[str, Any]) -> bool:
+    """Whether a call of the parent with these arguments has guidance."""
+    scale = arguments.get("guidance_scale", 6)
+    return not isinstance(scale, int | float) or scale > 1
 
 
 def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kwargs: dict) -> dict[str, Any]:

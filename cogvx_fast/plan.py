@@ -15,6 +15,7 @@ import torch
 
 from .attention.backends import CAPABILITIES, Capability
 from .config import AttentionBackend, CompileMode
+from .parallel.degrees import ALONE, ParallelConfig
 from .quantization.recipes import QuantizedAttention, Recipe, Scheme
 from .turbo.schedule import StepSchedule
 
@@ -125,6 +126,7 @@ class EnginePlan:
             generation when it starts.
         memory_limit: bytes that the tensors may take, weights included; `UNLIMITED`.
         memory: what that has led to, in words; empty without a limit.
+        parallel: of how many processes each part is.
     """
 
     tier: str
@@ -147,6 +149,7 @@ class EnginePlan:
     memory_limit: int = UNLIMITED
     memory: str = ""
     why_not_cpp: str = ""
+    parallel: ParallelConfig = ALONE
 
     @property
     def chains(self) -> bool:

@@ -15,6 +15,10 @@ from .config import AttentionBackend, CompileMode, EngineConfig, QuantizedGemm
 from .family import HEAD_DIM
 from .memory import Models, Option, Request, fit_generation, fit_new
 from .memory.options import offload_of
+from .parallel.degrees import ALONE, ParallelConfig
+from .parallel.degrees import check as check_degrees
+from .parallel.degrees import choose as choose_degrees
+from .parallel.ranks import processes
 from .plan import AttentionPlan, EnginePlan, Implementation, Offload, Product, VaePlan
 from .quantization.recipes import (
     AS_THEY_ARE,
@@ -41,6 +45,7 @@ def resolve(
     vae: VaePlan,
     request: Request | None = None,
     steps: StepSchedule | Literal["all"] = "all",
+    guided: bool = True,
 ) -> EnginePlan:
     """The plan of one generation on `device`. Precision is as it was chosen when the pipeline was made.
 
@@ -50,12 +55,13 @@ def resolve(
         dtype: of the transformer.
         vae: the autoencoder's part, with the budget that the user gave.
         request: the size of the generation; looked at where there is a memory limit.
+        guided: whether there is guidance, so that a step's batch has two halves.
 
     Raises:
         ValueError: for an engine that cannot work there, with the reason and what can; a `LimitError` where nothing
             fits the limit.
     """
-    plan_of = _planner(config, models, device, dtype, vae, steps)
+    plan_of = _planner(config, models, device, dtype, vae, steps, _parallel(config, models, guided))
     if config.memory_limit is None or request is None:
         return plan_of(Option(models.recipe, models.text_scheme, offload_of(models), config.pack_weights))
     return fit_generation(config, models, request, Target.of(device), dtype, plan_of)
@@ -91,6 +97,7 @@ def _planner(
     dtype: torch.dtype,
     vae: VaePlan,
     steps: StepSchedule | Literal["all"] = "all",
+    parallel: ParallelConfig = ALONE,
 ) -> Callable[[Option], EnginePlan]:
     head_dim = HEAD_DIM if models.transformer is None else models.variant.attention_head_dim
 
@@ -106,6 +113,7 @@ def _planner(
             packs=option.packs,
             offload=option.offload,
             steps=steps,
+            parallel=parallel,
         )
 
     return plan_of
@@ -123,6 +131,7 @@ def decide(
     packs: bool | None = None,
     offload: Offload = Offload.NONE,
     steps: StepSchedule | Literal["all"] = "all",
+    parallel: ParallelConfig = ALONE,
 ) -> EnginePlan:
     """The plan of a generation, from what does not depend on its size.
 
@@ -134,6 +143,7 @@ def decide(
         packs: whether a CPU may hold copies of weights in oneDNN's order; None: as `config` says.
         offload: which weights are elsewhere until they are needed.
         steps: which of them are computed.
+        parallel: over how many processes it is split.
 
     Raises:
         ValueError: for an engine that cannot work there, with the reason and what can.
@@ -158,7 +168,9 @@ def decide(
         dtype=dtype,
         recipe=recipe,
         text_encoder="native" if text_encoder == NATIVE else Scheme(text_encoder),
-        attention=_attention(config, tier == "exact", recipe, device, dtype, head_dim),
+        attention=(_attention if parallel.ring == 1 else _ring_attention)(
+            config, tier == "exact", recipe, device, dtype, head_dim
+        ),
         operations=operations,
         why_not_cpp=why_not_cpp,
         product=product,
@@ -171,6 +183,7 @@ def decide(
         vae=vae,
         offload=offload,
         steps=steps,
+        parallel=parallel,
     )
 
 
@@ -241,6 +254,30 @@ def _attention(
                 f"EngineConfig.quantized_attention={value!r} cannot work here: {reason}; fp8_value=False can"
             )
     return plan
+
+
+def _ring_attention(
+    config: EngineConfig, exact: bool, recipe: Recipe, device: torch.device, dtype: torch.dtype, head_dim: int
+) -> AttentionPlan:
+    """Pieces of it are put together by the sums of their exponentials, which torch's kernels give."""
+    if config.attention not in (AttentionBackend.AUTO, AttentionBackend.SDPA):
+        raise ValueError(
+            f"EngineConfig.attention={str(config.attention)!r} cannot work with ParallelConfig.ring: it does not give"
+            " the sums of exponentials by which a ring's pieces are put together; 'auto' and 'sdpa' can"
+        )
+    return AttentionPlan(kernel="that of torch which gives sums of exponentials, for the ring")
+
+
+def _parallel(config: EngineConfig, models: Models, guided: bool) -> ParallelConfig:
+    """The degrees of a generation, for the processes that there are."""
+    if config.parallel is None:
+        return ALONE
+    number = processes()
+    heads = number if models.transformer is None else models.variant.num_attention_heads
+    if not isinstance(config.parallel, ParallelConfig):
+        return choose_degrees(number, heads, guided)
+    check_degrees(config.parallel, number, heads)
+    return config.parallel
 
 
 def _operations(

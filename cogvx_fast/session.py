@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from . import devices
+from .parallel.ranks import Ranks
 from .plan import EnginePlan
 from .state import State
 from .turbo.skipping import Skipped, StepSkipping
@@ -73,6 +74,7 @@ class Ran:
         latents: shape `(batch, channels, time, height, width)` of what was decoded last; empty for nothing.
         threads: of a CPU that it took; None: as many as torch was set to.
         why_threads: why not more, in words; empty for all.
+        why_whole: of several processes, why a part was computed whole by each of them, by the part.
     """
 
     steps: int = 0
@@ -90,6 +92,7 @@ class Ran:
     latents: tuple[int, ...] = ()
     threads: int | None = None
     why_threads: str = ""
+    why_whole: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -105,6 +108,7 @@ class EngineSession:
         skipping: what is kept of computed steps for those that are not; None: all are computed.
         guard: int32 of one element on the device, which attention in 8 bits sets where it overflows; None: nobody does,
             the step's result is looked at.
+        ranks: the place of this process among those that make the clip together; None: it makes it alone.
         on_step: is told the transformer's input and output after each forward pass; None: nobody wants them.
     """
 
@@ -117,9 +121,11 @@ class EngineSession:
     bindings: dict[nn.Module, BoundBlock] = field(default_factory=dict)
     guard: torch.Tensor | None = None
     skipping: StepSkipping | None = None
+    ranks: Ranks | None = None
     on_step: Callable[[torch.Tensor, torch.Tensor], None] | None = None
     _modulation: _Kept | None = None
     _text: _Kept | None = None
+    _own_samples: tuple[torch.Tensor, int, torch.Tensor] | None = None
     _positions: dict[tuple, _Kept] = field(default_factory=dict)
 
     @contextlib.contextmanager
@@ -190,11 +196,19 @@ class EngineSession:
             self.ran.counts["positions"] += 1
         return self._positions[key].value
 
+    def own_samples(self, embeddings: torch.Tensor, first: int, last: int) -> torch.Tensor:
+        """`embeddings[first:last]`, the same tensor for as long as `embeddings` is: what is kept of it stays valid."""
+        kept = self._own_samples
+        if kept is None or kept[0] is not embeddings or kept[1] != first:
+            kept = self._own_samples = embeddings, first, embeddings[first:last]
+        return kept[2]
+
     def release(self) -> None:
         """Forget all that is kept: the steps are done, and what comes next may need the memory."""
         if self.skipping is not None:
             self.skipping.release()
         self.bindings, self.guard, self._modulation, self._text = {}, None, None, None
+        self._own_samples = None
         self._positions.clear()
 
     @property

@@ -74,6 +74,28 @@ def flash(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.
     return operation(*(x.transpose(1, 2) for x in (query, key, value)))[0].transpose(1, 2)
 
 
+def with_sums(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention `(batch, sequence, heads, head_dim)`, and the logarithm of each row's sum of exponentials.
+
+    By the kernels that torch has for it: the flash kernel, on a GPU in fp32 the memory-efficient one.
+
+    Args:
+        key, value: of any number of rows.
+
+    Returns:
+        Attended values, and fp32 `(batch, sequence, heads)`.
+    """
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    if query.device.type == "cpu":
+        output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+    elif query.dtype == torch.float32:
+        output, sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
+        sums = sums[:, :, : query.shape[2]]  # its rows are padded
+    else:
+        output, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
+    return output.transpose(1, 2), sums.transpose(1, 2)
+
+
 def _operands(device: torch.device, dtype: torch.dtype, head_dim: int) -> list[torch.Tensor]:
     """Query, key and value as a block has them: heads before the sequence, cut out of one projection."""
     packed = torch.empty(1, 128, 3, 2, head_dim, dtype=dtype, device=device)

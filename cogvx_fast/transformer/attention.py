@@ -16,6 +16,7 @@ from diffusers.models.attention_processor import Attention, CogVideoXAttnProcess
 from diffusers.models.embeddings import apply_rotary_emb
 
 from .. import session
+from ..attention.sdpa import with_sums
 from ..hooks import is_hooked
 
 if TYPE_CHECKING:
@@ -120,6 +121,26 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, bound: BoundBlock
 ) -> torch.Tensor:
     """Attention of `(batch, sequence, heads, head_dim)` by the backend that was named or planned."""
+    if bound.split is None:
+        return _attend_alone(query, key, value, mask, bound)
+    if mask is not None:
+        raise ValueError("attention_mask cannot be split over processes: leave it out, or EngineConfig.parallel")
+    if bound.by_hand is not None and bound.split.ring.size > 1:
+        raise ValueError(
+            f"set_attention_backend({bound.by_hand.value!r}) cannot work with ParallelConfig.ring: it does not give the"
+            " sums of exponentials by which a ring's pieces are put together; ulysses and guidance take any backend"
+        )
+
+    def attend(*parts: torch.Tensor) -> torch.Tensor:
+        return _attend_alone(*parts, None, bound)
+
+    return bound.split.attend(query, key, value, attend, with_sums)
+
+
+def _attend_alone(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, bound: BoundBlock
+) -> torch.Tensor:
+    """The same of all rows that there are."""
     capability = bound.attention.capability
     if bound.by_hand is not None:
         return dispatch_attention_fn(query, key, value, attn_mask=mask, backend=bound.by_hand)
@@ -142,6 +163,7 @@ def _norms_write_8_bits(attn: Attention, query: torch.Tensor, bound: BoundBlock)
     return (
         bound.attention.in_8_bits
         and bound.by_hand is None
+        and bound.split is None  # K is smoothed by the mean of all rows
         and bound.operations == bound.attention.capability.impl
         and not torch.is_grad_enabled()
         and query.shape[3] <= ops.FUSED_HEAD_DIM

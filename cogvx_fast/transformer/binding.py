@@ -22,6 +22,7 @@ from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBloc
 from torch import nn
 
 from ..hooks import aligns_devices, is_hooked, is_patched, moves_weights
+from ..parallel.sequence import SequenceSplit
 from ..plan import AttentionPlan, EnginePlan, Implementation, Product
 from ..state import State
 from .attention import FastCogVideoXAttnProcessor
@@ -81,6 +82,7 @@ class BoundBlock:
         by_hand: the backend that `set_attention_backend()` has named, which wins.
         guard: int32 of one element, which attention in 8 bits sets to 1 where its output is not finite; None: nobody
             looks.
+        split: which rows of the stream are this process's; None: all.
         made_from: what the weights were then.
     """
 
@@ -95,6 +97,7 @@ class BoundBlock:
     attention: AttentionPlan = dataclasses.field(default_factory=AttentionPlan)
     by_hand: AttentionBackendName | None = None
     guard: torch.Tensor | None = None
+    split: SequenceSplit | None = None
     made_from: State = dataclasses.field(default_factory=State, repr=False)
 
     @property
@@ -280,6 +283,11 @@ def _linears(block: CogVideoXBlock) -> tuple[list[nn.Linear], nn.Linear, list[nn
     ):
         feed_forward = [net[0].proj, net[2]]
     return [attention.to_q, attention.to_k, attention.to_v], attention.to_out[0], feed_forward
+
+
+def takes_rows(block: nn.Module) -> bool:
+    """Whether some rows of the stream are enough for a block: only its attention sees others, and that is ours."""
+    return _has_our_formula(block) and not is_hooked(block) and attends_by_formula(block.attn1)
 
 
 def attends_by_formula(attention: Attention) -> bool:

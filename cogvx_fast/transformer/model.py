@@ -22,10 +22,12 @@ from torch import nn
 from .. import devices
 from ..config import CompileMode
 from ..hooks import StandsFor, has_global_hooks, is_hooked, is_patched
+from ..parallel import collectives
+from ..parallel.sequence import SequenceSplit
 from ..session import EngineSession, current
 from . import position
 from .adoption import SharedAdapters, adopted
-from .binding import BoundBlock, bind, is_current
+from .binding import BoundBlock, bind, is_current, takes_rows
 from .block import FastCogVideoXBlock
 from .modulation import Modulation
 from .stack import StepInputs, run_blocks
@@ -117,11 +119,36 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
     def _computed(
         self, session: EngineSession, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
+        """The output of the network, for the samples of a step that are this process's, and then of all."""
+        ranks = session.ranks
+        if ranks is None or ranks.guidance.size == 1:
+            return self._computed_here(session, *args, **kwargs)
+        inputs = _INPUTS.bind(self, *args, **kwargs).arguments
+        samples, parts = len(inputs["hidden_states"]), ranks.guidance.size
+        if samples % parts:
+            session.ran.why_whole["batch"] = f"a step's {samples} samples are no multiple of {parts}"
+            return self._computed_here(session, *args, **kwargs)
+        each = samples // parts
+        first, last = ranks.guidance.index * each, (ranks.guidance.index + 1) * each
+        own = {name: value for name, value in inputs.items() if name != "self"}
+        own["encoder_hidden_states"] = session.own_samples(inputs["encoder_hidden_states"], first, last)
+        for name in ("hidden_states", "timestep", "timestep_cond", "ofs"):
+            if isinstance(own.get(name), torch.Tensor) and len(own[name]) == samples:
+                own[name] = own[name][first:last]
+        output = self._computed_here(session, **own)
+        sample = collectives.gathered(output[0], 0, [each] * parts, ranks.guidance)
+        return Transformer2DModelOutput(sample=sample) if inputs.get("return_dict", True) else (sample,)
+
+    def _computed_here(
+        self, session: EngineSession, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor] | Transformer2DModelOutput:
         """The output of the network, by our formula or diffusers'."""
         reason = _why_not_fast()
         session.ran.steps += 1
         if reason:
             session.ran.why_diffusers = reason
+            if session.ranks is not None and session.ranks.sequence.size > 1:
+                session.ran.why_whole["stream"] = "diffusers' own forward pass runs"
             return super().forward(*args, **kwargs)
         return self._fast_forward(session, *args, **kwargs)
 
@@ -150,7 +177,14 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         """
         text_seq_length = encoder_hidden_states.shape[1]
         stream = self.embedding_dropout(self._embed(session, hidden_states, encoder_hidden_states))
+        split = self._split(session, text_seq_length, stream, attention_kwargs)
+        if split is not None:
+            stream, text_seq_length = split.own(stream), split.own_text
+            if image_rotary_emb is not None:
+                image_rotary_emb = split.own_video(image_rotary_emb[0]), split.own_video(image_rotary_emb[1])
         bound = self._bound(session, stream, attention_kwargs)
+        if split is not None:
+            bound = [dataclasses.replace(how, split=split) for how in bound]
         conditions = (timestep, timestep_cond, ofs, hidden_states.dtype)
         # Of what is called the vectors are computed where they are used: hooks may bring their weights there.
         ours = [block for block, how in zip(self.transformer_blocks, bound, strict=True) if not how.called]
@@ -171,6 +205,8 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         else:
             video = self.norm_out.norm(video) * (1 + modulation.final_scale) + modulation.final_shift
         tokens = self.proj_out(video)
+        if split is not None and session.ranks is not None:
+            tokens = collectives.gathered(tokens, 1, split.video_rows(), session.ranks.sequence)
         output = position.unpatchify(tokens, self.config.patch_size, self.config.patch_size_t, hidden_states.shape)
         session.ran.fast += 1
         return Transformer2DModelOutput(sample=output) if return_dict else (output,)
@@ -209,6 +245,22 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             return run(stream, *arguments, bound, step, some)
         finally:
             session.bindings = before
+
+    def _split(
+        self, session: EngineSession, text: int, stream: torch.Tensor, attention_kwargs: dict[str, Any] | None
+    ) -> SequenceSplit | None:
+        """The rows of the stream that are this process's; None where all are."""
+        ranks = session.ranks
+        if ranks is None or ranks.sequence.size == 1:
+            return None
+        reason = "attention_kwargs are given" if attention_kwargs else ""
+        for number, block in enumerate(self.transformer_blocks):
+            if not reason and not takes_rows(block):
+                reason = f"block {number}, or its attention, is hooked or was replaced, and may want all rows"
+        if reason:
+            session.ran.why_whole["stream"] = reason
+            return None
+        return SequenceSplit.of(ranks, text, stream.shape[1])
 
     def _bound(
         self, session: EngineSession, stream: torch.Tensor, attention_kwargs: dict[str, Any] | None
@@ -313,9 +365,12 @@ def _why_not_fast() -> str:
 
 def _overflowed(session: EngineSession, tokens: torch.Tensor) -> bool:
     """Whether a step with attention in 8 bits has to be redone; the one value that is fetched from the device."""
-    if session.guard is None:
-        return not bool(torch.isfinite(tokens).all())
-    overflowed = bool(session.guard)
-    if overflowed:
-        session.guard.zero_()
-    return overflowed
+    guard = session.guard
+    overflowed = ~torch.isfinite(tokens).all() if guard is None else guard[0] > 0
+    if session.ranks is not None:  # all of them redo it, or none
+        everyone = session.ranks.everyone
+        overflowed = collectives.gathered(overflowed[None], 0, [1] * everyone.size, everyone).any()
+    redo = bool(overflowed)
+    if redo and guard is not None:
+        guard.zero_()
+    return redo

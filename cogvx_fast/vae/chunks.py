@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCaus
 from torch import nn
 
 from .. import devices
+from ..parallel.bands import Band
 from ..plan import VaePlan
 
 BEYOND_MEMORY = 2**60  # bytes that no machine has
@@ -123,13 +124,17 @@ class ChunkState:
     Attributes:
         plan: who computes.
         slicing: how many rows at a time.
+        band: the rows of the frames that are this process's; None: all.
         conv_cache: of each causal convolution the last frames that it read.
+        border_cache: likewise of the rows above the band and below it, which are its neighbours'.
         is_last: whether no chunk follows this one: nothing is cached then.
     """
 
     plan: VaePlan
     slicing: SlicingPlan = field(default_factory=SlicingPlan)
+    band: Band | None = None
     conv_cache: dict[nn.Module, FrameStore] = field(default_factory=dict)
+    border_cache: dict[nn.Module, tuple[torch.Tensor | None, ...]] = field(default_factory=dict)
     is_last: bool = False
     _frames: torch.Tensor | None = None
 

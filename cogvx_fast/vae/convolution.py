@@ -189,6 +189,7 @@ def padded_rows(
     """
     batch, time, height, width, channels = like.shape
     history = layer.time_kernel_size - 1
+    over, under = _borders(layer, fill, like, state)
     step = min(state.slicing.rows.get(layer, height), height)
     old = state.conv_cache.pop(layer, None)
     new = None
@@ -201,10 +202,11 @@ def padded_rows(
         above, below = max(first - 1, 0), min(last + 1, height)
         buffer = like.new_empty(batch, history + time, last - first + 2, width + 2 * border, channels)
         inner = buffer[:, :, above - (first - 1) : below - (first - 1), border : border + width]
-        if first == 0:
-            buffer[:, :, 0].zero_()
-        if last == height:
-            buffer[:, :, -1].zero_()
+        for row, ends, border_row in ((0, first == 0, over), (-1, last == height, under)):
+            if ends and border_row is None:
+                buffer[:, :, row].zero_()
+            elif ends:
+                buffer[:, :, row, border : border + width] = border_row
         if border:
             buffer[:, :, :, :border].zero_()
             buffer[:, :, :, -border:].zero_()
@@ -218,20 +220,63 @@ def padded_rows(
 
     def unpadded(first: int, last: int) -> UnpaddedInput:
         above, below = max(first - 1, 0), min(last + 1, height)
-        frames = like.new_empty(batch, time, below - above, width, channels)
-        fill(frames, above, below)
+        top = over if first == 0 else None
+        bottom = under if last == height else None
+        start = 0 if top is None else 1
+        rows = start + below - above + (0 if bottom is None else 1)
+        frames = like.new_empty(batch, time, rows, width, channels)
+        fill(frames[:, :, start : start + below - above], above, below)
         past = None if old is None else old.read(above, below).to(like.device)
+        for place, border_row in ((0, top), (-1, bottom)):
+            if border_row is not None:
+                frames[:, :, place] = border_row[:, history:]
+        if past is not None:
+            borders = [None if row is None else row[:, :history, None] for row in (top, bottom)]
+            past = torch.cat([part for part in (borders[0], past, borders[1]) if part is not None], dim=2)
         done = height if last == height else last - 1  # one row behind, as above
 
         def remember(frames: torch.Tensor) -> None:
             assert new is not None
-            new.write(above, frames[:, :, : done - above])
+            new.write(above, frames[:, :, start : start + done - above])
 
-        return UnpaddedInput(frames, past, (first - above, last - above), None if new is None else remember)
+        own = first - above + start
+        return UnpaddedInput(frames, past, (own, own + last - first), None if new is None else remember)
 
     for first in range(0, height, step):
         last = min(first + step, height)
         yield first, last, unpadded(first, last) if state.plan.convolution == "triton" else padded(first, last)
+
+
+def _borders(
+    layer: CogVideoXCausalConv3d, fill: Fill, like: torch.Tensor, state: ChunkState
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What the convolution reads of the rows above this process's band and below it, which its neighbours have.
+
+    Returns:
+        Of each `(batch, causal frames and new ones, width, channels)`; None where the frame ends.
+    """
+    if state.band is None:
+        return None, None
+    batch, time, height, width, channels = like.shape
+    history = layer.time_kernel_size - 1
+    ends = []
+    for row in (0, height - 1):
+        end = like.new_empty(batch, time, 1, width, channels)
+        fill(end, row, row + 1)
+        ends.append(end)
+    old = state.border_cache.pop(layer, None)
+    borders: list[torch.Tensor | None] = []
+    for number, new in enumerate(state.band.swapped(*ends)):
+        if new is None:
+            borders.append(None)
+            continue
+        before = None if old is None else old[number]
+        past = new[:, :1].expand(-1, history, -1, -1, -1) if before is None else before[:, :, None]
+        borders.append(torch.cat([past, new], dim=1)[:, :, 0])
+    if not state.is_last:
+        state.border_cache[layer] = tuple(None if row is None else row[:, time:].clone() for row in borders)
+    over, under = borders
+    return over, under
 
 
 def _last_frames(past: torch.Tensor | None, frames: torch.Tensor, number: int) -> torch.Tensor:

@@ -30,6 +30,7 @@ from diffusers.models.upsampling import CogVideoXUpsample3D
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+from ..family import PIXELS_PER_LATENT
 from ..hooks import (
     StandsFor,
     aligns_devices,
@@ -39,6 +40,7 @@ from ..hooks import (
     moves_weights,
     unwrapped,
 )
+from ..parallel.bands import Band
 from ..plan import UNLIMITED, VaePlan
 from .choice import default_plan, why_not_adopted
 from .chunks import ChunkState, SlicingPlan, Spans, run_chunks
@@ -271,18 +273,47 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
         def decode(chunk: torch.Tensor, state: ChunkState) -> torch.Tensor:
             if self.post_quant_conv is not None:
                 chunk = self.post_quant_conv(chunk)
-            return decode_chunk(self.decoder, chunk, state)
+            if band is None:
+                return decode_chunk(self.decoder, chunk, state)
+            return band.gathered(decode_chunk(self.decoder, band.own(chunk, 3), state), 3)
 
-        state = ChunkState(plan, self.plan_decode(tuple(z.shape), keeps_output, plan))
+        band = _band_of(self, z.shape[3])
+        shape = tuple(z.shape if band is None else band.own(z, 3).shape)
+        state = ChunkState(plan, self.plan_decode(shape, keeps_output, plan), band)
         return run_chunks(z, self.num_latent_frames_batch_size, state, decode)
 
     def _encoded(self, x: torch.Tensor, plan: VaePlan) -> Iterator[torch.Tensor]:
         def encode(chunk: torch.Tensor, state: ChunkState) -> torch.Tensor:
+            chunk = chunk if band is None else band.own(chunk, 3)
             moments = encode_chunk(self.encoder, chunk, state).permute(0, 4, 1, 2, 3).contiguous()
+            moments = moments if band is None else band.gathered(moments, 3)
             return moments if self.quant_conv is None else self.quant_conv(moments)
 
-        state = ChunkState(plan, self.plan_encode(tuple(x.shape), plan))
+        band = _band_of(self, *divmod(x.shape[3], PIXELS_PER_LATENT))
+        shape = tuple(x.shape if band is None else band.own(x, 3).shape)
+        state = ChunkState(plan, self.plan_encode(shape, plan), band)
         return run_chunks(x, self.num_sample_frames_batch_size, state, encode)
+
+
+def _band_of(vae: FastAutoencoderKLCogVideoX, units: int, rest: int = 0) -> Band | None:
+    """The rows of frames that are this process's in the generation that `vae` runs in; None: all.
+
+    Args:
+        units: rows of the latents.
+        rest: rows of pixels beyond them, which no band could have.
+    """
+    from .. import session
+
+    generation = session.current(vae)
+    ranks = None if generation is None else generation.ranks
+    if generation is None or ranks is None or ranks.config.vae == 1:
+        return None
+    band = None if rest else Band.of(ranks.everyone, units)
+    if band is None:
+        generation.ran.why_whole["frames"] = (
+            f"{units} rows of latents" + (f" and {rest} of pixels" if rest else "") + " are no bands for all processes"
+        )
+    return band
 
 
 def _is_called(module: nn.Module, device: torch.device) -> bool:

@@ -43,7 +43,7 @@ def decode_chunk(decoder: CogVideoXDecoder3D, latents: torch.Tensor, state: Chun
 
 def _pixels(decoder: CogVideoXDecoder3D, zq: torch.Tensor, state: ChunkState) -> torch.Tensor:
     frames = state.take()
-    layer, fill = decoder.conv_out, normed(frames, decoder.norm_out, zq, state.plan.operations)
+    layer, fill = decoder.conv_out, normed(frames, decoder.norm_out, zq, state)
     if layer not in state.slicing.spilled:
         return causal_conv(layer, fill, frames, state)
     # The frames leave no room for pixels beside them.
@@ -76,7 +76,7 @@ def encode_chunk(encoder: CogVideoXEncoder3D, pixels: torch.Tensor, state: Chunk
             downsample(layer, state)
     _resnets(encoder.mid_block.resnets, None, state)
     frames = state.take()
-    return causal_conv(encoder.conv_out, normed(frames, encoder.norm_out, None, state.plan.operations), frames, state)
+    return causal_conv(encoder.conv_out, normed(frames, encoder.norm_out, None, state), frames, state)
 
 
 def _resnets(blocks: Iterable[CogVideoXResnetBlock3D], zq: torch.Tensor | None, state: ChunkState) -> None:
@@ -87,7 +87,7 @@ def _resnets(blocks: Iterable[CogVideoXResnetBlock3D], zq: torch.Tensor | None, 
         if frames.device.type == "cpu" and frames.nbytes >= LARGE:
             # A chunk frees tensors of many sizes: kept for reuse, they came to as much memory again as the frames take.
             return_freed_memory()
-        fill = normed(frames, block.norm1, zq, state.plan.operations)
+        fill = normed(frames, block.norm1, zq, state)
         if halves(block) and state.is_sliced(block.conv1, frames.shape[2]):
             frames, between = _halved(block, fill, frames, state)
             hidden = between
@@ -95,7 +95,7 @@ def _resnets(blocks: Iterable[CogVideoXResnetBlock3D], zq: torch.Tensor | None, 
             hidden = causal_conv(block.conv1, fill, frames, state, between)
             if block.in_channels != block.out_channels:
                 frames = _shortcut(block, frames, state)
-        fill = normed(hidden, block.norm2, zq, state.plan.operations)
+        fill = normed(hidden, block.norm2, zq, state)
         add_causal_conv(block.conv2, fill, hidden, state, frames)
         del fill, hidden
     state.put(frames)

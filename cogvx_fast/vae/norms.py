@@ -15,7 +15,7 @@ from cogvx_kernels import ops
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXSpatialNorm3D
 from torch import nn
 
-from ..plan import Implementation
+from .chunks import ChunkState
 
 # (the buffer's rows to be written, first row of the frames, the row after the last)
 Fill = Callable[[torch.Tensor, int, int], None]
@@ -34,7 +34,7 @@ def normed(
     frames: torch.Tensor,
     norm: nn.GroupNorm | CogVideoXSpatialNorm3D,
     zq: torch.Tensor | None,
-    operations: Implementation,
+    state: ChunkState,
 ) -> Fill:
     """Writes SiLU of GroupNorm of `frames`, modulated by the latents where `norm` is the decoder's.
 
@@ -42,7 +42,8 @@ def normed(
         zq: latents `(batch, time, height, width, channels)`, or None for a plain GroupNorm.
     """
     group_norm = norm if zq is None else cast(CogVideoXSpatialNorm3D, norm).norm_layer
-    scale, shift = _affine(frames, group_norm, operations)
+    operations = state.plan.operations
+    scale, shift = _affine(frames, group_norm, state)
     size = (1, 1, 1) if zq is None else zq.shape[1:4]
     time, height, width = frames.shape[1:4]
     frames_at = _nearest_frames(time, size[0], frames.device)
@@ -61,11 +62,11 @@ def normed(
     return fill
 
 
-def _affine(
-    frames: torch.Tensor, group_norm: nn.GroupNorm, operations: Implementation
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _affine(frames: torch.Tensor, group_norm: nn.GroupNorm, state: ChunkState) -> tuple[torch.Tensor, torch.Tensor]:
     """GroupNorm as one product and one sum a channel, `x * scale + shift`, each `(batch, 1, 1, 1, channels)`."""
-    mean, inverse = ops.group_norm_statistics(frames, group_norm.num_groups, group_norm.eps, operations)
+    mean, inverse = ops.group_norm_statistics(frames, group_norm.num_groups, group_norm.eps, state.plan.operations)
+    if state.band is not None:
+        mean, inverse = state.band.statistics(mean, inverse, group_norm.eps)
     each = group_norm.num_channels // group_norm.num_groups
     mean, inverse = (v.repeat_interleave(each, dim=1)[:, None, None, None] for v in (mean, inverse))
     scale = inverse * group_norm.weight.to(mean.dtype)

@@ -26,12 +26,15 @@ def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
     back some rows at a time.
     """
     frames, convolution = state.take(), state.plan.convolution
+    batch, time, height, width, channels = frames.shape
+    frames, start = _with_borders(frames, state)
+    reach = frames.shape[2]  # the rows and those of the neighbours
     if upsamples_at_once(layer, convolution, state.slicing.spilled):
         conv = layer.conv
-        state.put(ops.upsample_conv2d(frames, conv.weight, conv.bias, layer.compress_time, convolution))
+        out = ops.upsample_conv2d(frames, conv.weight, conv.bias, layer.compress_time, convolution)
+        state.put(out if reach == height else out[:, :, 2 * start : 2 * (start + height)].contiguous())
         return
     like = frames.new_empty(0)
-    batch, time, height, width, channels = frames.shape
     numbers = copies(time, layer.compress_time)
     weights = _phases(layer.conv.weight)
     convolve = _phases_in_torch
@@ -41,10 +44,10 @@ def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
     at_once = min(state.slicing.frames_at_once.get(layer, time), time)
     waiting = None
     if layer in state.slicing.spilled:
-        # A frame is `height` rows of what waits.
-        waiting = allocate_frames((batch, 1, time * height, width, channels), like, spilled=True)
+        # A frame is `reach` rows of what waits.
+        waiting = allocate_frames((batch, 1, time * reach, width, channels), like, spilled=True)
         for t in range(time):
-            waiting.write(t * height, frames[:, t : t + 1])
+            waiting.write(t * reach, frames[:, t : t + 1])
         del frames
     out = like.new_empty(batch, sum(numbers), 2 * height, 2 * width, layer.conv.out_channels)
     step = min(state.slicing.rows.get(layer, height), height) if at_once == 1 else height
@@ -54,14 +57,14 @@ def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
         for top in range(0, height, step):
             bottom = min(top + step, height)
             # A row more on each side, where there is one.
-            above, below = max(top - 1, 0), min(bottom + 1, height)
+            above, below = max(top + start - 1, 0), min(bottom + start + 1, reach)
             if waiting is None:
                 some = frames[:, first:last, above:below]
             else:
                 # More rows than a frame has belong to several frames, of which all are taken.
-                some = waiting.read(first * height + above, (last - 1) * height + below).to(like.device)
+                some = waiting.read(first * reach + above, (last - 1) * reach + below).to(like.device)
                 some = some.view(batch, last - first, below - above, width, channels)
-            rows = (top - above, bottom - top)
+            rows = (top + start - above, bottom - top)
             for sample in range(batch):
                 strip = some[sample].contiguous()
                 place = out[sample, target : target + sum(numbers[first:last]), 2 * top : 2 * bottom]
@@ -70,6 +73,15 @@ def upsample(layer: CogVideoXUpsample3D, state: ChunkState) -> None:
             del some
         target += sum(numbers[first:last])
     state.put(out)
+
+
+def _with_borders(frames: torch.Tensor, state: ChunkState) -> tuple[torch.Tensor, int]:
+    """Frames with the rows above and below them that are other processes', and which row is then the first of these."""
+    if state.band is None:
+        return frames, 0
+    above, below = state.band.swapped(frames[:, :, :1], frames[:, :, -1:])
+    joined = torch.cat([part for part in (above, frames, below) if part is not None], dim=2)
+    return joined, 0 if above is None else 1
 
 
 def is_direct(convolution: Implementation, dtype: torch.dtype) -> bool:
@@ -168,7 +180,10 @@ def downsample(layer: CogVideoXDownsample3D, state: ChunkState) -> None:
     padded = frames.new_empty(1, 1, height + 1, width + 1, channels)
     padded[:, :, -1].zero_()
     padded[:, :, :, -1].zero_()
-    inner = padded[0, 0, :-1, :-1]
+    if state.band is not None:  # the row below is that of the next process
+        frames, start = _with_borders(frames, state)
+        frames = frames[:, :, start:]
+    inner = padded[0, 0, : frames.shape[2], :-1]
     for sample in range(batch):
         for target in range(pooled):
             if target < single:
