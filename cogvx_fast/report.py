@@ -20,7 +20,7 @@ from .transformer.attention import FastCogVideoXAttnProcessor
 from .transformer.block import FastCogVideoXBlock
 from .vae import FastAutoencoderKLCogVideoX
 
-MEMORY, THREADS, STEPS = "memory", "threads", "steps"
+MEMORY, THREADS, STEPS, PARALLEL = "memory", "threads", "steps", "parallel"
 PROJECTIONS, QUANTIZE, COMPILE, PRECISION, VAE = "projections", "quantize", "compile", "precision", "vae"
 
 
@@ -76,6 +76,8 @@ def describe(
         said = f"{ran.threads} in this generation: at its start {ran.why_threads}"
         lines.append(ReportLine(THREADS, False, said))
     lines.append(_vae(pipeline, plan, ran))
+    if plan.parallel.processes > 1:
+        lines.append(_parallel(plan, ran))
     return EngineReport(config, plan.tier, tuple(lines))
 
 
@@ -267,6 +269,14 @@ def _precision(plan: EnginePlan, why: str) -> ReportLine:
         )
     better = f"; this CPU's {units} multiply bfloat16 several times as fast" if units else ""
     return ReportLine(PRECISION, not better, name + better)
+
+
+def _parallel(plan: EnginePlan, ran: Ran | None) -> ReportLine:
+    """How many processes share which part, and what each of them computed whole all the same."""
+    parts = [f"{plan.parallel.processes} processes: {plan.parallel}"]
+    whole = {} if ran is None else ran.why_whole
+    parts += [f"the {part} whole in each: {why}" for part, why in whole.items()]
+    return ReportLine(PARALLEL, not whole, "; ".join(parts))
 
 
 def _vae(pipeline: DiffusionPipeline, plan: EnginePlan, ran: Ran | None) -> ReportLine:

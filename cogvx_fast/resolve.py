@@ -270,14 +270,18 @@ def _ring_attention(
 
 def _parallel(config: EngineConfig, models: Models, guided: bool) -> ParallelConfig:
     """The degrees of a generation, for the processes that there are."""
-    if config.parallel is None:
+    asked = getattr(models.transformer, "asked_parallel", None)
+    if asked is not None and config.parallel is not None:
+        raise ValueError("EngineConfig.parallel and transformer.enable_parallelism() both split a clip: leave out one")
+    wanted = asked or config.parallel
+    if wanted is None:
         return ALONE
     number = processes()
     heads = number if models.transformer is None else models.variant.num_attention_heads
-    if not isinstance(config.parallel, ParallelConfig):
+    if not isinstance(wanted, ParallelConfig):
         return choose_degrees(number, heads, guided)
-    check_degrees(config.parallel, number, heads)
-    return config.parallel
+    check_degrees(wanted, number, heads)
+    return wanted
 
 
 def _operations(

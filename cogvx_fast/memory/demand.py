@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ..family import PIXELS_PER_LATENT
 from ..plan import EnginePlan, Offload, VaePlan
 from ..vae.chunks import Spans, size_in_words
 from ..vae.slicing import plan_decode, plan_encode
 from .request import Request
 from .step import StepMemory, Tokens, step_memory
 from .weights import Models, text_encoder_bytes, text_encoding_bytes, transformer_bytes, vae_bytes
+
+CHUNK = 12  # frames at most that three latent frames, the longest chunk, become
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,9 @@ class Predictor:
 
     models: Models
     request: Request
-    _frames: dict[VaePlan, tuple[int, int]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _frames: dict[tuple[VaePlan, int], tuple[int, int]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def demand(self, plan: EnginePlan) -> Demand:
         """What the generation takes if it is run by `plan`.
@@ -118,7 +123,7 @@ class Predictor:
             ValueError: where diffusers' own code runs it.
         """
         models, dtype, text_tokens = self.models, plan.dtype, self.request.text_tokens
-        encode, decode = self.frames(plan.vae)
+        encode, decode = self.frames(plan.vae, plan.parallel.vae or 1)
         return Demand(
             text_encoder=text_encoder_bytes(models, plan.text_encoder, dtype),
             transformer=transformer_bytes(models, plan.recipe, dtype),
@@ -147,8 +152,11 @@ class Predictor:
             reads_positions=request.has_size_of(variant) and table is not None and table.dtype == plan.dtype,
         )
 
-    def frames(self, plan: VaePlan) -> tuple[int, int]:
+    def frames(self, plan: VaePlan, bands: int = 1) -> tuple[int, int]:
         """The peaks of encoding and decoding, 0 for what is not done.
+
+        Args:
+            bands: over how many processes the rows are shared out.
 
         Raises:
             BudgetError: for a budget that is too small.
@@ -159,13 +167,20 @@ class Predictor:
             return 0, 0
         if not plan.ours:
             raise ValueError(f"memory_limit: no plan for this autoencoder: {plan.why}")
-        if plan not in self._frames:
+        bands = bands if bands <= request.latents[1] else 1
+        if (plan, bands) not in self._frames:
             encode = 0
             if request.encodes:
-                pixels = (1, vae.config.in_channels, request.encodes, request.height, request.width)
+                height = request.height if bands == 1 else -(-request.latents[1] // bands) * PIXELS_PER_LATENT
+                pixels = (1, vae.config.in_channels, request.encodes, height, request.width)
                 encode = plan_encode(vae, pixels, Spans(pixels[2], vae.num_sample_frames_batch_size), plan).peak
-            latents = (request.videos, vae.config.latent_channels, *request.latents)
+            time, height, width = request.latents
+            latents = (request.videos, vae.config.latent_channels, time, -(-height // bands), width)
             spans = Spans(latents[2], vae.num_latent_frames_batch_size)
             decode = plan_decode(vae, latents, spans, plan, keeps_output=not request.streams).peak
-            self._frames[plan] = encode, decode
-        return self._frames[plan]
+            if bands > 1:  # the pixels of all bands, as they come and in order
+                frames = min(request.num_frames, CHUNK) if request.streams else request.num_frames
+                numbers = request.videos * 3 * frames * request.height * request.width
+                decode += 2 * numbers * plan.dtype.itemsize
+            self._frames[plan, bands] = encode, decode
+        return self._frames[plan, bands]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ..config import TURBO, CompileMode
 from ..family import Variant
+from ..parallel.degrees import ParallelConfig
 from ..plan import EnginePlan, Product
 from ..quantization.recipes import Scheme
 from ..turbo.schedule import HISTORY
@@ -38,6 +39,11 @@ class Tokens:
     def rows(self) -> int:
         """Of the stream, all samples together."""
         return self.batch * (self.text + self.video)
+
+    def shared(self, parallel: ParallelConfig) -> int:
+        """Of these rows, those of the process that has most."""
+        batch = self.batch // parallel.guidance if self.batch % parallel.guidance == 0 else self.batch
+        return batch * -(-(self.text + self.video) // parallel.sequence)
 
 
 @dataclass(frozen=True)
@@ -70,16 +76,27 @@ def step_memory(variant: Variant, tokens: Tokens, plan: EnginePlan, mapped: bool
             merged, their own weights then go on counting.
     """
     width, layers, each = variant.width, variant.num_layers, plan.dtype.itemsize
-    numbers = tokens.rows * width
+    numbers = tokens.shared(plan.parallel) * width
     modulation = (layers * 12 + 2) * width * each
     kept = _buffer(plan.product, numbers, each)
     if not variant.use_rotary_positional_embeddings and not tokens.reads_positions:
-        kept += numbers // tokens.batch * each  # one for all samples
+        kept += (tokens.text + tokens.video) * width * each  # one for all samples
     kept += tokens.steps * modulation if plan.keeps_modulation else 0
     kept += tokens.batch * tokens.text * width * each if plan.keeps_text else 0
     kept += HISTORY * tokens.batch * tokens.video * variant.numbers_per_token * each if plan.tier == TURBO else 0
-    peak = _block_peak(plan, numbers, width) + (0 if plan.keeps_modulation else tokens.batch * modulation)
+    peak = _block_peak(plan, numbers, width) + _exchanged(plan, numbers * each)
+    peak += 0 if plan.keeps_modulation else tokens.batch * modulation
     return StepMemory(layers * _copied(plan, mapped) * width**2 * each, kept, peak)
+
+
+def _exchanged(plan: EnginePlan, stream: int) -> int:
+    """What attention over several processes adds to Q, K and V of this one: what is sent, and what comes.
+
+    With ulysses Q, K and V in one piece and in the order in which they are sent, or that and what has come; with a ring
+    keys and values, the next ones, a sum in fp32 and its next value.
+    """
+    peak = 6 * stream if plan.parallel.ulysses > 1 else 0
+    return peak + (4 * stream + 8 * stream // plan.dtype.itemsize if plan.parallel.ring > 1 else 0)
 
 
 def _copied(plan: EnginePlan, mapped: bool) -> int:

@@ -67,12 +67,18 @@ class SequenceSplit:
         return min(max(self.text - self.first, 0), self.rows[self.index])
 
     def own(self, stream: torch.Tensor) -> torch.Tensor:
-        """The rows of this process of `stream` `(batch, sequence, dim)`."""
-        return stream[:, self.first : self.last].contiguous()
+        """The rows of this process of `stream` `(batch, sequence, dim)`; of the text alone, those of it."""
+        return stream[:, self.first : self.last]
 
     def own_video(self, table: torch.Tensor) -> torch.Tensor:
         """Of a table with a row for each of the video's, those of this process."""
-        return table[max(self.first - self.text, 0) : max(self.last - self.text, 0)]
+        first, last = self.own_video_rows
+        return table[first:last]
+
+    @property
+    def own_video_rows(self) -> tuple[int, int]:
+        """The first of the video's rows that is this process's, and the one behind the last."""
+        return max(self.first - self.text, 0), max(self.last - self.text, 0)
 
     def video_rows(self) -> list[int]:
         """How many rows of the video each process has."""

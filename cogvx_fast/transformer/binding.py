@@ -20,6 +20,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.normalization import CogVideoXLayerNormZero
 from diffusers.models.transformers.cogvideox_transformer_3d import CogVideoXBlock
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from ..hooks import aligns_devices, is_hooked, is_patched, moves_weights
 from ..parallel.sequence import SequenceSplit
@@ -286,8 +287,20 @@ def _linears(block: CogVideoXBlock) -> tuple[list[nn.Linear], nn.Linear, list[nn
 
 
 def takes_rows(block: nn.Module) -> bool:
-    """Whether some rows of the stream are enough for a block: only its attention sees others, and that is ours."""
-    return _has_our_formula(block) and not is_hooked(block) and attends_by_formula(block.attn1)
+    """Whether some rows of some samples are enough for a block: only its attention sees others, and that is ours.
+
+    What hangs on it may look at all that it is given, unless it only brings weights.
+    """
+    from .block import FastCogVideoXBlock
+
+    if type(block).forward is not FastCogVideoXBlock.forward or any(is_patched(cls, "forward") for cls in _REPLACED):
+        return False
+    attends = type(block.attn1) is Attention and type(block.attn1.processor) is FastCogVideoXAttnProcessor
+    return attends and not any(is_hooked(module) and not _brings_weights(module) for module in block.modules())
+
+
+def _brings_weights(module: nn.Module) -> bool:
+    return moves_weights(module) or aligns_devices(module) or isinstance(module, FSDPModule)
 
 
 def attends_by_formula(attention: Attention) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import CogVideoXTransformer3DModel
+from diffusers.models._modeling_parallel import ContextParallelConfig
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.normalization import AdaLayerNorm
@@ -23,6 +24,9 @@ from .. import devices
 from ..config import CompileMode
 from ..hooks import StandsFor, has_global_hooks, is_hooked, is_patched
 from ..parallel import collectives
+from ..parallel.degrees import ParallelConfig
+from ..parallel.degrees import check as check_degrees
+from ..parallel.ranks import processes
 from ..parallel.sequence import SequenceSplit
 from ..session import EngineSession, current
 from . import position
@@ -46,6 +50,7 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
     _repeated_blocks: ClassVar = ["FastCogVideoXBlock"]
     _stands_for = CogVideoXTransformer3DModel
     recipe: str | None = None  # by which its linears were quantized
+    asked_parallel: ParallelConfig | None = None  # by `enable_parallelism`
     transformer_blocks: nn.ModuleList
 
     # typeshed has `wraps` give an object with `__call__`, which mypy takes for no constructor
@@ -78,11 +83,36 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         _AttentionBackendRegistry.set_active_backend(everywhere)
 
     @functools.wraps(CogVideoXTransformer3DModel.enable_parallelism)
-    def enable_parallelism(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError(
-            "enable_parallelism: diffusers has no context-parallel plan for CogVideoX, and cogvx_fast does not split a"
-            " sequence over several GPUs yet; run one process a GPU, each with its own prompts"
-        )
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """Rows of the stream are shared out over the processes of `torch.distributed`, in generations of a pipeline.
+
+        `EngineConfig(parallel=...)` does that and more: it also splits guidance and the autoencoder.
+
+        Args:
+            config: a `ContextParallelConfig` of diffusers, or its `ParallelConfig` with one.
+
+        Raises:
+            NotImplementedError: for tensor parallelism, a mesh or a plan of one's own.
+            RuntimeError: without processes, and if it was called before.
+            ValueError: for degrees that the processes or the heads do not have.
+        """
+        context = getattr(config, "context_parallel_config", config)
+        if not isinstance(context, ContextParallelConfig) or cp_plan is not None or context.mesh is not None:
+            raise NotImplementedError(
+                "enable_parallelism: CogVideoX has no plan for tensor parallelism, nor for a plan or mesh of your own;"
+                " what there is: ContextParallelConfig(ulysses_degree=..., ring_degree=...), and"
+                " EngineConfig(parallel=cogvx_fast.ParallelConfig(...)), which also splits guidance and the autoencoder"
+            )
+        if self.asked_parallel is not None:
+            raise RuntimeError("enable_parallelism cannot be called twice: parallelism is on already")
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            raise RuntimeError(
+                "enable_parallelism needs processes: start the script with torchrun, and call"
+                " torch.distributed.init_process_group() first"
+            )
+        degrees = ParallelConfig(ulysses=context.ulysses_degree, ring=context.ring_degree, vae=1)
+        check_degrees(degrees, processes(), self.config.num_attention_heads)
+        self.asked_parallel = degrees
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         # Here, not in forward: what caches and patches put around that is in the output.
@@ -125,8 +155,11 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             return self._computed_here(session, *args, **kwargs)
         inputs = _INPUTS.bind(self, *args, **kwargs).arguments
         samples, parts = len(inputs["hidden_states"]), ranks.guidance.size
-        if samples % parts:
-            session.ran.why_whole["batch"] = f"a step's {samples} samples are no multiple of {parts}"
+        reason = self._why_whole(inputs.get("attention_kwargs"))
+        if not reason and samples % parts:
+            reason = f"a step's {samples} samples are no multiple of {parts}"
+        if reason:
+            session.ran.why_whole["batch"] = reason
             return self._computed_here(session, *args, **kwargs)
         each = samples // parts
         first, last = ranks.guidance.index * each, (ranks.guidance.index + 1) * each
@@ -176,15 +209,14 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             The prediction `(batch, frames, out_channels, height, width)`, in a tuple or as `.sample`.
         """
         text_seq_length = encoder_hidden_states.shape[1]
-        stream = self.embedding_dropout(self._embed(session, hidden_states, encoder_hidden_states))
-        split = self._split(session, text_seq_length, stream, attention_kwargs)
+        position.check_size(self.patch_embed, hidden_states, text_seq_length)
+        split = self._split(session, text_seq_length, hidden_states, attention_kwargs)
+        stream = self.embedding_dropout(self._embed(session, hidden_states, encoder_hidden_states, split))
         if split is not None:
-            stream, text_seq_length = split.own(stream), split.own_text
+            text_seq_length = split.own_text
             if image_rotary_emb is not None:
                 image_rotary_emb = split.own_video(image_rotary_emb[0]), split.own_video(image_rotary_emb[1])
-        bound = self._bound(session, stream, attention_kwargs)
-        if split is not None:
-            bound = [dataclasses.replace(how, split=split) for how in bound]
+        bound = self._bound(session, stream, attention_kwargs, split)
         conditions = (timestep, timestep_cond, ofs, hidden_states.dtype)
         # Of what is called the vectors are computed where they are used: hooks may bring their weights there.
         ours = [block for block, how in zip(self.transformer_blocks, bound, strict=True) if not how.called]
@@ -247,23 +279,35 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             session.bindings = before
 
     def _split(
-        self, session: EngineSession, text: int, stream: torch.Tensor, attention_kwargs: dict[str, Any] | None
+        self, session: EngineSession, text: int, latents: torch.Tensor, attention_kwargs: dict[str, Any] | None
     ) -> SequenceSplit | None:
         """The rows of the stream that are this process's; None where all are."""
         ranks = session.ranks
         if ranks is None or ranks.sequence.size == 1:
             return None
-        reason = "attention_kwargs are given" if attention_kwargs else ""
-        for number, block in enumerate(self.transformer_blocks):
-            if not reason and not takes_rows(block):
-                reason = f"block {number}, or its attention, is hooked or was replaced, and may want all rows"
+        reason = self._why_whole(attention_kwargs)
         if reason:
             session.ran.why_whole["stream"] = reason
             return None
-        return SequenceSplit.of(ranks, text, stream.shape[1])
+        return SequenceSplit.of(ranks, text, text + position.video_tokens(self.patch_embed, latents))
+
+    def _why_whole(self, attention_kwargs: dict[str, Any] | None) -> str:
+        """What keeps a step from being shared out over processes, in words; empty where nothing does."""
+        if attention_kwargs:
+            return "attention_kwargs are given, for a processor that may want all rows"
+        if self.is_cache_enabled:
+            return "diffusers' cache is enabled, which looks at whole batches and streams"
+        for number, block in enumerate(self.transformer_blocks):
+            if not takes_rows(block):
+                return f"block {number}, or a part of it, is hooked or was replaced, and may want all rows"
+        return ""
 
     def _bound(
-        self, session: EngineSession, stream: torch.Tensor, attention_kwargs: dict[str, Any] | None
+        self,
+        session: EngineSession,
+        stream: torch.Tensor,
+        attention_kwargs: dict[str, Any] | None,
+        split: SequenceSplit | None,
     ) -> list[BoundBlock]:
         """How each block runs; decided at the first step, and again if modules or weights were replaced since."""
         blocks, plan, watched = self.transformer_blocks, session.plan, session.watched
@@ -282,6 +326,9 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
                 bound = [dataclasses.replace(how, guard=session.guard) for how in bound]
             else:
                 session.guard = None
+            session.bindings = self._by_module(bound)
+        if any(how.split != split for how in bound):
+            bound = [dataclasses.replace(how, split=split) for how in bound]
             session.bindings = self._by_module(bound)
         if attention_kwargs:  # meant for the processor, which is called with them
             bound = [dataclasses.replace(how, attends=False) for how in bound]
@@ -330,15 +377,24 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
         return session.modulation(step, ofs, modules, compute)
 
     def _embed(
-        self, session: EngineSession, latents: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        session: EngineSession,
+        latents: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        split: SequenceSplit | None,
     ) -> torch.Tensor:
-        """The joint stream of a step: prompt and patches, with positions where they are added."""
+        """The joint stream of a step: prompt and patches, with positions where they are added; of `split` its rows."""
         patch_embed, text_length = self.patch_embed, encoder_hidden_states.shape[1]
-        position.check_size(patch_embed, latents, text_length)
         if any(map(is_hooked, patch_embed.modules())):
-            return patch_embed(encoder_hidden_states, latents)
+            whole = patch_embed(encoder_hidden_states, latents)
+            return whole if split is None else split.own(whole)
         text = session.projected_text(encoder_hidden_states, patch_embed.text_proj)
-        stream = torch.cat([text, position.embed_patches(patch_embed, latents)], dim=1)
+        if split is None:
+            video = position.embed_patches(patch_embed, latents)
+        else:
+            text = split.own(text)
+            video = position.embed_rows(patch_embed, latents, *split.own_video_rows)
+        stream = torch.cat([text, video], dim=1)
         if not position.has_positions(patch_embed):
             return stream
 
@@ -346,7 +402,8 @@ class FastCogVideoXTransformer3DModel(SharedAdapters, CogVideoXTransformer3DMode
             return position.joint_positions(patch_embed, latents)
 
         key = (latents.shape[1:], text_length, latents.dtype, latents.device)
-        return stream + session.positions(key, patch_embed.pos_embedding, compute)
+        positions = session.positions(key, patch_embed.pos_embedding, compute)
+        return stream + (positions if split is None else split.own(positions))
 
 
 def _why_not_fast() -> str:

@@ -20,6 +20,21 @@ def embed_patches(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> to
     return patch_embed.proj(patches.flatten(4).flatten(1, 3))
 
 
+def embed_rows(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor, first: int, last: int) -> torch.Tensor:
+    """Video tokens `first` to `last` (exclusive) of `embed_patches`; frames without any of them are not embedded."""
+    each = video_tokens(patch_embed, latents[:, : patch_embed.patch_size_t or 1])
+    p_t, start, end = patch_embed.patch_size_t or 1, first // each, -(-last // each)
+    tokens = embed_patches(patch_embed, latents[:, start * p_t : max(end, start + 1) * p_t])
+    return tokens[:, first - start * each : last - start * each]
+
+
+def video_tokens(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor) -> int:
+    """How many tokens latents `(batch, frames, channels, height, width)` are."""
+    frames, height, width = latents.shape[1], latents.shape[3], latents.shape[4]
+    p, p_t = patch_embed.patch_size, patch_embed.patch_size_t or 1
+    return frames // p_t * (height // p) * (width // p)
+
+
 def check_size(patch_embed: CogVideoXPatchEmbed, latents: torch.Tensor, text_length: int) -> None:
     """Raise a ValueError for a size that patches do not fill, or that a checkpoint's positions were not made for."""
     p, p_t = patch_embed.patch_size, patch_embed.patch_size_t or 1

@@ -8,15 +8,20 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from accelerate import cpu_offload
 from cogvx_kernels import ops
+from diffusers import ContextParallelConfig, PyramidAttentionBroadcastConfig
+from torch.distributed.tensor import DTensor
 
 from cogvx_fast import EngineConfig, ParallelConfig, accelerate
-from cogvx_fast.parallel import sequence
+from cogvx_fast.parallel import collectives, sequence
 from cogvx_fast.parallel.ranks import ranks_of
+from cogvx_fast.parallel.traffic import step_traffic
 from cogvx_fast.plan import VaePlan
 from cogvx_fast.session import EngineSession
 from cogvx_fast.vae import FastAutoencoderKLCogVideoX
 from tests import toy
+from tests.turbo.conftest import STEPS, STRIP, schedule_file
 from tests.vae.conftest import family
 
 HEADS = 6
@@ -145,3 +150,196 @@ def _on_a_cpu(implementation):
         for name in names:
             stack.enter_context(mock.patch.object(ops, name, by_formula(getattr(ops, name))))
         yield
+
+
+def clip_by_diffusers(degrees):
+    """A generation that is split by diffusers' own call, and what the report says of it."""
+    pipe = pipeline(engine="exact")
+    pipe.transformer.enable_parallelism(config=ContextParallelConfig(**degrees))
+    made = pipe(**given("2b", "float32")).frames
+    return made.numpy(), pipe.engine_report().line("parallel").detail
+
+
+def refusals_of_diffusers():
+    """What it raises the second time, for too many processes, for a plan, and beside `EngineConfig.parallel`."""
+
+    def kind(call):
+        try:
+            call()
+        except Exception as error:
+            return type(error).__name__
+        return "nothing"
+
+    transformer, two = pipeline(engine="exact").transformer, ContextParallelConfig(ulysses_degree=2)
+    transformer.enable_parallelism(config=two)
+    other = pipeline(engine="exact").transformer
+    both = pipeline(engine=EngineConfig(parallel="auto"))
+    both.transformer.enable_parallelism(config=two)
+    return [
+        kind(lambda: transformer.enable_parallelism(config=two)),
+        kind(lambda: other.enable_parallelism(config=ContextParallelConfig(ring_degree=4))),
+        kind(lambda: other.enable_parallelism(config=two, cp_plan={})),
+        kind(lambda: both(**given("2b", "float32"))),
+    ]
+
+
+def clip_with_weights_elsewhere(config, how):
+    """A generation whose weights come to the blocks when they run: by offloading, or from all processes."""
+    pipe = pipeline(engine=EngineConfig(parallel=ParallelConfig(**config)))
+    if how == "offload":
+        for block in pipe.transformer.transformer_blocks:
+            cpu_offload(block, torch.device("cpu"))
+    made = pipe(**given("2b", "float32")).frames
+    return made.numpy(), dict(pipe._ran.why_whole)
+
+
+def clip_with_a_cache(config):
+    """A generation with diffusers' pyramid attention broadcast."""
+    pipe = pipeline(engine=EngineConfig(parallel=None if config is None else ParallelConfig(**config)))
+    skip = PyramidAttentionBroadcastConfig(
+        spatial_attention_block_skip_range=2,
+        spatial_attention_timestep_skip_range=(0, 1000),
+        current_timestep_callback=lambda: pipe._current_timestep,
+        spatial_attention_block_identifiers=["transformer_blocks"],
+    )
+    pipe.transformer.enable_cache(skip)
+    made = pipe(**given("2b", "float32")).frames
+    return made.numpy(), dict(pipe._ran.why_whole)
+
+
+def turbo_clip(config, path):
+    """A generation of ten steps, of which some are predicted: with how many were computed."""
+    schedule_file(pipeline(), path)
+    parallel = None if config is None else ParallelConfig(**config)
+    speed = STEPS / STRIP.count("#")
+    pipe = pipeline(engine=EngineConfig("turbo", recipe="native", schedule=path, speed=speed, parallel=parallel))
+    made = pipe(**given("2b", "float32", num_inference_steps=STEPS)).frames
+    return made.numpy(), pipe._ran.steps
+
+
+def int8_clip(config):
+    """A generation with int8 products."""
+    parallel = None if config is None else ParallelConfig(**config)
+    pipe = pipeline("5b", EngineConfig(recipe="int8", parallel=parallel))
+    made = pipe(**given("5b", "float32")).frames
+    return made.numpy(), dict(pipe._ran.why_whole)
+
+
+def _said(call):
+    try:
+        call()
+    except Exception as error:
+        return str(error)
+    return "nothing"
+
+
+def differing_calls(changes):
+    """What is said where the ranks but the first call with `changes`."""
+    pipe = pipeline(engine=EngineConfig(parallel="auto"))
+    arguments = given("2b", "float32")
+    if dist.get_rank():
+        if "seed" in changes:
+            arguments["generator"] = torch.Generator().manual_seed(changes["seed"])
+        elif "latents" in changes:
+            arguments["latents"] = arguments["latents"] + changes["latents"]
+        else:
+            arguments |= changes
+    return _said(lambda: pipe(**arguments))
+
+
+def clip_without_a_generator(seed=0):
+    """A generation from torch's own generator, which each rank has seeded by itself."""
+    pipe = pipeline(engine=EngineConfig(parallel="auto"))
+    arguments = given("2b", "float32")
+    del arguments["latents"], arguments["generator"]
+    torch.manual_seed(1000 * seed + dist.get_rank())
+    return pipe(**arguments).frames.numpy()
+
+
+def clip_with_one_text_encoder():
+    """A generation where only the first rank has one."""
+    pipe = pipeline(engine=EngineConfig(parallel="auto"))
+    if dist.get_rank():
+        pipe.text_encoder = None
+    return pipe(**given("2b", "float32")).frames.numpy()
+
+
+def failing_text_encoder():
+    """What each rank raises where encoding the prompt fails."""
+    pipe = pipeline(engine=EngineConfig(parallel="auto"))
+
+    def fail(*args, **kwargs):
+        raise OSError("no prompt today")
+
+    pipe.text_encoder.forward = fail
+    try:
+        pipe(**given("2b", "float32"))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def impossible_degrees():
+    """What is said of them, for two ranks."""
+    four = pipeline(engine=EngineConfig(parallel=ParallelConfig(2, 2)))
+    three = pipeline(engine=EngineConfig(parallel=ParallelConfig(ulysses=2)), heads=3)
+    ring = EngineConfig(parallel=ParallelConfig(ring=2), attention="triton")
+    return [
+        _said(lambda: four(**given("2b", "float32"))),
+        _said(lambda: three(**given("2b", "float32"))),
+        _said(lambda: pipeline(engine=ring)(**given("2b", "float32"))),
+    ]
+
+
+def sent_in_a_step(config, variant):
+    """Bytes that this rank has sent in a generation's step, counted at the collectives, and what the formula says."""
+    sent = {"rows": 0, "ring": 0, "gathered": 0}
+    to_all, to_next, gather = collectives.all_to_all, collectives.to_next, collectives.gathered
+
+    def all_to_all(rows, numbers, received, axis):
+        other = sum(numbers) - numbers[axis.index]
+        sent["rows"] += other * rows[0].numel() * rows.itemsize
+        return to_all(rows, numbers, received, axis)
+
+    def ring(tensor, axis):
+        sent["ring"] += tensor.nbytes
+        return to_next(tensor, axis)
+
+    def gathered(piece, dim, sizes, axis):
+        sent["gathered"] += piece.nbytes * (axis.size - 1)
+        return gather(piece, dim, sizes, axis)
+
+    pipe = pipeline(variant, EngineConfig(parallel=ParallelConfig(**config)))
+    with (
+        mock.patch.object(collectives, "all_to_all", all_to_all),
+        mock.patch.object(collectives, "to_next", ring),
+        mock.patch.object(collectives, "gathered", gathered),
+    ):
+        pipe(**given(variant, "float32", num_inference_steps=1))
+    model = pipe.transformer.config
+    video = 3 * 4 if model.patch_size_t is None else 2 * 4
+    formula = step_traffic(
+        ParallelConfig(**config),
+        rows=toy.TEXT_LENGTH + video,
+        text=toy.TEXT_LENGTH,
+        heads=model.num_attention_heads,
+        head_dim=model.attention_head_dim,
+        layers=model.num_layers,
+        numbers_per_token=pipe.transformer.proj_out.out_features,
+        samples=2,
+        itemsize=4,
+    )
+    return sent, (formula.heads, formula.ring, formula.output)
+
+
+def clip_with_parts_of_weights(config):
+    """A generation whose weights are shared out over the ranks, and how many of them each holds between steps."""
+    pipe = pipeline(engine=EngineConfig(parallel=ParallelConfig(**config, shard_weights=True)))
+    made = pipe(**given("2b", "float32")).frames
+    held = sum(
+        parameter.to_local().numel() if isinstance(parameter, DTensor) else parameter.numel()
+        for block in pipe.transformer.transformer_blocks
+        for parameter in block.parameters()
+    )
+    whole = sum(parameter.numel() for block in pipe.transformer.transformer_blocks for parameter in block.parameters())
+    return made.numpy(), dict(pipe._ran.why_whole), held / whole
