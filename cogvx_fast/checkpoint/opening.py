@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,7 @@ def opened(
     """
     arguments = arguments or {}
     given, variant = frozenset(arguments) & CLASSES.keys(), arguments.get("variant")
-    folder = Path(source) if Path(source).is_dir() else None
+    folder = Path(source) if os.path.isdir(source) else None
     stored = None if folder is None else stored_dtype(folder, variant=variant)
     read = hub_reader(str(source), **hub) if folder is None else folder_reader(folder)
     try:

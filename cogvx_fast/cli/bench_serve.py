@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -83,7 +84,7 @@ def serve(
         if url is not None and (baseline is not None or model is not None):
             other = "--baseline" if baseline is not None else "MODEL"
             raise UsageError(other, None, "cannot be combined with --url, whose server has its own model and machine")
-        if baseline is not None and not baseline.is_file():
+        if baseline is not None and not os.path.isfile(baseline):
             raise UsageError("--baseline", repr(str(baseline)), "is no file")
         check_out(out)
         options: dict[str, object] = {

@@ -42,12 +42,12 @@ def parse(value: str) -> Lora:
     if not -10 <= weight <= 10:  # written so that NaN fails
         raise UsageError("--lora", repr(value), "has a weight that is not from -10 to 10")
     path = Path(os.path.expanduser(source))
-    if path.is_dir():
+    if os.path.isdir(path):  # which takes a name that is too long for one that is not there
         files = sorted(path.glob(f"*{_SUFFIX}"))
         if len(files) != 1:
             raise UsageError("--lora", repr(source), f"has {len(files)} {_SUFFIX} files in it; name one of them")
         return Lora(str(files[0]), weight)
-    if path.exists():
+    if os.path.exists(path):
         if path.suffix != _SUFFIX:
             raise UsageError("--lora", repr(source), f"must be a {_SUFFIX} file: others can hold programs")
         return Lora(str(path), weight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def quantized_folder(source: Any, hub: Mapping[str, Any]) -> Path | None:
     """
     if is_quantized_checkpoint(source):
         return Path(source)
-    if not isinstance(source, str) or Path(source).exists():
+    if not isinstance(source, str) or os.path.exists(source):
         return None
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError
