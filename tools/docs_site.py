@@ -1,7 +1,7 @@
 """What `mkdocs` is told beside mkdocs.yml, so that the same files read well on GitHub and as a site.
 
-The README and what lies beside the code become pages, too; links are followed by where files lie in the repository; and
-what Python-Markdown reads otherwise than GitHub is warned of, which `--strict` makes an error.
+Pages of the navigation that do not lie in docs/ are taken from their places in the repository, and links are followed by
+where files lie there. What Python-Markdown reads otherwise than GitHub is warned of: an error with `--strict`.
 """
 
 import logging
@@ -14,21 +14,11 @@ from pymdownx.slugs import slugify
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = "docs/"
-# Pages that do not lie in docs/, by their places in the repository, which are those in the site as well.
-BESIDE = (
-    "README.md",
-    "CHANGELOG.md",
-    "CONTRIBUTING.md",
-    "SECURITY.md",
-    "benchmarks/README.md",
-    "benchmarks/quality/README.md",
-    "deploy/README.md",
-    "deploy/space/README.md",
-    "tools/demo_model/README.md",
-)
 _FENCE = re.compile(r"^([ ]*)(```+).*?^\1\2[ ]*$", re.MULTILINE | re.DOTALL)
-_LINK = re.compile(r'\[(?P<text>[^\[\]]*)\]\((?P<target>[^)\s]+)\)|(?P<image><img src=")(?P<source>[^"]+)')
-_CODE = re.compile(r"<(pre|code|svg)\b.*?</\1>", re.DOTALL)
+_LINK = re.compile(r"\[([^\[\]]*)\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r'(<img src=")([^"]+)')
+_CODE = re.compile(r"<(pre|code)\b.*?</\1>", re.DOTALL)
+# Of what a reader sees, code left out: a table, a fence, an item or a link that was not understood.
 _NOT_READ = re.compile(r"\|\s*:?---|```|^\s*(?:[-*] |\d+\. )\S.*|\]\([^)]*\)", re.MULTILINE)
 
 log = logging.getLogger("mkdocs.hooks")
@@ -40,35 +30,51 @@ def on_config(config):
 
 
 def on_files(files, config):
-    for name in BESIDE:
-        files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for name in pages(config.nav):
+        if files.get_file_from_path(name) is None and (ROOT / name).is_file():
+            files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     return files
+
+
+def pages(nav):
+    """The files that a navigation names, at any depth."""
+    for entry in nav:
+        for below in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from [below] if isinstance(below, str) else pages(below)
 
 
 def on_page_markdown(markdown, page, config, files):
     """Links as the site has them; what GitHub folds away is Markdown for Python-Markdown only if it is told so."""
     name = page.file.src_uri
-    folder = posixpath.dirname(name if name in BESIDE else DOCS + name)
+    lies = DOCS + name if page.file.generated_by is None else name
 
-    def mended(found):
-        target = found["source"] or found["target"]
+    def from_here(target):
+        """The link to a file of the repository, and that file's place in it; no link where the site lacks it."""
+        place = posixpath.normpath(posixpath.join(posixpath.dirname(lies), target))
+        there = place.removeprefix(DOCS)
+        if files.get_file_from_path(there) is None:
+            return None, place
+        return posixpath.relpath(there, posixpath.dirname(name) or "."), place
+
+    def link(found):
+        text, target = found.groups()
         if target.startswith("#") or re.match(r"[a-z]+:", target):
             return found[0]
-        path, _, anchor = target.partition("#")
-        place = in_site(posixpath.normpath(posixpath.join(folder, path)))
-        if place is None:
-            return f"{found['text']} (`{posixpath.normpath(posixpath.join(folder, path))}`)"
-        link = posixpath.relpath(place, posixpath.dirname(name) or ".") + (f"#{anchor}" if anchor else "")
-        return found["image"] + link if found["image"] else f"[{found['text']}]({link})"
+        path, hash_sign, anchor = target.partition("#")
+        there, place = from_here(path)
+        return f"{text} (`{place}`)" if there is None else f"[{text}]({there}{hash_sign}{anchor})"
 
-    return outside_of_fences(lambda text: _LINK.sub(mended, text.replace("<details>", '<details markdown="1">')), markdown)
+    def image(found):  # HTML, at which mkdocs does not look
+        there, place = from_here(found[2])
+        if there is None:
+            log.warning("%s: there is no picture %s in the site", name, place)
+        return f"{found[1]}{there}"
 
+    def mended(text):
+        text = text.replace("<details>", '<details markdown="1">')
+        return _LINK.sub(link, _IMAGE.sub(image, text))
 
-def in_site(path):
-    """Where a file of the repository is in the site; None: it is no part of it."""
-    if path.startswith(DOCS):
-        return path.removeprefix(DOCS)
-    return path if path in BESIDE else None
+    return outside_of_fences(mended, markdown)
 
 
 def outside_of_fences(change, markdown):
