@@ -1,6 +1,6 @@
 """What `mkdocs` is told beside mkdocs.yml, so that the same files read well on GitHub and as a site.
 
-Pages of the navigation that do not lie in docs/ are taken from their places in the repository, and links are followed by
+Pages of the navigation that do not lie in docs/ are taken from their places in the repository. Links are followed by
 where files lie there. What Python-Markdown reads otherwise than GitHub is warned of: an error with `--strict`.
 """
 
