@@ -4,9 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Extra arguments for the installation, for instance an index with CPU-only wheels of torch.
 PIP_FLAGS ?=
+CHECK_PYTHON = $(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
 PYTEST := $(BIN)/pytest
 WORKERS := -n auto --dist worksteal
 INTERPRETED := tests/kernels/interpreted
+# The site of docs/ reads sources and imports none, so that its environment needs no torch.
+DOCS_VENV := .venv-docs
 PROMPT ?= a red circle moves right on a white background
 
 # A build of torch with CUDA, for machines without a GPU, and the versions to test with.
@@ -18,10 +21,10 @@ CUDA_INSTALLED := $(CUDA_VENV)/.installed-$(CUDA_TORCH)-$(CUDA_TRITON)
 CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attention \
 	$(addprefix tests/kernels/,test_ops.py test_triton.py test_tuned.py test_targets.py test_aot.py)
 
-.PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz fuzz-api soak bench-serve lint format clean
+.PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz fuzz-api soak bench-serve docs docs-serve lint format clean
 
 $(VENV)/.installed: pyproject.toml setup.py constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + "; try make PYTHON=python3.12")'
+	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev,bench,plots]'
 	@touch $@
@@ -88,6 +91,21 @@ bench-serve: $(VENV)/.installed
 	$(BIN)/cogvx-fast bench serve --baseline benchmarks/serving/baseline.py --duration 45
 	$(BIN)/cogvx-fast bench report
 
+$(DOCS_VENV)/.installed: pyproject.toml constraints.txt
+	@$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"], sep="\n")' > $(DOCS_VENV)/requirements.txt
+	$(DOCS_VENV)/bin/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -r $(DOCS_VENV)/requirements.txt
+	@touch $@
+
+# The pages as a site, in out/site; what is wrong with a link, an anchor or the navigation is an error.
+docs: $(DOCS_VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
+	@echo "open out/site/index.html"
+
+docs-serve: $(DOCS_VENV)/.installed
+	$(DOCS_VENV)/bin/mkdocs serve
+
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -98,5 +116,5 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) $(CUDA_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(CUDA_VENV) $(DOCS_VENV) build dist out *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -45,13 +45,13 @@ class Variant:
 
     @classmethod
     def of(cls, transformer: Mapping[str, Any]) -> Variant:
-        """From a transformer's configuration; what it leaves out is as in diffusers' class."""
+        """The member that a transformer's configuration describes; what it leaves out is as in diffusers' class."""
         known = {field.name: transformer[field.name] for field in fields(cls) if field.name in transformer}
         return cls(**known)
 
     @property
     def width(self) -> int:
-        """Numbers of a token in the transformer's stream."""
+        """How many numbers a token has in the transformer."""
         return self.num_attention_heads * self.attention_head_dim
 
     @property
@@ -84,12 +84,12 @@ class Variant:
 
     @property
     def pixels_per_token(self) -> int:
-        """Along height and width."""
+        """Pixels that a token spans along height and width."""
         return PIXELS_PER_LATENT * self.patch_size
 
     @property
     def numbers_per_token(self) -> int:
-        """Of the latents that the transformer predicts."""
+        """Numbers of the predicted latents that a token stands for."""
         return self.patch_size**2 * (self.patch_size_t or 1) * self.out_channels
 
     def video_tokens(self, num_frames: int, height: int, width: int) -> int:

@@ -28,7 +28,7 @@ def adopt_models(pipeline: DiffusionPipeline) -> None:
 
 
 def adopt_vae(pipeline: DiffusionPipeline, plan: VaePlan) -> None:
-    """Likewise the autoencoder, where the plan has it; else diffusers' own of the same modules."""
+    """Put our autoencoder in place if the plan has it, else diffusers' own, both of the same modules."""
     model = unwrapped(pipeline.vae)
     if plan.ours and not isinstance(model, FastAutoencoderKLCogVideoX):
         pipeline.vae = FastAutoencoderKLCogVideoX.adopt(pipeline.vae)
@@ -46,7 +46,7 @@ def set_memory_budget(pipeline: DiffusionPipeline, budget: int) -> None:
 
 
 def class_names(pipeline: DiffusionPipeline) -> dict[str, list[str]]:
-    """Of the models that are ours, or compiled: library and class that a saved pipeline names, which everyone has."""
+    """Library and class that a saved pipeline names for models that are ours or compiled: those that everyone has."""
     names = {}
     for part, reference in (("transformer", CogVideoXTransformer3DModel), ("vae", AutoencoderKLCogVideoX)):
         if isinstance(unwrapped(getattr(pipeline, part, None)), reference):

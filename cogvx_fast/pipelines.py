@@ -188,7 +188,7 @@ class FastPipelineMixin(GenerationMixin):
     def load_lora_weights(
         self, pretrained_model_name_or_path_or_dict: Any, adapter_name: str | None = None, **kwargs: Any
     ) -> None:
-        """As in diffusers, and files of other trainers: see `adapters`.
+        """As in diffusers, and files as peft, ComfyUI, kohya and VideoX-Fun write them, with their alpha.
 
         Raises:
             ValueError: for a file of which nothing, or not all, would be loaded.

@@ -307,7 +307,7 @@ def is_wanted(call: Callable[..., Any], kwargs: dict[str, Any]) -> bool:
 
 
 def signature(call: Callable[..., Any]) -> inspect.Signature:
-    """That of a parent's `__call__`, and our keyword."""
+    """The signature of a parent's `__call__` with the keyword `preview`."""
     found = inspect.signature(call)
     if KEYWORD in found.parameters:
         return found

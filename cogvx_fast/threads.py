@@ -40,7 +40,7 @@ _recent = _Recent()
 
 
 def choose(wanted: int) -> tuple[int, str]:
-    """So many of `wanted` threads as have a core now, at least one, and why not all; "" for all.
+    """How many of `wanted` threads have a core of their own now, at least one, and why not all; "" for all.
 
     It takes 8 ms where cores are free, 50 where they may not be, and that once in some seconds. Where the kernel does
     not tell, it is all. Within `fixed`, it is that number.

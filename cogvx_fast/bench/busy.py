@@ -49,7 +49,7 @@ def busy() -> Iterator[None]:
 
 
 def beside(build: Builder, is_busy: bool = True, most: int | None = None) -> Builder:
-    """The same contender, called beside `PROCESSES` busy processes and on at most so many threads.
+    """The contender that `build` makes, called beside `PROCESSES` busy processes and on at most so many threads.
 
     The time in which those settle counts, 0.02 s.
     """

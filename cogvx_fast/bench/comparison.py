@@ -255,7 +255,7 @@ class Comparison(TimedSeries):
 
     @classmethod
     def of_the_readme(cls, found: Sequence[Series]) -> str:
-        """The same of a few; of several machines that on which the engine gains least."""
+        """A few lines of `at_a_glance`; of several machines the one on which the engine gains least."""
         pairs = [pair for one in found if isinstance(one, Comparison) for pair in one.pairs()]
         chosen = []
         for stage, workload in _OF_THE_README:

@@ -177,7 +177,7 @@ def our_layers(
 
 
 def weighed(build: Builder) -> Builder:
-    """The same contender, which also says what its transformer's weights take, copies that a session holds included."""
+    """A contender that also says how many bytes its transformer's weights take, with copies that a session holds."""
 
     def with_weights(pipe: Pipeline, workload: Workload, stage: str) -> Prepared:
         prepared = build(pipe, workload, stage)

@@ -141,7 +141,7 @@ def recipe_names() -> list[str]:
 
 
 def recipes_on_a_cpu(dtype: torch.dtype) -> list[str]:
-    """Those that this machine's CPU can run in `dtype`."""
+    """The recipes that this machine's CPU can run in `dtype`."""
     target = Target.of(torch.device("cpu"))
     return [name for name, recipe in RECIPES.items() if why_unsupported(recipe, target, dtype) is None]
 

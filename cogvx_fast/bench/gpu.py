@@ -100,13 +100,13 @@ class Watch:
 
     @contextlib.contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Around a call of `name`, as long as the GPU is at it."""
+        """Note when a call of `name` was made: the block lasts as long as the GPU is at it."""
         started = time.time()
         yield
         self._spans.setdefault(name, []).append((started, time.time()))
 
     def state(self, name: str) -> dict[str, Any]:
-        """For the row of `name`: minimum, median and maximum of each quantity during its calls, and a warning.
+        """Minimum, median and maximum of each quantity during the calls of `name`, for its row, and a warning.
 
         Where its calls are so short that less than two samples fall into them, those of all calls together.
         """
@@ -154,7 +154,7 @@ def watched(device: torch.device) -> Iterator[Watch | None]:
 
 @contextlib.contextmanager
 def sampled(name: str) -> Iterator[Watch]:
-    """The same of the GPU that nvidia-smi calls `name`."""
+    """Within the block the GPU that nvidia-smi calls `name` is sampled."""
     known = next((reasons for reasons in _REASONS_FIELDS if ask(name, [reasons]) is not None), None)
     fields = ["timestamp", *QUANTITIES.values(), *([] if known is None else [known])]
     watch = Watch()

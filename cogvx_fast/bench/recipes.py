@@ -98,12 +98,12 @@ class Point:
 
     @property
     def snr_db(self) -> float | None:
-        """Of a step against the reference, in decibels."""
+        """The signal-to-noise ratio of a step against the reference, in decibels."""
         return None if self.timed is None or self.timed.error is None else snr_db(self.timed.error)
 
     @property
     def psnr_db(self) -> float | None:
-        """Of the videos against exact's."""
+        """The PSNR of the videos against those of exact, in decibels."""
         return None if self.quality is None else self.quality.extras["psnr_db"]
 
 
@@ -214,7 +214,7 @@ def _draw_tradeoff(axes: Axes, points: Sequence[Point], measure: str) -> dict[st
 
 
 def front(found: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """Of pairs (time, quality) those than which none is both faster and better, the fastest first."""
+    """The pairs (time, quality) than which no other is both faster and better, the fastest first."""
     kept: list[tuple[float, float]] = []
     for time, quality in sorted(found, key=lambda pair: (pair[0], -pair[1])):
         if not kept or quality > kept[-1][1]:

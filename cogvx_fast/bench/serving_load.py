@@ -19,7 +19,7 @@ _GIVEN_UP_SECONDS = 10.0  # that a request has to end in which is given up
 
 @dataclass
 class Outcome:
-    """Of one request; times in seconds.
+    """What came of one request; times in seconds.
 
     Attributes:
         due: when it was to be sent, since the load began.
@@ -82,7 +82,7 @@ def percentile(times: Sequence[float | None], percent: float, beyond: float) -> 
 
 
 def rank_of(percent: float, number: int) -> int:
-    """Of the nearest-rank percentile among so many, from 1."""
+    """The place, from 1, of the nearest-rank percentile among so many values."""
     return max(1, math.ceil(percent / 100 * number))
 
 

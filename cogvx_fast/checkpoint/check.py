@@ -82,7 +82,7 @@ def check_tensors(folder: Path, part: str, model: nn.Module, variant: str | None
         name for name in stored.keys() - known_or_computed if not any(pattern.search(name) for pattern in passed_over)
     ]
     if surplus:
-        raise CheckpointError(f"has {_listed(surplus)}, of which its configuration makes nothing", where)
+        raise CheckpointError(f"has {_listed(surplus)}, for which its configuration has no place", where)
 
 
 def check_scheduler(name: str, config: Mapping[str, Any], source: object) -> None:
@@ -107,7 +107,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: object, text_enc
 
 
 def check_stored_tokenizer(folder: Path, text_encoder: Any) -> None:
-    """The same of the tokenizer in the checkpoint in `folder`, which is loaded for it."""
+    """Load the tokenizer of the checkpoint in `folder`, and check it as `check_tokenizer` does."""
     try:
         tokenizer = T5Tokenizer.from_pretrained(folder / "tokenizer")
     except Exception as error:

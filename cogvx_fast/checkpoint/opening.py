@@ -40,7 +40,7 @@ class Opened:
     variant: str | None = None
 
     def in_folder(self, folder: Path) -> Opened:
-        """The same once it was downloaded into `folder`."""
+        """This checkpoint after it was downloaded into `folder`."""
         stored = stored_dtype(folder, variant=self.variant)
         return dataclasses.replace(
             self, folder=folder, checkpoint=dataclasses.replace(self.checkpoint, stored_dtype=stored)

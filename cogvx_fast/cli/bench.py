@@ -56,16 +56,17 @@ def run(
     dtype: Annotated[
         Precision | None, typer.Option(help="Precision.", show_default="all that the workload names")
     ] = None,
-    contenders: Annotated[str | None, typer.Option(help="Names with commas between them.", show_default="all")] = None,
+    contenders: Annotated[
+        str | None, typer.Option(help="What to time, names with commas between them.", show_default="all")
+    ] = None,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Instead of contenders: one optimization more in each row.")
+        bool,
+        typer.Option("--ablation", help="Instead of contenders: the engine with one optimization more in each row."),
     ] = False,
-    recipes: Annotated[
-        bool, typer.Option("--recipes", help="As contenders: the quantization recipes beside exact.")
-    ] = False,
+    recipes: Annotated[bool, typer.Option("--recipes", help="Compare the quantization recipes with exact.")] = False,
     sizes: Annotated[
         bool,
-        typer.Option("--sizes", help="Instead of times: bytes on disk and in memory by recipe, beside the predicted."),
+        typer.Option("--sizes", help="Instead of times: bytes on disk and in memory by recipe, and as predicted."),
     ] = False,
     runs: Annotated[int, typer.Option(help="Timed calls of each contender, at least 5.")] = 5,
     steps: Annotated[
@@ -80,7 +81,7 @@ def run(
         typer.Option(help="File that the rows are added to.", show_default=f"{RESULTS}/WORKLOAD.jsonl"),
     ] = None,
 ) -> None:
-    """Time contenders in turns and add a row for each to a file. Their output is checked first.
+    """Time the engine and others in turns, and add a row for each to a file. Their output is checked first.
 
     Exits with status 1 if the correctness gate of any contender is red: its row states no speed.
     """

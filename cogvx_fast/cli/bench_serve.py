@@ -27,25 +27,27 @@ _MOST_REQUESTS = 100_000
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Of the server that is started, as in `serve`.", show_default="the demo"),
+        typer.Argument(metavar="MODEL", help="What the server that is started serves.", show_default="the demo"),
     ] = None,
     rate: Annotated[
         str | None, typer.Option(help="Requests a second, with commas between them.", show_default="by --load")
     ] = None,
     load: Annotated[
-        str, typer.Option(help="Instead: parts of what the baseline, or the server alone, can make.")
+        str, typer.Option(help="Instead of --rate: parts of what the baseline, or else the server, can make.")
     ] = "0.2,0.5,0.8,1,1.3",
-    duration: Annotated[float, typer.Option(help="Seconds that a rate lasts.")] = 60.0,
+    duration: Annotated[float, typer.Option(help="Seconds for which requests come at each rate.")] = 60.0,
     patience: Annotated[
         float | None,
-        typer.Option(help="Seconds for which open requests are waited for after it.", show_default="as --duration"),
+        typer.Option(help="Seconds to wait after that for what is not answered yet.", show_default="as --duration"),
     ] = None,
     url: Annotated[
-        str | None, typer.Option(help="Of a server that runs already: http://….", show_default="one is started")
+        str | None, typer.Option(help="A server that runs already: http://….", show_default="one is started")
     ] = None,
     key: Annotated[
         str | None,
-        typer.Option(help="That it wants.", envvar="COGVX_FAST_API_KEY", show_envvar=True, show_default=False),
+        typer.Option(
+            help="The key for that server.", envvar="COGVX_FAST_API_KEY", show_envvar=True, show_default=False
+        ),
     ] = None,
     baseline: Annotated[
         Path | None,
@@ -55,21 +57,21 @@ def serve(
         ),
     ] = None,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each video.")] = "64x64",
-    frames: Annotated[int, typer.Option(help="Of each video.")] = 17,
+    frames: Annotated[int, typer.Option(help="Frames of each video.")] = 17,
     steps: Annotated[int, typer.Option(help="Denoising steps of each video.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Of each video.")] = 6.0,
-    seed: Annotated[int, typer.Option(help="Of arrivals and videos.")] = 0,
+    guidance: Annotated[float, typer.Option(help="Guidance of each video; 1 turns it off.")] = 6.0,
+    seed: Annotated[int, typer.Option(help="Of the moments of the requests, and of the videos.")] = 0,
     dtype: Annotated[Precision | None, typer.Option(help="As in `serve`.", show_default="the model's own")] = None,
     device: Annotated[
-        str | None, typer.Option(help="Of the server that is started.", show_default="the best there is")
+        str | None, typer.Option(help="Device of the server that is started.", show_default="the best there is")
     ] = None,
     out: Annotated[Path, typer.Option(help="File that the rows are added to.")] = RESULTS / "serving.jsonl",
 ) -> None:
-    """Ask a server for videos at rates of one after the other, in an open loop, and add a row for each to a file.
+    """Measure how long people wait for videos of a server, at one rate of requests after the other.
 
-    Requests come at random moments (Poisson), whether or not others are answered. With --baseline each rate is also
-    asked of another server, at the same moments, and both must make the same frames first; it exits with status 1 if
-    they do not.
+    A row for each rate is added to a file. Requests come at random moments (Poisson), whether or not others are
+    answered. With --baseline each rate is also asked of another server, at the same moments, and both must make the
+    same frames first; it exits with status 1 if they do not.
     """
     with exit_codes("rows of the rates that were finished are kept"):
         rates = None if rate is None else _numbers("--rate", rate)

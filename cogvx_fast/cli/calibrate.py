@@ -26,7 +26,9 @@ def calibrate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Folder or Hub id of a CogVideoX in diffusers format.")],
     prompts: Annotated[
         Path,
-        typer.Option(help="A text file with one prompt a line. Two of three are learned from, the third is a check."),
+        typer.Option(
+            help="A text file with one prompt a line. Of every three, two are learned from and one is a check."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Where the schedules go, a .json.")] = Path("schedule.json"),
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 50,
@@ -34,7 +36,9 @@ def calibrate(
     frames: Annotated[int | None, typer.Option(help="Number of frames.", show_default="the model's")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.", show_default="the model's")] = None,
-    seed: Annotated[int, typer.Option(help="Of the first prompt's noise; the others count on.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the first prompt's noise; each further prompt takes the next number.")
+    ] = 0,
     dtype: Annotated[
         Precision | None,
         typer.Option(help="Precision; in float32 small errors do not drown in rounding.", show_default="the model's"),

@@ -22,7 +22,7 @@ class UsageError(Exception):
         self.argument, self.value, self.allowed = argument, value, allowed
 
     def renamed(self, argument: str) -> UsageError:
-        """The same of an argument that another command calls by another name."""
+        """This error for a command that calls the argument by another name."""
         return UsageError(argument, self.value, self.allowed)
 
 

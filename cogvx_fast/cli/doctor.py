@@ -62,9 +62,9 @@ def doctor(
         str | None,
         typer.Option(help="Plan the memory of this checkpoint: a folder or Hub id.", show_default=False),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Plan the memory of videos of this size, in pixels.")] = None,
-    width: Annotated[int | None, typer.Option(help="Likewise.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Likewise: number of frames.")] = None,
+    height: Annotated[int | None, typer.Option(help="Plan the memory of videos of this height, in pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Their width, in pixels.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Their number of frames.")] = None,
     dtype: Annotated[Precision | None, typer.Option(help="Precision of the plan.", show_default="the model's")] = None,
     device: Annotated[str | None, typer.Option(help="Device of the plan.", show_default="the best there is")] = None,
     vae_memory: Annotated[
@@ -76,7 +76,9 @@ def doctor(
     ] = None,
     memory_limit: Annotated[
         str | None,
-        typer.Option(help="What all may take, such as 8GiB: shows what would be chosen.", show_default=False),
+        typer.Option(
+            help="What a video may take in all, such as 8GiB: shows how it would be made to fit.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Show versions, devices with their capabilities, optional backends, and what a video of some size will take."""

@@ -39,7 +39,9 @@ CheckpointOption = Annotated[
         show_default="the demo checkpoint",
     ),
 ]
-Jobs = Annotated[int | None, typer.Option("--jobs", help="Processes that compile.", show_default="one for each core")]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="How many processes compile.", show_default="one for each core")
+]
 Cache = Annotated[
     Path | None,
     typer.Option("--out", help="The cache's folder.", show_default="$TRITON_CACHE_DIR, else ~/.triton/cache"),
@@ -54,18 +56,18 @@ def inspect(
         str | None, typer.Option(help="Kernels, with commas between them.", show_default="all of them")
     ] = None,
     dtype: Annotated[
-        Precision | None, typer.Option(help="Of the stream.", show_default="float16, or the checkpoint's")
+        Precision | None,
+        typer.Option(help="Precision of what the kernels work on.", show_default="float16, or the checkpoint's"),
     ] = None,
     dim: Annotated[
-        int | None, typer.Option(help="Width of the stream, heads of 64.", show_default=f"{DIM}, CogVideoX-2b's")
+        int | None,
+        typer.Option(help="Width of the transformer, whose heads have 64.", show_default=f"{DIM}, CogVideoX-2b's"),
     ] = None,
     checkpoint: Annotated[
         str | None,
         typer.Option(help="Instead of --dim: folder or Hub id of a checkpoint, at its own size.", show_default=False),
     ] = None,
-    first: Annotated[
-        bool, typer.Option("--first", help="Only the configuration that is listed first for each GPU.")
-    ] = False,
+    first: Annotated[bool, typer.Option("--first", help="Only the first configuration in each kernel's list.")] = False,
     jobs: Jobs = None,
     as_json: AsJson = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables in Markdown.")] = False,
@@ -74,7 +76,9 @@ def inspect(
     ] = None,
     check: Annotated[
         Path | None,
-        typer.Option(help="Only see whether this page's section is up to date: status 1 if not.", show_default=False),
+        typer.Option(
+            help="Write nothing; exit with status 1 if this page's section is out of date.", show_default=False
+        ),
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw it, a .png.", show_default=False)] = None,
 ) -> None:

@@ -18,12 +18,16 @@ from .generate import Precision
 def quantize(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a CogVideoX in diffusers format.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder that the quantized checkpoint goes to.")],
-    recipe: Annotated[str, typer.Option(help="int8, int8-weight, fp8 or fp8-weight.")] = "int8",
+    recipe: Annotated[str, typer.Option(help="How weights are stored: int8, int8-weight, fp8 or fp8-weight.")] = "int8",
     text_encoder: Annotated[
-        str, typer.Option(help="auto: the recipe's; native: as it is; int8-weight, fp8-weight.")
+        str,
+        typer.Option(
+            help="The text encoder: auto (as the recipe has it), native (as it is), int8-weight or fp8-weight."
+        ),
     ] = "auto",
     dtype: Annotated[
-        Precision | None, typer.Option(help="Of what is not quantized.", show_default="what the model is stored in")
+        Precision | None,
+        typer.Option(help="Precision of what is not quantized.", show_default="what the model is stored in"),
     ] = None,
 ) -> None:
     """Quantize a checkpoint, shard by shard; an interrupted run goes on where it was.

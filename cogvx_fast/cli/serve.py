@@ -31,7 +31,7 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="[MODEL]...",
-            help="Folders or Hub ids of CogVideoX in diffusers format; requests that name none mean the first.",
+            help="Folders or Hub ids of CogVideoX in diffusers format; a request that names none gets the first.",
             show_default="the demo",
         ),
     ] = None,
@@ -39,7 +39,10 @@ def serve(
     port: Annotated[int, typer.Option(help="Port to listen at; 0 takes a free one.")] = 8000,
     name: Annotated[
         list[str] | None,
-        typer.Option(help="By which requests know a model; once for each.", show_default="a folder's own, or the id"),
+        typer.Option(
+            help="The name that requests call a model by; once for each model.",
+            show_default="a folder's own, or the id",
+        ),
     ] = None,
     folder: Annotated[
         Path, typer.Option(help="Where jobs and videos are kept, unless --store and --files say otherwise.")
@@ -48,12 +51,12 @@ def serve(
         str | None, typer.Option(help="Database of the jobs: sqlite:///PATH or postgresql://….", show_default=False)
     ] = None,
     files: Annotated[
-        str | None, typer.Option(help="Place of the videos: a folder or a URL of fsspec.", show_default=False)
+        str | None, typer.Option(help="Where the videos are kept: a folder or a URL of fsspec.", show_default=False)
     ] = None,
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="Of a worker: cpu, cuda:0; once for each worker. They are dealt to the models in turn.",
+            help="Where a worker runs: cpu, cuda:0; once for each worker. Models get them in turn.",
             show_default="every GPU, or the CPU",
         ),
     ] = None,
@@ -61,27 +64,32 @@ def serve(
     memory_limit: Annotated[str | None, typer.Option(help="As in `generate`.", show_default=False)] = None,
     dtype: Annotated[Precision | None, typer.Option(help="As in `generate`.", show_default="the model's own")] = None,
     api_keys_file: Annotated[
-        Path | None, typer.Option(help="Keys that may ask, made by `cogvx-fast serve-key`.", show_default=False)
+        Path | None,
+        typer.Option(help="File of the keys that may ask, made by `cogvx-fast serve-key`.", show_default=False),
     ] = None,
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let everybody who reaches --host ask, without a key.")
     ] = False,
     callback_host: Annotated[
         list[str] | None,
-        typer.Option(help="Where `callback_url` may lead: HOST or https://HOST:PORT.", show_default=False),
+        typer.Option(
+            help="A host that `callback_url` may name: HOST or https://HOST:PORT; may be repeated.", show_default=False
+        ),
     ] = None,
     callback_secret_file: Annotated[
         Path | None,
-        typer.Option(help="What webhooks are signed with; made on first use.", show_default="in --folder"),
+        typer.Option(
+            help="File of the secret that webhooks are signed with; made on first use.", show_default="in --folder"
+        ),
     ] = None,
-    max_queue: Annotated[int, typer.Option(help="Jobs of one key that have not ended.")] = 100,
+    max_queue: Annotated[int, typer.Option(help="The most unfinished jobs of one key.")] = 100,
     max_work: Annotated[
-        int | None, typer.Option(help="Of one job: width x height x frames x steps.", show_default=False)
+        int | None, typer.Option(help="The most work of one job: width x height x frames x steps.", show_default=False)
     ] = None,
-    keep_days: Annotated[float, typer.Option(help="After which videos are removed.")] = 7.0,
-    keep_gib: Annotated[float, typer.Option(help="Of all videos together; the oldest go first.")] = 50.0,
-    checkpoint_seconds: Annotated[float, typer.Option(help="Between two checkpoints of a job.")] = 30.0,
-    lease_seconds: Annotated[float, typer.Option(help="After which a silent worker counts as dead.")] = 30.0,
+    keep_days: Annotated[float, typer.Option(help="Days after which videos are removed.")] = 7.0,
+    keep_gib: Annotated[float, typer.Option(help="The most GiB of all videos; the oldest go first.")] = 50.0,
+    checkpoint_seconds: Annotated[float, typer.Option(help="Seconds between two checkpoints of a job.")] = 30.0,
+    lease_seconds: Annotated[float, typer.Option(help="Seconds after which a silent worker counts as dead.")] = 30.0,
     embedded_in: Annotated[
         list[str] | None,
         typer.Option(help="A web site that may show the page in a frame: https://huggingface.co.", show_default="none"),
@@ -238,7 +246,9 @@ def _check_exposed(host: str, keys: Path | None, insecure: bool) -> None:
             return
     if host != "localhost":
         raise UsageError(
-            "--host", repr(host), "lets others ask; give --api-keys-file, or --insecure if everybody there may"
+            "--host",
+            repr(host),
+            "lets other machines in; give --api-keys-file, or --insecure if everybody there may use the server",
         )
 
 
@@ -270,9 +280,9 @@ def _check_range(argument: str, value: float, least: float) -> None:
 
 
 def serve_key(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; videos belong to the name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is; videos belong to this name.")],
     api_keys_file: Annotated[Path, typer.Option(help="The file that `serve` is given.")] = Path("keys.txt"),
-    max_priority: Annotated[int, typer.Option(help="That its requests may have; others' have 0 if none is said.")] = 0,
+    max_priority: Annotated[int, typer.Option(help="The highest priority that its requests may ask for.")] = 0,
 ) -> None:
     """Make a key for a server, print it, and keep its hash. To revoke it, take its line out of the file."""
     with exit_codes():

@@ -46,7 +46,7 @@ class LimitError(ValueError):
         self.limit, self.what, self.smallest, self.num_frames = limit, what, smallest, num_frames
 
     def with_advice(self, num_frames: int, other: Option | None) -> LimitError:
-        """The same, saying what else would fit."""
+        """This error, which also says what else would fit."""
         return LimitError(self.limit, self.what, self.smallest, num_frames, other)
 
 

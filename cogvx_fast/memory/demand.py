@@ -40,7 +40,7 @@ class Demand:
 
     @property
     def weights(self) -> int:
-        """Of all models."""
+        """The bytes of the weights of all models."""
         return self.text_encoder + self.transformer + self.vae
 
     @property
@@ -76,7 +76,7 @@ class Demand:
 
     @property
     def peak(self) -> int:
-        """Of the worst stage."""
+        """The bytes that the worst stage takes."""
         return max(self.stages.values())
 
     def room_for_frames(self, limit: int) -> int:

@@ -90,7 +90,7 @@ class Request:
         return latent_frames(self.num_frames), self.height // PIXELS_PER_LATENT, self.width // PIXELS_PER_LATENT
 
     def of_frames(self, num_frames: int) -> Request:
-        """The same with another number of frames."""
+        """This request with another number of frames."""
         return replace(self, num_frames=num_frames, encodes=min(self.encodes, num_frames))
 
     @property

@@ -37,7 +37,7 @@ class Tokens:
 
     @property
     def rows(self) -> int:
-        """Of the stream, all samples together."""
+        """Rows of the joint stream of text and video, all samples together."""
         return self.batch * (self.text + self.video)
 
     def shared(self, parallel: ParallelConfig) -> int:

@@ -37,7 +37,7 @@ class Models:
 
     @classmethod
     def of(cls, pipeline: DiffusionPipeline) -> Models:
-        """Those of a pipeline."""
+        """The models of a pipeline."""
         parts = (pipeline.transformer, pipeline.text_encoder, pipeline.vae)
         models: list[Any] = list(map(unwrapped, parts))
         transformer, text_encoder, vae = models
@@ -67,7 +67,7 @@ class Models:
     def from_checkpoint(
         cls, source: str | Path, recipe: Recipe = AS_THEY_ARE, text_scheme: TextScheme = "native", **hub: Any
     ) -> Models:
-        """Those of a checkpoint that is not loaded, from its configurations alone.
+        """The models of a checkpoint that is not loaded, from its configurations alone.
 
         Args:
             hub: arguments of a download.

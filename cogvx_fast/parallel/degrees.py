@@ -19,7 +19,7 @@ class Payload(enum.StrEnum):
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """Of how many processes each part of a generation is.
+    """How several processes share out one generation: by how many each part of it is split.
 
     `guidance * ulysses * ring` is the number of processes.
 

@@ -14,7 +14,7 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 
 def hub_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `HUB_ARGUMENTS` that are among the arguments of a `from_pretrained`."""
+    """The arguments of a `from_pretrained` that are meant for the Hub: `HUB_ARGUMENTS`."""
     return {name: arguments[name] for name in HUB_ARGUMENTS if arguments.get(name) is not None}
 
 

@@ -121,7 +121,7 @@ def check_small_files(folder: Path, manifest: Manifest) -> None:
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:
-    """The same of all files, which are read for it."""
+    """Raise a `CheckpointError` that names the first file that is missing or changed; all are read for it."""
     check_small_files(folder, manifest)
     _check_contents(folder, manifest.files)
 

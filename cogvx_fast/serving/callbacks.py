@@ -107,7 +107,7 @@ class Callbacks:
         return place, (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
     def headers(self, event_id: str, body: bytes) -> dict[str, str]:
-        """Those that sign an event now."""
+        """The headers that sign an event at this moment."""
         at = str(int(time.time()))
         signed = hmac.new(self._key, b".".join((event_id.encode(), at.encode(), body)), hashlib.sha256).digest()
         return {
@@ -149,7 +149,7 @@ def _hang_up(connection: http.client.HTTPConnection) -> None:
 
 
 def event_id(job_id: str) -> str:
-    """Of the one event that there is of a job: the same in every try, so that a receiver knows what it had."""
+    """The id of a job's event: the same in every try, so that a receiver knows what it had."""
     return "evt_" + hashlib.sha256(job_id.encode()).hexdigest()[:32]
 
 

@@ -54,7 +54,7 @@ class Presence:
         self._lock = threading.Lock()
 
     def seconds(self, noted: Mapping[str, float]) -> dict[str, float]:
-        """Since each of all that are known, by the times that they noted."""
+        """Seconds since each that is known said something, by the times that they noted."""
         with self._lock:
             now, day = self._clock(), time.time()
             passed, self._looked_at = now - self._looked_at, now
@@ -78,7 +78,7 @@ class Waits:
         self._lock = threading.Lock()
 
     def seconds(self, job_id: str, created_at: float) -> float:
-        """Since a job came, at that time of day."""
+        """Seconds that a job has waited which came at that time of day."""
         with self._lock:
             now = self._clock()
             began = self._began.setdefault(job_id, now - max(0.0, time.time() - created_at))

@@ -155,7 +155,7 @@ class Context:
         return self.store.workers(_ALIVE_SECONDS)
 
     def warm_models(self) -> dict[str, bool]:
-        """Of each model, whether a worker has it warm."""
+        """Whether a worker has each model loaded and warm, by the models' names."""
         warm = {about.get("model") for about in self.workers().values() if about.get("ready")}
         return {name: name in warm for name in self.models.names}
 
@@ -164,7 +164,7 @@ class Context:
         return all(self.warm_models().values())
 
     def prospects(self) -> dict[str, Prospect]:
-        """Of all jobs that have not ended, if nothing else comes; without those of models that nobody serves."""
+        """The places of all jobs that have not ended, if no other comes; without those of models that nobody serves."""
         running, waiting = defaultdict(list), defaultdict(list)
         for job in self.store.running():
             running[job.model].append(job)

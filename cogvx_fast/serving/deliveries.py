@@ -38,7 +38,7 @@ class Delivery:
 
 
 def table(metadata: sa.MetaData) -> sa.Table:
-    """Of jobs whose end is to be said."""
+    """The table of jobs whose end is to be told to an address."""
     return sa.Table(
         "callbacks",
         metadata,
@@ -69,7 +69,7 @@ class Outbox:
         connection.execute(self._callbacks.delete().where(self._callbacks.c.job_id == job_id))
 
     def due(self, without: Collection[str] = ()) -> list[Delivery]:
-        """Of jobs that have ended, and of which it is time; not of those hosts."""
+        """The events that are due now, but for those to the hosts in `without`."""
         mine, jobs, now = self._callbacks.c, self._jobs.c, time.time()
         # What is further ahead than any pause was written before somebody set the clock back.
         ready = (mine.not_before <= now) | (mine.not_before > now + max(PAUSES))

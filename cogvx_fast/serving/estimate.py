@@ -29,7 +29,7 @@ class Size:
 
     @property
     def work(self) -> float:
-        """Of a step, relative to others'; of the size alone, as how attention grows depends on the model."""
+        """The work of a step, relative to others', by size alone: how attention grows depends on the model."""
         return self.width * self.height * self.num_frames * (2.0 if self.guided else 1.0)
 
 
@@ -70,7 +70,7 @@ class Estimator:
         self._rests = {size: statistics.median(found) for size, found in rests.items()}
 
     def seconds(self, request: Mapping[str, Any], steps_left: int) -> float:
-        """Of a device, for so many steps and what comes before and after them."""
+        """Seconds of a device for so many steps and what comes before and after them."""
         size = Size.of(request)
         step = _scaled(self._steps, size, _UNKNOWN_STEP)
         return steps_left * step + _scaled(self._rests, size, _UNKNOWN_REST)

@@ -64,7 +64,7 @@ class Listening:
         return self._jobs.get(job_id)
 
     def prospects(self, job_id: str) -> dict[str, Prospect]:
-        """Of all jobs that have not ended, a second old at most, and this one among them."""
+        """The places of all jobs that have not ended, a second old at most, and this one among them."""
         with self._asking:
             if time.monotonic() - self._asked_at >= _QUEUE_SECONDS or job_id not in self._prospects:
                 self._prospects, self._asked_at = self.context.prospects(), time.monotonic()

@@ -131,14 +131,14 @@ class Files:
             yield folder / name
 
     def size(self, job_id: str, name: str) -> int | None:
-        """Of a file of a job, in bytes; None: there is none."""
+        """The size of a job's file in bytes; None: there is none."""
         try:
             return int(self._system.info(f"{self._root}/{job_id}/{name}")["size"])
         except FileNotFoundError:
             return None
 
     def sizes(self, job_id: str) -> int:
-        """Of all files of a job, in bytes."""
+        """The sizes of all files of a job, in bytes."""
         try:
             return sum(int(entry["size"] or 0) for entry in self._system.ls(f"{self._root}/{job_id}", detail=True))
         except FileNotFoundError:
@@ -166,7 +166,7 @@ class Files:
                 self._system.rm(f"{self._root}/{place}", recursive=not names)
 
     def job_ids(self) -> set[str]:
-        """Of the jobs that have files."""
+        """The ids of the jobs that have files."""
         self._system.invalidate_cache()
         paths = (Path(entry["name"]) for entry in self._system.ls(self._root, detail=True))
         return {path.name for path in paths if not is_temporary(path)}

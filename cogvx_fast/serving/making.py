@@ -224,7 +224,7 @@ class Maker:
         return found
 
     def what_went_wrong(self, error: Exception) -> tuple[str, str, bool]:
-        """Of a job that failed: a code, words for its owner, and whether this process can make the next one."""
+        """Why a job failed: a code, words for its owner, and whether this process can make the next one."""
         words = " ".join(str(error).split())[:500]
         if is_out_of_memory(error):
             return "out_of_memory", f"the device ran out of memory; ask for fewer frames or pixels ({words})", True

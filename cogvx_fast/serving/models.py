@@ -51,7 +51,7 @@ class Models:
 
 
 def default_name(source: str) -> str:
-    """By which a model is known if nobody says otherwise."""
+    """The name by which a model is known if nobody says otherwise."""
     return Path(source).name if os.path.isdir(source) else source
 
 

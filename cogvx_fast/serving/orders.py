@@ -61,7 +61,7 @@ class Order:
 
     @property
     def steps(self) -> int:
-        """That are really made: with a reference, those of its strength."""
+        """The steps that are really made: with a reference as many as its strength says."""
         return self.num_inference_steps if self.strength is None else int(self.num_inference_steps * self.strength)
 
     @property

@@ -59,7 +59,7 @@ class Arguments(BaseModel):
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Arguments:
-        """Those that Ray gives, texts from its command line. Raises a UsageError that names what is wrong."""
+        """The arguments of Ray's command line, which are texts. Raises a UsageError that names what is wrong."""
         unknown = [name for name in given if name not in cls.model_fields]
         if unknown:
             raise UsageError(unknown[0], None, f"is no argument; must be one of {', '.join(cls.model_fields)}")
@@ -109,7 +109,7 @@ class Arguments(BaseModel):
         return found
 
     def settings(self, served: Served) -> Settings:
-        """Of the replicas of one of these models."""
+        """The settings of the replicas of one of these models."""
         folder = self.folder.absolute()
         return Settings(
             model=self.sources()[served.name],

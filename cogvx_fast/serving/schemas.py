@@ -125,7 +125,7 @@ class Video(BaseModel):
         eta: float | None = None,
         ids: list[str] | None = None,
     ) -> Video:
-        """Of a job as it is now, which is kept for `max_age` seconds."""
+        """The answer about a job as it is now; it is kept for `max_age` seconds."""
         order = Order(**job.request)
         ended_at = job.completed_at if job.ended else None
         # Decoding is still to come when all steps are done.

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """Of the workers; times in seconds.
+    """What workers are told at their start; times in seconds.
 
     Attributes:
         model: folder or Hub id of the checkpoint.

@@ -179,7 +179,7 @@ class Store:
         return found[0] if found else None
 
     def some(self, job_ids: Iterable[str]) -> dict[str, Job]:
-        """Those of these jobs that there are, by id."""
+        """The jobs with these ids, as far as there are any, by id."""
         return {job.id: job for job in self._read(sa.select(_jobs).where(_jobs.c.id.in_(list(job_ids))))}
 
     def page(self, owner: str, after: Job | None, limit: int, ascending: bool = False) -> list[Job]:

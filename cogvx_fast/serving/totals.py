@@ -7,7 +7,7 @@ from sqlalchemy.exc import IntegrityError
 
 
 def table(metadata: sa.MetaData) -> sa.Table:
-    """Of figures by their names."""
+    """The table of what was counted, by name."""
     return sa.Table(
         "totals",
         metadata,

@@ -155,7 +155,7 @@ class SharedAdapters(PeftAdapterMixin):
     _hf_peft_config_loaded = SharedAttribute(False)
 
     def stand_alone(self) -> None:
-        """For a copy of a model, whose linears are its own: from here on it shares no adapters."""
+        """Share no adapters from here on: for a copy of a model, whose linears are its own."""
         shared = {
             name: getattr(self, name) for name in ("peft_config", "_hf_peft_config_loaded") if hasattr(self, name)
         }

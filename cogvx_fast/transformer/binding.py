@@ -111,12 +111,12 @@ class BoundBlock:
 
     @property
     def norm1_dtype(self) -> torch.dtype | None:
-        """Of the 8-bit numbers that the first norm writes for the projections; None: it writes the stream's dtype."""
+        """The 8-bit dtype in which the first norm writes for the projections; None: it writes the stream's dtype."""
         return self.qkv.dtype if self.attends and isinstance(self.qkv, ScaledLinear) else None
 
     @property
     def norm2_dtype(self) -> torch.dtype | None:
-        """Likewise of the second norm, for the feed-forward."""
+        """The 8-bit dtype in which the second norm writes for the feed-forward; None: the stream's dtype."""
         return self.ff.dtype if isinstance(self.ff, ScaledFeedForward) else None
 
     def ran(self) -> BlockRan:

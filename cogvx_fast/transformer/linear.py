@@ -133,7 +133,7 @@ class ScaledLinear:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the numbers that it multiplies."""
+        """The dtype of the numbers that it multiplies."""
         return self.weight.dtype
 
     def __call__(self, x: torch.Tensor | QuantizedRows) -> torch.Tensor:

@@ -25,7 +25,7 @@ class NormModulation:
 
     @classmethod
     def project(cls, norm: CogVideoXLayerNormZero, temb: torch.Tensor) -> NormModulation:
-        """From a `CogVideoXLayerNormZero` and time embeddings `(rows, time_embed_dim)`."""
+        """The modulation that a `CogVideoXLayerNormZero` makes of time embeddings `(rows, time_embed_dim)`."""
         projected = norm.linear(norm.silu(temb)).unflatten(1, (2, 3, -1))  # (rows, video|text, shift|scale|gate, dim)
         shift, scale, gate = projected.flip(1).unbind(2)
         return cls(shift, scale, gate)
@@ -44,7 +44,7 @@ class Modulation:
 
     @classmethod
     def compute(cls, blocks: Sequence[CogVideoXBlock], norm_out: AdaLayerNorm | None, temb: torch.Tensor) -> Modulation:
-        """For time embeddings `(rows, time_embed_dim)`: a row for each step, or for each sample of a batch.
+        """The modulation of time embeddings `(rows, time_embed_dim)`: a row for each step, or sample of a batch.
 
         Args:
             norm_out: the final norm; None: it is called itself.

@@ -80,7 +80,7 @@ class StepSchedule:
 
     @property
     def evaluations(self) -> int:
-        """Of the network, with both halves of guidance in one."""
+        """Evaluations of the network; both halves of guidance count as one."""
         return self.strip.count(COMPUTED)
 
     def is_computed(self, step: int) -> bool:
@@ -91,13 +91,13 @@ class StepSchedule:
         return tuple(i for i in reversed(range(step)) if self.is_computed(i))[:HISTORY]
 
     def weights_at(self, step: int, history: Sequence[int]) -> tuple[float, ...]:
-        """Of the outputs at `history`, the newest first, and of the latents."""
+        """The weights of the outputs at `history`, the newest first, and of the latents."""
         if step in self.weights and tuple(history) == self.before(step):
             return self.weights[step]
         return (*line(step, history, self.places), 0.0)
 
     def retargeted(self, timesteps: Sequence[float]) -> StepSchedule:
-        """For other steps: as dense in evaluations at every noise level, and with lines as predictors.
+        """This schedule for other steps: as dense in evaluations at every noise level, with lines as predictors.
 
         Args:
             timesteps: of the steps that it is for, falling.

@@ -187,7 +187,7 @@ def spill_target(device: torch.device) -> str:
 
 
 class FramesInMemory:
-    """In a tensor."""
+    """Frames that wait in a tensor."""
 
     def __init__(self, tensor: torch.Tensor):
         self._tensor = tensor
@@ -204,7 +204,7 @@ class FramesInMemory:
 
 
 class FramesInFile:
-    """In a file that is gone when the object is, or the process.
+    """Frames that wait in a file, which is gone when the object is, or the process.
 
     It is written to and read from, and not mapped: what a process has mapped counts as its memory.
     """

@@ -86,7 +86,7 @@ class DirectConvolution:
 
 
 class WinogradConvolution:
-    """The same with fewer products, in bf16 too, where it rounds once, after `adds`."""
+    """A convolution with fewer products, in bf16 too, where it rounds once, after `adds`."""
 
     border = 1
 

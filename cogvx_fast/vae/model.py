@@ -176,7 +176,7 @@ class FastAutoencoderKLCogVideoX(AutoencoderKLCogVideoX, metaclass=StandsFor):
         return self._kept(plan_decode, self.decoder, shape, spans, plan, keeps_output)
 
     def plan_encode(self, shape: tuple[int, ...], plan: VaePlan | None = None) -> SlicingPlan:
-        """The same for encoding pixels of `shape`, `(batch, in_channels, frames, height, width)`."""
+        """What encoding pixels of `shape` `(batch, in_channels, frames, height, width)` takes and how it is sliced."""
         spans = Spans(shape[2], self.num_sample_frames_batch_size)
         return self._kept(plan_encode, self.encoder, shape, spans, plan)
 

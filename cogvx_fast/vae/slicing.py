@@ -49,7 +49,7 @@ def plan_encode(
     spans: Spans,
     plan: VaePlan,
 ) -> SlicingPlan:
-    """The same for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
+    """The plan for encoding pixels of `shape` `(batch, channels, frames, height, width)`."""
     return _plan(EncoderLedger, vae, shape, spans, plan, True)
 
 

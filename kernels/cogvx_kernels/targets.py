@@ -21,7 +21,7 @@ import torch
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one multiprocessor: bytes of shared memory a program may have and all together, warps and programs.
+    """The limits of one multiprocessor: bytes of shared memory a program may have and all together, warps and programs.
 
     Each has 65,536 registers (AMD: 512 for each lane of four SIMDs).
     """
@@ -73,7 +73,7 @@ class Board:
 
     @property
     def bytes_per_clock(self) -> float:
-        """Of device memory, for each multiprocessor."""
+        """Bytes of device memory a clock, for each multiprocessor."""
         return self.bandwidth / (self.multiprocessors * self.clock)
 
 

@@ -42,7 +42,7 @@ def test_a_tensor_that_the_model_does_not_have_so(folder, part, fault):
         message = rf"{part}: lacks the tensor {re.escape(name)}"
     elif fault == "surplus":
         tensors["another.weight"] = torch.zeros(2)
-        message = rf"{part}: has the tensor another\.weight, of which its configuration makes nothing"
+        message = rf"{part}: has the tensor another\.weight, for which its configuration has no place"
     elif fault == "misshapen":
         shape = "x".join(map(str, tensors[name].shape))
         tensors[name] = tensors[name][:1].clone()

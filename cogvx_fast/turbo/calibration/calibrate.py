@@ -71,7 +71,7 @@ class Plan:
 
     @property
     def evaluations(self) -> int:
-        """Of the network, in all of it."""
+        """Evaluations of the network in the whole calibration."""
         full = (len(self.calls) + len(self.checks)) * self.steps
         disturbed = min(self.disturbed, len(self.calls)) * sum(self.steps - place - 1 - SPAN for place in self.places)
         tried = min(self.tried, len(self.calls)) * (self.steps + len(POWERS) * sum(self.checked))

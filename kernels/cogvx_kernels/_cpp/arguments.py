@@ -54,12 +54,12 @@ def optional(
 
 
 def sizes(*values: int) -> list[ctypes.c_int64]:
-    """Each as an argument of its own."""
+    """The sizes, each as an argument of its own."""
     return [ctypes.c_int64(value) for value in values]
 
 
 def array(values: Sequence[int]) -> ctypes.Array[ctypes.c_int64]:
-    """All as one argument, an array."""
+    """The numbers as one argument, an array."""
     return (ctypes.c_int64 * len(values))(*values)
 
 

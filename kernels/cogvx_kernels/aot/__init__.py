@@ -90,7 +90,7 @@ class Launch:
         return self.kernel.name
 
     def configs(self, target: Target) -> Sequence[triton.Config]:
-        """Those that can be chosen on `target`; none where it does not run the kernel, or lacks one of its dtypes."""
+        """The configurations that can be chosen on `target`; none where it lacks the kernel or one of its dtypes."""
         if torch.float8_e4m3fn in self.arguments.values() and not target.e4m3:
             return ()
         return self.kernel.for_target(target)

@@ -74,7 +74,7 @@ class Manifest:
 
     @classmethod
     def here(cls, version: str, targets: Iterable[str], models: list[dict[str, Any]], entries: list[Entry]) -> Manifest:
-        """With what this process would look kernels up by; `version` is cogvx_fast's."""
+        """A manifest with what this process would look kernels up by; `version` is cogvx_fast's."""
         known = (torch.__version__, triton.__version__, version, platform.python_version())
         versions = dict(zip(_VERSIONS, known, strict=True))
         backends = {target: make_backend(gpu_target(TARGETS[target])).hash() for target in targets}

@@ -116,7 +116,7 @@ def _number(pattern: str, text: str) -> int:
 
 
 def warps(compiled: CompiledKernel) -> int:
-    """Those of the kernel's options and those that warp specialization adds."""
+    """The warps of the kernel's options and those that warp specialization adds."""
     return getattr(compiled.metadata, "total_num_warps", None) or compiled.metadata.num_warps
 
 
