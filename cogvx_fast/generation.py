@@ -26,6 +26,7 @@ from .hooks import moves_weights, unwrapped
 from .memory import Models, Request
 from .parallel import agreement
 from .parallel.ranks import ranks_of
+from .parallel.weights import share_out
 from .plan import EnginePlan, Offload
 from .resolve import resolve
 from .session import EngineSession, Ran, current
@@ -295,6 +296,8 @@ class GenerationMixin(_Behind):
             session = EngineSession(plan, *lowering.models_of(self), self.scheduler, watched)
             session.skipping = self._make_skipping(plan)
             session.ranks = ranks_of(plan.parallel, plan.device)
+            if session.ranks is not None and plan.parallel.shard_weights:
+                share_out(transformer.transformer_blocks, session.ranks, plan.device)
             session.ran.ignored_default = default_of_diffusers()
             if session.ran.ignored_default:
                 warnings.warn(

@@ -31,6 +31,9 @@ from .fun import CogVideoXFunInpaintPipeline
 from .generation import GenerationMixin
 from .hooks import unwrapped
 from .memory import LimitError, Models
+from .parallel.degrees import ParallelConfig
+from .parallel.ranks import ranks_of
+from .parallel.weights import share_out
 from .plan import UNLIMITED, Offload
 from .quantization.pipeline import check_engine, destination, precision, quantize_pipeline
 from .quantization.recipes import AS_THEY_ARE, NATIVE, Recipe, Target, TextScheme
@@ -251,6 +254,11 @@ class FastPipelineMixin(GenerationMixin):
     def to(self, *args: Any, **kwargs: Any) -> "FastPipelineMixin":
         """As in diffusers. Where a memory limit asks for it, a GPU gets each model while it runs, not all at once."""
         device = _device(*args, **kwargs)
+        parallel, blocks = self._config.parallel, getattr(unwrapped(self.transformer), "transformer_blocks", None)
+        if isinstance(parallel, ParallelConfig) and parallel.shard_weights and device is not None and blocks:
+            ranks = ranks_of(parallel, device)
+            if ranks is not None:  # before all of them would be there
+                share_out(blocks, ranks, device)
         if device is None or device.type == "cpu" or self._config.memory_limit is None or self.transformer is None:
             return super().to(*args, **kwargs)
         if getattr(self, "_all_hooks", None):  # diffusers' own, of offloading by model: it is on already

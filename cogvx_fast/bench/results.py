@@ -11,13 +11,14 @@ from .ablation import Ablation
 from .comparison import Comparison
 from .recipes import Quality, Recipes
 from .rows import Row, RowError
+from .scaling import Scaling
 from .series import Series
 from .serving import Serving
 from .sizes import Sizes
 from .skipping import Skipping
 
 # All kinds of series, in the order in which a report has them. To add one, write its class and add it here.
-_KINDS = (Comparison, Ablation, Recipes, Quality, Sizes, Skipping, Serving)
+_KINDS = (Comparison, Ablation, Recipes, Quality, Sizes, Skipping, Serving, Scaling)
 SERIES: dict[str, type[Series]] = {kind.name: kind for kind in _KINDS}
 
 

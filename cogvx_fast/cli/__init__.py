@@ -10,7 +10,7 @@ import typer
 
 from cogvx_fast import __version__
 
-from . import bench, bench_serve, calibrate, doctor, generate, kernels, quantize, serve, ui
+from . import bench, bench_scaling, bench_serve, calibrate, doctor, generate, kernels, quantize, serve, ui
 from .console import exit_codes, results, say
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.command()(serve.serve)
 app.command()(serve.serve_key)
 app.command()(ui.ui)
 bench.app.command("serve")(bench_serve.serve)
+bench.app.command("scaling")(bench_scaling.scaling)
 app.add_typer(bench.app, name="bench")
 app.add_typer(kernels.app, name="kernels")
 
