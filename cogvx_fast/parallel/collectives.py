@@ -13,6 +13,7 @@ import torch.distributed._functional_collectives as functional
 
 from .ranks import Axis
 
+_all_to_all: Any = functional.all_to_all_single  # whose type of a group's name torch keeps to itself
 # torch 2.13 has renamed it.
 _all_gather: Any = getattr(functional, "all_gather_single", None) or functional.all_gather_tensor
 
@@ -27,7 +28,7 @@ def all_to_all(rows: torch.Tensor, sent: Sequence[int], received: Sequence[int],
     Returns:
         `(sum(received), ...)`.
     """
-    return wait(functional.all_to_all_single(rows, list(received), list(sent), axis.group))
+    return wait(_all_to_all(rows, list(received), list(sent), axis.group))
 
 
 def gathered(piece: torch.Tensor, dim: int, sizes: Sequence[int], axis: Axis) -> torch.Tensor:
@@ -55,7 +56,8 @@ def to_next(tensor: torch.Tensor, axis: Axis) -> torch.Tensor:
     """
     following, before = ((axis.index + step) % axis.size for step in (1, -1))
     sent, received = ([int(other == one) for other in range(axis.size)] for one in (following, before))
-    return functional.all_to_all_single(tensor[None].contiguous(), received, sent, axis.group)
+    arriving: torch.Tensor = _all_to_all(tensor[None].contiguous(), received, sent, axis.group)
+    return arriving
 
 
 def wait(tensor: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from cogvx_fast import __version__
 from . import bodies, errors, pictures, references, ui
 from .content import content
 from .context import Context
+from .ending import AnswersAtTheEnd
 from .errors import ApiError
 from .events import Listening, events
 from .files import PREVIEW, REFERENCE, VIDEO
@@ -76,6 +77,7 @@ def build(context: Context) -> FastAPI:
     app.add_middleware(BodyLimits, max_bytes=context.limits.body_bytes, max_seconds=context.limits.body_seconds)
     if context.own_names_only:
         app.add_middleware(OwnNames)
+    app.add_middleware(AnswersAtTheEnd)
     app.add_middleware(RequestsLog)
     errors.add_handlers(app)
     _add_videos(app, context)

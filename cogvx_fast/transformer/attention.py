@@ -131,8 +131,8 @@ def _attend(
             " sums of exponentials by which a ring's pieces are put together; ulysses and guidance take any backend"
         )
 
-    def attend(*parts: torch.Tensor) -> torch.Tensor:
-        return _attend_alone(*parts, None, bound)
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        return _attend_alone(query, key, value, None, bound)
 
     return bound.split.attend(query, key, value, attend, with_sums)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from cogvx_kernels import ops
@@ -295,8 +295,10 @@ def takes_rows(block: nn.Module) -> bool:
 
     if type(block).forward is not FastCogVideoXBlock.forward or any(is_patched(cls, "forward") for cls in _REPLACED):
         return False
-    attends = type(block.attn1) is Attention and type(block.attn1.processor) is FastCogVideoXAttnProcessor
-    return attends and not any(is_hooked(module) and not _brings_weights(module) for module in block.modules())
+    attention: Any = block.attn1
+    if type(attention) is not Attention or type(attention.processor) is not FastCogVideoXAttnProcessor:
+        return False
+    return not any(is_hooked(module) and not _brings_weights(module) for module in block.modules())
 
 
 def _brings_weights(module: nn.Module) -> bool:

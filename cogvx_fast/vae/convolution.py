@@ -205,7 +205,7 @@ def padded_rows(
         for row, ends, border_row in ((0, first == 0, over), (-1, last == height, under)):
             if ends and border_row is None:
                 buffer[:, :, row].zero_()
-            elif ends:
+            elif ends and border_row is not None:
                 buffer[:, :, row, border : border + width] = border_row
         if border:
             buffer[:, :, :, :border].zero_()

@@ -86,7 +86,7 @@ class User:
             before = now
 
     def ask(self, method, path, body=None, headers=()):
-        """Status and body of the first answer that is one: not those of a server that has no room, or no queue."""
+        """Status and body of the first answer that is one: not those of a server that ends, has no room or no queue."""
         pause = _AGAIN
         for _ in self.patience():
             try:
@@ -94,7 +94,7 @@ class User:
             except Unreachable:
                 self._ledger.count("not answered")
             else:
-                if status not in (429, 507):
+                if status not in (429, 503, 507):  # no queue, a server that ends, no room
                     if status >= 500:
                         self._ledger.problem(f"{method} {path} was answered {status} {data[:300]!r}")
                     return status, data
