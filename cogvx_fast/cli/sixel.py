@@ -7,7 +7,7 @@ import re
 import numpy as np
 from PIL import Image
 
-_COLOURS = 64  # of up to 256 that terminals have: each costs time and bytes in each strip, and the pictures are rough
+_COLOURS = 128  # of up to 256 that terminals have: each costs time and bytes in each strip
 _ROWS = 6
 _RUN = re.compile(rb"(.)\1{3,}")  # a shorter one is as long written out
 

@@ -19,6 +19,7 @@ from rich.segment import ControlType, Segment
 
 from .console import UsageError, messages
 from .graphics import Graphics, detect, removed, shown
+from .interruption import held_back
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PERIOD = 1.0  # seconds between two pictures, at least
+_SHARE = 0.05  # of the time, at most, that drawing may take: Sixels cost more than they seem
 _FRAMES = 3  # of the video side by side: its beginning, middle and end show how it moves
 _MOST_ROWS, _FEWEST_ROWS = 12, 3
 _SPARE = 2  # rows of the terminal that are left free beside picture and bars
@@ -104,7 +106,8 @@ class TerminalPreview(RenderHook):
 
     def show(self, pictures: torch.Tensor) -> None:
         """Draw some of `pictures`, uint8 `(batch, frames, height, width, 3)`, unless the last are too recent."""
-        if self._clock() < self._due:
+        start = self._clock()
+        if start < self._due:
             return
         strip = side_by_side(pictures)
         if self._console.size != self._console_size:  # all lines have moved, as the terminal saw fit
@@ -117,19 +120,21 @@ class TerminalPreview(RenderHook):
             self._remove()
         else:
             columns, rows = place
-            begin = ""
+            drawn = shown(self._graphics, strip, columns, rows, cell, self._number)
             if self._place != place:
                 self._remove()
-                begin = "\n" * rows
-            drawn = shown(self._graphics, strip, columns, rows, cell, self._number)
-            self._write(f"{begin}{_SAVE}\x1b[{rows}A\r{drawn}{_RESTORE}")
-            self._place = place
-        self._due = self._clock() + PERIOD
+            with held_back():  # so that it is known what has to be removed
+                begin = "" if self._place == place else "\n" * rows
+                self._write(f"{begin}{_SAVE}\x1b[{rows}A\r{drawn}{_RESTORE}")
+                self._place = place
+        end = self._clock()
+        self._due = end + max(PERIOD, (end - start) / _SHARE)
 
     def _remove(self) -> None:
         if self._place is not None:
-            rows, self._place = self._place[1], None
-            self._write(f"{removed(self._graphics, self._number)}\x1b[{rows}A\r{_ERASE_BELOW}")
+            with held_back():
+                rows, self._place = self._place[1], None
+                self._write(f"{removed(self._graphics, self._number)}\x1b[{rows}A\r{_ERASE_BELOW}")
 
     def _forget(self) -> None:
         """The next picture is drawn elsewhere; this one stays where it is, as what was printed does."""

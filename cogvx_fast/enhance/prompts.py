@@ -17,7 +17,8 @@ Message: TypeAlias = dict[str, Any]
 _WANTED, _MOST, _SHORTER = 0.45, 0.6, 0.35
 _SIDE = 512  # pixels of a picture's longer side: enough to say what is in it
 
-# What the captions of its training are like X descriptions of one continuous shot, in the order of time, about a hundred words long.
+# What the captions of its training are like: CogVideoX's paper (arXiv:2408.06072), and the examples in its repository.
+# Dense descriptions of one continuous shot, in the order of time, about a hundred words long.
 _SYSTEM = """\
 You write captions for a text-to-video model. It learned from clips of a few seconds, each with a detailed and \
 matter-of-fact caption, and what it makes is best when its input reads like one of those. Turn the user's request into \

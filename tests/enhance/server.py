@@ -1,4 +1,4 @@
-"""A stand-in for a server that speaks OpenAI's chat completions: it answers as it is told, and keeps what it is asked."""
+"""A stand-in for a server of OpenAI's chat completions: it answers as it is told, and keeps what it is asked."""
 
 import contextlib
 import json
@@ -49,7 +49,13 @@ def stand_in(*answers):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            found.asked.append({**question, "headers": {name.lower(): value for name, value in self.headers.items()}, "path": self.path})
+            found.asked.append(
+                {
+                    **question,
+                    "headers": {name.lower(): value for name, value in self.headers.items()},
+                    "path": self.path,
+                }
+            )
             status, body = found.next(question)
             if status == 200:
                 message = {"role": "assistant", "content": body}

@@ -67,24 +67,32 @@ def test_it_waits_between_tries(monkeypatch):
 
 
 def test_after_all_tries_it_says_what_the_server_said():
-    with stand_in((503, {"error": {"message": "the model is\nloading"}})) as server:
-        with pytest.raises(UnansweredError, match="answers with status 503: the model is loading") as caught:
-            Endpoint("tiny", server.url).write(ASKED)
+    words = "answers with status 503: the model is loading"
+    with (
+        stand_in((503, {"error": {"message": "the model is\nloading"}})) as server,
+        pytest.raises(UnansweredError, match=words) as caught,
+    ):
+        Endpoint("tiny", server.url).write(ASKED)
     assert caught.value.status == 503 and len(server.asked) == 1 + client.RETRIES
 
 
 def test_a_slow_answer_is_none(monkeypatch):
     monkeypatch.setattr(client, "_ANSWER", 0.05)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        with pytest.raises(UnansweredError, match="does not answer in time"):
-            Endpoint("tiny", f"http://127.0.0.1:{silent.getsockname()[1]}/v1", retries=0).write(ASKED)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        pytest.raises(UnansweredError, match="does not answer in time"),
+    ):
+        Endpoint("tiny", f"http://127.0.0.1:{silent.getsockname()[1]}/v1", retries=0).write(ASKED)
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 422])
 def test_other_errors_are_refused_at_once(status):
-    with stand_in((status, {"error": {"message": f"no: {KEY} is wrong"}})) as server:
-        with pytest.raises(RefusedError, match=rf"status {status}: no: \*\*\* is wrong") as caught:
-            Endpoint("tiny", server.url, KEY).write(ASKED)
+    words = rf"status {status}: no: \*\*\* is wrong"
+    with (
+        stand_in((status, {"error": {"message": f"no: {KEY} is wrong"}})) as server,
+        pytest.raises(RefusedError, match=words) as caught,
+    ):
+        Endpoint("tiny", server.url, KEY).write(ASKED)
     assert caught.value.status == status and len(server.asked) == 1
 
 

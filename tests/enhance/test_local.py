@@ -79,7 +79,12 @@ def test_it_gets_the_text_alone(local_model, monkeypatch):
 
 @pytest.mark.parametrize(
     ("source", "words"),
-    [("nothing", "no such folder"), ("a/b/c", "no such folder"), ("file", "is a file"), ("empty", "has no config.json")],
+    [
+        ("nothing", "no such folder"),
+        ("a/b/c", "no such folder"),
+        ("file", "is a file"),
+        ("empty", "has no config.json"),
+    ],
 )
 def test_what_is_no_model_is_refused_at_once(source, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
