@@ -31,7 +31,8 @@ _SHARE = 0.05  # of the time, at most, that drawing may take: Sixels cost more t
 _FRAMES = 3  # of the video side by side: its beginning, middle and end show how it moves
 _MOST_ROWS, _FEWEST_ROWS = 12, 3
 _SPARE = 2  # rows of the terminal that are left free beside picture and bars
-_GAP = 1  # pixels of the preview between two frames
+_GAP = 2  # pixels between two of them
+_SMALL = 64  # pixels: smaller frames are enlarged before, or the terminal would blur the gaps with them
 _CELL = (8, 16)  # pixels of a terminal's cell that does not say so: rather small, as Sixel must not reach the bar
 _SAVE, _RESTORE, _ERASE_BELOW = "\x1b7", "\x1b8", "\x1b[J"
 
@@ -151,7 +152,9 @@ def side_by_side(pictures: torch.Tensor) -> Image.Image:
     last = pictures.shape[1] - 1
     chosen = sorted({last * index // (_FRAMES - 1) for index in range(_FRAMES)})
     frames = [Image.fromarray(frame) for frame in pictures[0, chosen].cpu().numpy()]
-    width, height = frames[0].size
+    times = max(1, _SMALL // min(frames[0].size))
+    width, height = frames[0].width * times, frames[0].height * times
+    frames = [frame.resize((width, height), Image.Resampling.BICUBIC) for frame in frames]
     strip = Image.new("RGB", ((width + _GAP) * len(frames) - _GAP, height))
     for index, frame in enumerate(frames):
         strip.paste(frame, (index * (width + _GAP), 0))

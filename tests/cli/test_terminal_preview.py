@@ -16,6 +16,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
@@ -88,20 +89,23 @@ def test_pictures_are_drawn_over_each_other_above_the_bars(graphics, number):
 
 
 def test_the_picture_is_the_beginning_middle_and_end():
+    large = torch.randint(0, 255, (2, 7, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    strip = np.asarray(terminal_preview.side_by_side(large))
+    assert strip.shape == (64, 3 * 96 + 2 * 2, 3)
+    for index, frame in enumerate((0, 3, 6)):
+        assert np.array_equal(strip[:, index * 98 : index * 98 + 96], large[0, frame].numpy())
+    assert not strip[:, 96:98].any()
     with bars() as (preview, _):
-        preview.draw()
-    drawn = [found for _, found in terminal.kitty(preview.written()) if found is not None]
-    strip = np.asarray(drawn[0])
-    frames = PICTURES[0].numpy()
-    assert strip.shape == (4, 3 * 2 + 2, 3)
-    for index, frame in enumerate((0, 2, 4)):
-        assert np.array_equal(strip[:, index * 3 : index * 3 + 2], frames[frame])
-    assert not strip[:, 2].any()
+        preview._clock.now += 1
+        preview.show(large)
+    assert np.array_equal(np.asarray(terminal.kitty(preview.written())[0][1]), strip)
 
 
-@pytest.mark.parametrize(("length", "width"), [(1, 2), (2, 5), (3, 8)])
-def test_of_short_clips_there_are_fewer(length, width):
-    assert terminal_preview.side_by_side(PICTURES[:, :length]).size == (width, 4)
+@pytest.mark.parametrize(("length", "width"), [(1, 64), (2, 130), (3, 196)])
+def test_of_short_clips_there_are_fewer_and_small_ones_are_enlarged(length, width):
+    strip = terminal_preview.side_by_side(PICTURES[:, :length])
+    frame = Image.fromarray(PICTURES[0, 0].numpy()).resize((64, 128), Image.Resampling.BICUBIC)
+    assert strip.size == (width, 128) and np.array_equal(np.asarray(strip)[:, :64], np.asarray(frame))
 
 
 def test_it_is_drawn_once_a_second():
@@ -208,8 +212,6 @@ def test_ctrl_c_leaves_the_bar_alone():
     ],
 )
 def test_as_large_as_there_is_room_for_and_of_its_shape(size, cell, columns, rows, expected):
-    from PIL import Image
-
     assert terminal_preview.cells(Image.new("RGB", size), cell, columns, rows) == expected
 
 
