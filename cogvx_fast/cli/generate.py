@@ -101,7 +101,7 @@ def generate(
         str | None,
         typer.Option(
             metavar="FOLDER|ID",
-            help="A language model that runs here, in transformers' format; nothing is sent anywhere.",
+            help="A language model that runs here, in transformers' format; the prompt is sent nowhere.",
             show_default=False,
             rich_help_panel=_WORDS,
         ),

@@ -47,7 +47,7 @@ class Endpoint:
             RefusedError: for what cannot work: no key, no address, no client.
         """
         key = (os.environ.get(KEY, "") if api_key is None else api_key).strip()
-        address = (os.environ.get(ADDRESS, "") if base_url is None else base_url).strip() or OPENAI
+        address = (os.environ.get(ADDRESS, "") if base_url is None else base_url).strip().rstrip("/") or OPENAI
         self._secrets = [key]
         self.address = self._checked(address)
         if not key and address == OPENAI:
@@ -99,7 +99,7 @@ class Endpoint:
         """
         model = self.model
         text = self._asked(
-            lambda client: client.chat.completions.create(model=model, messages=messages).choices[0].message.content  # type: ignore[arg-type]
+            lambda client: client.chat.completions.create(model=model, messages=messages).choices[0].message.content
         )
         return text if isinstance(text, str) else ""
 

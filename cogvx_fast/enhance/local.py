@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from typing import Any
@@ -65,11 +66,8 @@ class LocalModel:
 
     def close(self) -> None:
         """Free what it takes; it is loaded again if it is asked again."""
-        import torch
-
         self._loaded = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        gc.collect()  # modules hold each other
 
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
@@ -82,7 +80,7 @@ class LocalModel:
             if not tokenizer.chat_template:
                 raise RefusedError("has no chat template; must be a model that follows instructions")
             dtype: Any = getattr(torch, machine.cpu_dtype()) if self.device == "cpu" else "auto"
-            model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 self.source, dtype=dtype, use_safetensors=True, trust_remote_code=False
             )
             self._loaded = tokenizer, model.to(self.device).eval()

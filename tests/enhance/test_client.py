@@ -136,6 +136,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch):
 
 def test_openai_itself_has_a_default():
     assert Endpoint(api_key=KEY).model == client.DEFAULT_MODEL
+    assert Endpoint(base_url=f"{client.OPENAI}/", api_key=KEY).model == client.DEFAULT_MODEL
     assert Endpoint("other", api_key=KEY).model == "other"
 
 
