@@ -69,7 +69,7 @@ def test_wheel_names_the_command_and_the_extras(built):
     folder = next(name.split("/")[0] for name in archive.namelist() if ".dist-info/" in name)
     assert "cogvx-fast = cogvx_fast.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
     metadata = archive.read(f"{folder}/METADATA").decode()
-    for extra in ("dev", "bench", "serve", "ray", "flash", "xformers", "plots"):
+    for extra in ("dev", "bench", "serve", "ray", "flash", "xformers", "plots", "enhance"):
         assert f"Provides-Extra: {extra}" in metadata
     needed = [line for line in metadata.splitlines() if line.startswith("Requires-Dist: ") and "extra ==" not in line]
     assert len(needed) > 5 and not [line for line in needed if re.search("pytest|ruff|mypy", line)]

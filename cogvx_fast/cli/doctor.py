@@ -52,6 +52,12 @@ BACKENDS = {
         "sageattention", "sageattention", "int8 attention kernels for NVIDIA GPUs (lossy)", "pip install sageattention"
     ),
     "peft": Backend("peft", "peft", "LoRA weights: pipe.load_lora_weights(...)", "pip install peft"),
+    "openai": Backend(
+        "openai",
+        "openai",
+        "prompts rewritten by a language model behind an address: generate --enhance",
+        'pip install "cogvx_fast[enhance]"',
+    ),
     "matplotlib": Backend("matplotlib", "matplotlib", "plots of benchmark results", 'pip install "cogvx_fast[plots]"'),
 }
 

@@ -41,6 +41,17 @@ class Fit(enum.StrEnum):
     stretch = "stretch"
 
 
+class TerminalPreview(enum.StrEnum):
+    """Those of `graphics.Graphics`, and whether one of them is looked for."""
+
+    auto = "auto"
+    kitty = "kitty"
+    iterm2 = "iterm2"
+    sixel = "sixel"
+    off = "off"
+
+
+_WORDS = "A longer prompt"
 _FROM = "Pictures and videos it is made from"
 _WHAT = "The video"
 _HOW = "Speed, memory and precision"
@@ -68,6 +79,40 @@ def generate(
             help="A text file with one prompt a line, instead of PROMPT.", show_default=False, rich_help_panel=_FILES
         ),
     ] = None,
+    enhance: Annotated[
+        bool,
+        typer.Option(
+            "--enhance",
+            help="Have a language model rewrite the prompt as the long descriptions that CogVideoX was trained on: one "
+            "behind OPENAI_BASE_URL with OPENAI_API_KEY, or --enhance-local.",
+            rich_help_panel=_WORDS,
+        ),
+    ] = False,
+    enhance_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="The language model, as that address calls it.",
+            show_default="the only one there, of OpenAI gpt-4o-mini",
+            rich_help_panel=_WORDS,
+        ),
+    ] = None,
+    enhance_local: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER|ID",
+            help="A language model that runs here, in transformers' format; the prompt is sent nowhere.",
+            show_default=False,
+            rich_help_panel=_WORDS,
+        ),
+    ] = None,
+    enhance_pictures: Annotated[
+        bool,
+        typer.Option(
+            help="Show it --image, --last-image or frames of --video, so that the description begins from them.",
+            rich_help_panel=_WORDS,
+        ),
+    ] = True,
     model: Annotated[
         str | None,
         typer.Option(help="Folder or Hub id of a CogVideoX in diffusers format.", show_default="the demo checkpoint"),
@@ -250,6 +295,14 @@ def generate(
             rich_help_panel=_FILES,
         ),
     ] = None,
+    terminal_preview: Annotated[
+        TerminalPreview,
+        typer.Option(
+            help="Such a picture in the terminal, by its way of showing pictures. auto: where the environment's "
+            "variables name a terminal that has one, outside of tmux and screen.",
+            rich_help_panel=_FILES,
+        ),
+    ] = TerminalPreview.auto,
 ) -> None:
     """Make a video from a text, and from pictures or a video where the model takes them.
 

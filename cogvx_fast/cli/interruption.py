@@ -17,6 +17,12 @@ _SIGNALS = {
 _ECHO = 1.0  # seconds
 
 
+class _Held:
+    """How many blocks hold signals back, and whether one came."""
+
+    blocks, came = 0, False
+
+
 @contextlib.contextmanager
 def raised_signals() -> Iterator[list[signal.Signals]]:
     """Within the block these signals raise `KeyboardInterrupt`; gives the list that they are noted in.
@@ -32,7 +38,9 @@ def raised_signals() -> Iterator[list[signal.Signals]]:
         is_echo, latest = time.monotonic() - latest < _ECHO, time.monotonic()
         if not is_echo:
             received.append(signal.Signals(number))
-            raise KeyboardInterrupt
+            if not _Held.blocks:
+                raise KeyboardInterrupt
+            _Held.came = True
 
     ours = threading.current_thread() is threading.main_thread()  # no other may set handlers
     replaced = {number: before for number, before in _SIGNALS.items() if ours and signal.getsignal(number) == before}
@@ -43,3 +51,16 @@ def raised_signals() -> Iterator[list[signal.Signals]]:
     finally:
         for number, before in replaced.items():
             signal.signal(number, before)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Within the block a signal is only noted, and raised at its end: for what must be done whole, and is soon done."""
+    _Held.blocks += 1
+    try:
+        yield
+    finally:
+        _Held.blocks -= 1
+        if not _Held.blocks and _Held.came:
+            _Held.came = False
+            raise KeyboardInterrupt

@@ -34,6 +34,8 @@ def like(path: Path, asked: Asked, given: Collection[str]) -> Asked:
             continue
         if field.name == "prompt" and "prompt_file" in given:
             continue
+        if field.name == "original_prompt" and {"prompt", "prompt_file"} & set(given):
+            continue  # it belongs to the other prompt
         try:
             taken[field.name] = _as_option(found[field.name], str(field.type))
         except ValueError:

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from cogvx_fast.family import decoded_frames, latent_frames
 
-from . import lora, tasks
+from . import enhancing, lora, tasks
 from .console import OutputError, messages, results, say
 from .preview import PreviewFile
+from .terminal_preview import TerminalPreview
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from cogvx_fast import EngineConfig, FastCogVideoXPipeline
 
     from .checkpoint import Checkpoint
+    from .graphics import Graphics
     from .lora import Lora
     from .tasks import Task
 
@@ -38,18 +40,24 @@ class Job:
 
     Attributes:
         prompts, outputs, seeds: of each video.
+        originals: of each video what its prompt was before it was enhanced; None: it was not.
+        enhancing: by whom prompts are yet to be enhanced; None: they are taken as they are.
         inputs: of the pipeline's call, by its own names: pictures, and what goes with them.
         made_steps: of the network; of a video that is made anew less than `steps`.
         text_length: tokens that a prompt is padded to.
+        graphics: by which previews are shown in the terminal; None: they are not.
         offload: "model" or "sequential"; None: all is on the device.
         settings: kept in the file beside prompt and seed; None: nothing is.
         says_seed: whether the seed was drawn, and must be said.
     """
 
     prompts: list[str]
+    originals: list[str | None]
+    enhancing: enhancing.Enhancing | None
     outputs: list[Path]
     sheet: Path | None
     preview: Path | None
+    graphics: Graphics | None
     checkpoint: Checkpoint
     task: Task
     inputs: dict[str, Any]
@@ -74,6 +82,11 @@ class Job:
     settings: dict[str, Any] | None
     says_seed: bool = False
 
+    @property
+    def titles(self) -> list[str]:
+        """What each video is called where people read it: its prompt as somebody wrote it."""
+        return [original or prompt for original, prompt in zip(self.originals, self.prompts, strict=True)]
+
 
 @dataclass
 class Stages:
@@ -87,7 +100,7 @@ class Stages:
         """The result of `work()`; its duration counts for `stage`."""
         start = time.perf_counter()
         result = work()
-        self.seconds[stage] += time.perf_counter() - start
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
         return result
 
     def add(self, seconds: dict[str, float]) -> None:
@@ -100,13 +113,14 @@ class Stages:
 def run(job: Job) -> None:
     """Load the model, make every video of `job` and say what was made."""
     stages = Stages()
+    job = enhancing.applied(job)
     pipe = stages.timed("load", lambda: _in_memory(job, lambda: _load(job)))
     videos = _make_videos(job, pipe, stages)
     if (sheet := job.sheet) is not None:
         from cogvx_fast.video import contact_sheet
 
         stages.timed(
-            "write", lambda: _in_memory(job, lambda: _written(sheet, lambda: contact_sheet(videos, job.prompts, sheet)))
+            "write", lambda: _in_memory(job, lambda: _written(sheet, lambda: contact_sheet(videos, job.titles, sheet)))
         )
         say(results, f"wrote {sheet}: a contact sheet, {_size_on_disk(sheet)}")
     threads = next((line for line in pipe.engine_report().lines if line.name == "threads"), None)
@@ -157,7 +171,6 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
     from . import loading
 
     videos, made = [], []
-    shows = None if job.preview is None else PreviewFile(job.preview, job.fps)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -168,30 +181,30 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
     )
     try:
         with (
-            contextlib.nullcontext() if shows is None else shows.there(),
             loading.quiet_libraries(),
             Progress(*columns, console=messages) as progress,
+            _previews(job, pipe, progress, stages) as previews,
         ):
-            for number, (prompt, path, seed) in enumerate(
-                zip(job.prompts, job.outputs, job.seeds, strict=True), start=1
+            for number, (prompt, title, path, seed) in enumerate(
+                zip(job.prompts, job.titles, job.outputs, job.seeds, strict=True), start=1
             ):
                 label = f"{number}/{len(job.prompts)} " if len(job.prompts) > 1 else ""
                 task = progress.add_task(f"{label}text", total=job.made_steps)
-                latents = _denoise(job, pipe, prompt, seed, progress, task, label, shows)
+                latents = _denoise(job, pipe, prompt, seed, progress, task, label, previews)
                 stages.add(pipe.stage_seconds)
                 progress.update(task, description=f"{label}decode", completed=0, total=job.num_frames)
                 shown = Shown(keeps=job.sheet is not None)
                 frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
                 before = stages.seconds["decode"]
                 start = time.perf_counter()
-                write = functools.partial(write_video, frames, path, job.fps, settings=_kept(job, prompt, seed))
+                write = functools.partial(write_video, frames, path, job.fps, settings=_kept(job, number - 1))
                 _in_memory(job, functools.partial(_written, path, write))
                 decoding = stages.seconds["decode"] - before
                 stages.seconds["write"] += time.perf_counter() - start - decoding
                 progress.update(task, description=f"{label}done")
                 rate = f" at {job.fps} fps" if path.suffix else ""
                 what = f"{shown.number} frames of {shown.size[0]}x{shown.size[1]}{rate}"
-                made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {prompt!r}{_and_seed(job, seed)}")
+                made.append(f"wrote {path}: {what}, {_size_on_disk(path)}, {title!r}{_and_seed(job, seed)}")
                 if job.sheet is not None:
                     videos.append(shown.frames)
     finally:
@@ -199,6 +212,28 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
         for line in made:
             say(results, line)
     return videos
+
+
+@contextlib.contextmanager
+def _previews(
+    job: Job, pipe: FastCogVideoXPipeline, progress: Progress, stages: Stages
+) -> Iterator[list[PreviewFile | TerminalPreview]]:
+    """Within the block who shows pictures of what is being made."""
+    previews: list[PreviewFile | TerminalPreview] = []
+    if job.preview is not None:
+        previews.append(PreviewFile(job.preview, job.fps))
+    if job.graphics is not None:
+        from cogvx_fast.preview import fitted
+
+        try:
+            stages.timed("preview", lambda: fitted(pipe))
+            previews.append(TerminalPreview(job.graphics, progress))
+        except ValueError as error:  # that of --preview is an error; what nobody may have asked for is no reason to end
+            say(messages, f"note: no pictures in the terminal: {error}", style="yellow")
+    with contextlib.ExitStack() as stack:
+        for preview in previews:
+            stack.enter_context(preview.there())
+        yield previews
 
 
 @dataclass
@@ -226,14 +261,14 @@ def _denoise(
     progress: Progress,
     task: TaskID,
     label: str,
-    shows: PreviewFile | None,
+    previews: list[PreviewFile | TerminalPreview],
 ) -> torch.Tensor:
     import torch
 
     def on_step_end(_pipe: Any, step: int, _timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
         progress.update(task, completed=step + 1, description=f"{label}denoise")
-        if shows is not None:
-            shows.show(callback_kwargs["preview"])
+        for preview in previews:
+            preview.show(callback_kwargs["preview"])
         return callback_kwargs
 
     return _in_memory(
@@ -253,7 +288,7 @@ def _denoise(
                 max_sequence_length=job.text_length,
                 output_type="latent",
                 **job.inputs,
-                **({} if shows is None else {"preview": True}),
+                **({"preview": True} if previews else {}),
             ).frames
         ),
     )
@@ -281,8 +316,8 @@ def _frames(
             yield frame if job.zoom == 1 else frame.resize(size, Image.Resampling.BICUBIC)
 
 
-def _kept(job: Job, prompt: str, seed: int) -> dict[str, Any] | None:
-    """What a video's file keeps of how it was made."""
+def _kept(job: Job, number: int) -> dict[str, Any] | None:
+    """What the file of the video at `number` keeps of how it was made."""
     if job.settings is None:
         return None
     import diffusers
@@ -291,7 +326,10 @@ def _kept(job: Job, prompt: str, seed: int) -> dict[str, Any] | None:
     from cogvx_fast import metadata
 
     versions = {"torch": torch.__version__, "diffusers": diffusers.__version__}
-    return metadata.settings_of(job.settings | {"dtype": job.dtype}, prompt, seed, versions)
+    asked = job.settings | {"dtype": job.dtype}
+    if job.originals[number] is not None:
+        asked["original_prompt"] = job.originals[number]
+    return metadata.settings_of(asked, job.prompts[number], job.seeds[number], versions)
 
 
 def _and_seed(job: Job, seed: int) -> str:

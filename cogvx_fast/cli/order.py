@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import inputs, lora, tasks, validate
+from . import enhancing, inputs, lora, tasks, terminal_preview, validate
 from .checkpoint import Checkpoint, read_checkpoint
 from .console import UsageError, messages, say
 from .making import Job
@@ -24,11 +24,20 @@ DEFAULT_STRENGTH = 0.8  # diffusers'
 
 @dataclass(frozen=True)
 class Asked:
-    """The options of the command, by their names there; None: not given."""
+    """The options of the command, by their names there; None: not given.
+
+    Attributes:
+        original_prompt: no option: what `prompt` was before it was enhanced, in a video that `--like` names.
+    """
 
     prompt: str | None = None
     output: Path = Path("out.mp4")
     prompt_file: Path | None = None
+    enhance: bool = False
+    enhance_model: str | None = None
+    enhance_local: str | None = None
+    enhance_pictures: bool = True
+    original_prompt: str | None = None
     model: str | None = None
     image: Path | None = None
     last_image: Path | None = None
@@ -63,6 +72,7 @@ class Asked:
     scheduler: str | None = None
     sheet: Path | None = None
     preview: Path | None = None
+    terminal_preview: str = "auto"
     metadata: bool = True
 
     @property
@@ -88,7 +98,9 @@ def to_job(asked: Asked) -> Job:
     from . import loading
     from .prediction import fitted, request_of, room_error
 
-    prompts = validate.read_prompts(asked.prompt, asked.prompt_file)
+    original = None if asked.original_prompt is None else validate.as_text("--like", asked.original_prompt)
+    given = original if asked.enhance and original is not None else asked.prompt
+    prompts = validate.read_prompts(given, asked.prompt_file)
     negative = None if asked.negative is None else validate.as_text("--negative", asked.negative)
     seed = _seed(asked.seed)
     if not 1 <= asked.num_videos <= MOST_VIDEOS:
@@ -96,6 +108,7 @@ def to_job(asked: Asked) -> Job:
     outputs = validate.output_paths(asked.output, len(prompts) * asked.num_videos)
     validate.check_places(outputs, asked.sheet, asked.fps)
     validate.check_preview(asked.preview, [*outputs, *([] if asked.sheet is None else [asked.sheet])])
+    graphics = terminal_preview.choose(asked.terminal_preview)
     loras = list(map(lora.parse, asked.lora))
     checkpoint = read_checkpoint(validate.model_or_demo(asked.model))
     task = tasks.choose(checkpoint, asked.given)
@@ -114,6 +127,7 @@ def to_job(asked: Asked) -> Job:
     if asked.offload is not None and device == "cpu":
         raise UsageError("--offload", repr(asked.offload), "has no effect on a CPU, where models are already")
     dtype = loading.choose_dtype(asked.dtype, device, checkpoint)
+    rewriting = enhancing.check(asked, checkpoint, device)
     size = request_of(checkpoint, height, width, num_frames, task.pipeline)
     request = dataclasses.replace(size, steps=asked.steps, guided=asked.guidance > 1, streams=True, text_tokens=length)
     keeps = len(outputs) if asked.sheet is not None else int(holds_all_frames(outputs[0]))
@@ -129,9 +143,12 @@ def to_job(asked: Asked) -> Job:
     seeds = range(seed, seed + asked.num_videos)
     return Job(
         prompts=[prompt for prompt in prompts for _ in seeds],
+        originals=[None if asked.enhance else original for _ in outputs],
+        enhancing=rewriting,
         outputs=outputs,
         sheet=asked.sheet,
         preview=asked.preview,
+        graphics=graphics,
         checkpoint=checkpoint,
         task=task,
         inputs=_arguments(found, task, height, width, num_frames, fit, strength),
@@ -282,4 +299,7 @@ def _settings(asked: Asked) -> dict[str, Any]:
 
 
 # Of one run, and not of the video.
-_OF_THE_RUN = ("prompt", "prompt_file", "output", "seed", "num_videos", "sheet", "preview", "metadata", "device")
+_OF_THE_RUN = (
+    *("prompt", "prompt_file", "output", "seed", "num_videos", "sheet", "preview", "terminal_preview", "metadata"),
+    *("device", "enhance", "enhance_model", "enhance_local", "enhance_pictures", "original_prompt"),
+)

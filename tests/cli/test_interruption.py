@@ -12,6 +12,7 @@ import pytest
 import typer
 
 from cogvx_fast.cli.console import OutputError, exit_codes
+from cogvx_fast.cli.interruption import held_back
 from tests.signals import heard
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +114,21 @@ def test_the_status_is_that_of_the_signal(number, then, capfd):
     assert caught.value.exit_code == 128 + number
     assert signal.getsignal(number) == before
     assert capfd.readouterr().err == "interrupted; all is well\n"
+
+
+def test_what_must_be_done_whole_is_done_before_a_signal_is_raised():
+    done = []
+    with pytest.raises(typer.Exit) as caught, exit_codes():
+        with held_back():
+            with held_back():
+                os.kill(os.getpid(), signal.SIGTERM)
+                threading.Event().wait(0.1)
+                done.append("inner")
+            done.append("outer")
+        done.append("never")
+    assert caught.value.exit_code == 128 + signal.SIGTERM and done == ["inner", "outer"]
+    with exit_codes(), held_back():
+        pass
 
 
 def test_it_is_told_to_whom_it_concerns(capfd):

@@ -49,6 +49,9 @@ OPTIONS = {
     "--vae-memory": st.one_of(st.sampled_from(["2GiB", "1 KB"]), NAME, WHOLE),
     "--offload": st.one_of(st.sampled_from(["model", "sequential"]), NAME),
     "--preview": PATH,
+    "--terminal-preview": st.one_of(st.sampled_from(["auto", "kitty", "iterm2", "sixel", "off"]), NAME),
+    "--enhance-model": NAME,
+    "--enhance-local": PATH,
 }
 
 
