@@ -59,7 +59,7 @@ def train(folder: str, steps: int) -> None:
 
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--train-steps", type=int, default=30)
+parser.add_argument("--train-steps", type=int, default=24)
 parser.add_argument("--steps", type=int, default=25, help="of the videos")
 parser.add_argument("--adapter", default="out/lora", help="the folder that the adapter is saved in")
 parser.add_argument("--out", default="out/lora.mp4")

@@ -9,6 +9,7 @@ Against another server: `--url http://HOST:8000/v1`, and `--key` if it wants one
 
 import argparse
 import time
+import warnings
 from pathlib import Path
 
 from openai import OpenAI
@@ -21,6 +22,7 @@ parser.add_argument("--steps", type=int, default=50)
 parser.add_argument("--out", type=Path, default=Path("out/server_client.mp4"))
 args = parser.parse_args()
 
+warnings.filterwarnings("ignore", "The Sora API")  # OpenAI's own service is ending; its client speaks to ours
 client = OpenAI(base_url=args.url, api_key=args.key)
 video = client.videos.create(
     prompt=args.prompt,
