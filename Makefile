@@ -23,17 +23,22 @@ CUDA_TESTS := tests/cuda_build tests/transformer/test_fullgraph.py tests/attenti
 
 .PHONY: demo serve test test-fast test-kernels test-cuda-build fuzz fuzz-api soak bench-serve docs docs-serve lint format clean
 
-$(VENV)/.installed: pyproject.toml setup.py constraints.txt
+# What `demo` and `serve` need. The rest adds the tools of development, as much again to wait for.
+$(VENV)/.runs: pyproject.toml setup.py constraints.txt
 	@$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[serve]'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.runs
 	$(BIN)/pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[dev,bench,plots]'
 	@touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.runs
 	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 6 --guidance 1.5
 
 # A server of the demo model; it says the addresses of its page and API and opens the page. MODEL=... for another.
-serve: $(VENV)/.installed
+serve: $(VENV)/.runs
 	$(BIN)/cogvx-fast serve --open $(MODEL)
 
 # A worker for each core, which takes over what another has left. Triton's kernels are interpreted in processes of their

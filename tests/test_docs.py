@@ -14,7 +14,12 @@ from cogvx_fast.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-PAGES += [ROOT / "benchmarks" / "README.md", *sorted((ROOT / "deploy").rglob("*.md")), *(ROOT / "tools").rglob("*.md")]
+PAGES += [
+    ROOT / "benchmarks" / "README.md",
+    ROOT / "examples" / "README.md",
+    *sorted((ROOT / "deploy").rglob("*.md")),
+    *(ROOT / "tools").rglob("*.md"),
+]
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<img src=\"([^\"]+)\"")
 
 

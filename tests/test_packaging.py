@@ -42,11 +42,39 @@ def test_wheel_contains_the_packages_and_nothing_else(built):
 
 
 def test_sdist_can_be_built_from_and_carries_no_tests(built):
+    """The wheel is built from it: that is complete if the sdist is."""
     with tarfile.open(built[1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"pyproject.toml", "setup.py", "LICENSE", "README.md", "constraints.txt"} <= names
+    assert {"CHANGELOG.md", "CITATION.cff"} <= names
     assert "kernels/cogvx_kernels/ops.py" in names and "cogvx_fast/assets/demo/model_index.json" in names
-    assert not [name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", "docs", ".ci")]
+    assert not [name for name in names if name.split("/")[0] in ("tests", "tools", "benchmarks", ".ci")]
+
+
+def test_sdist_has_the_pages_and_examples_that_the_readme_leads_to(built):
+    with tarfile.open(built[1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    links = re.findall(r"\]\(((?:docs|examples)/[^)#]+)|src=\"([^\"]+)\"", (ROOT / "README.md").read_text())
+    linked = {page or picture for page, picture in links}
+    assert len(linked) > 5 and {place for place in linked if (ROOT / place).is_file()} <= names
+    examples = {f"examples/{path.name}" for path in (ROOT / "examples").iterdir() if path.is_file()}
+    assert "examples/text.py" in examples and examples <= names
+
+
+def test_wheel_is_of_a_size_that_one_installs(built):
+    assert built[0].stat().st_size < 60e6
+
+
+def test_the_version_is_the_same_wherever_it_is_said(built):
+    said = {
+        "pyproject.toml": r'^version = "(.+)"',
+        "cogvx_fast/__init__.py": r'^__version__ = "(.+)"',
+        "CITATION.cff": r"^version: (.+)",
+        "CHANGELOG.md": r"^## (\S+)",
+        "deploy/space/README.md": r"cogvx_fast-(\d[^-]*)-py3-none-any\.whl",
+    }
+    found = {name: re.search(said[name], (ROOT / name).read_text(), re.MULTILINE)[1] for name in said}
+    assert set(found.values()) == {built[0].name.split("-")[1]}, found
 
 
 def test_wheel_works_away_from_the_checkout(built, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import warnings
@@ -27,8 +28,10 @@ def parse(value: str) -> Lora:
     """What `--lora` says.
 
     Raises:
-        UsageError: for what is not there, no safetensors file, or no weight.
+        UsageError: for what is not there, no safetensors file, or no weight, and where peft is not installed.
     """
+    if importlib.util.find_spec("peft") is None:
+        raise UsageError("--lora", repr(value), "needs peft: pip install peft")
     source, colon, last = value.rpartition(":")
     weight = 1.0
     if colon and not os.path.exists(value):

@@ -183,6 +183,14 @@ def test_what_cannot_work_is_refused_before_weights_are_read(run, files, checkpo
     assert "out.mp4" not in result.files
 
 
+def test_an_adapter_needs_peft_and_that_is_said_at_once(monkeypatch, tmp_path):
+    (tmp_path / "a.safetensors").touch()
+    assert lora.parse(str(tmp_path / "a.safetensors:0.5")).weight == 0.5
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="--lora 'a.safetensors': needs peft: pip install peft"):
+        lora.parse("a.safetensors")
+
+
 def test_a_picture_of_another_shape_is_said_to_be_cut(run, files, checkpoints, monkeypatch):
     picture(1, (90, 60)).save("wide.png")
     calls = called(monkeypatch, "FastCogVideoXImageToVideoPipeline")
