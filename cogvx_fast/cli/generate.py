@@ -257,6 +257,16 @@ def generate(
             rich_help_panel=_HOW,
         ),
     ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEGREES",
+            help="Of several processes that torchrun has started, who does what: auto, or such as "
+            "guidance=2,ulysses=2. See docs/parallel.md.",
+            show_default="auto",
+            rich_help_panel=_HOW,
+        ),
+    ] = None,
     dtype: Annotated[
         Precision | None,
         typer.Option(
@@ -310,7 +320,9 @@ def generate(
     """
     options: dict[str, Any] = {name: value for name, value in locals().items() if name not in ("context", "like")}
     options = {name: value.value if isinstance(value, enum.Enum) else value for name, value in options.items()}
-    with exit_codes("videos that were finished are kept, nothing partial is left"):
+    from . import together
+
+    with exit_codes("videos that were finished are kept, nothing partial is left"), together.joined(device):
         from .like import like as asked_like
         from .making import run
         from .order import Asked, to_job

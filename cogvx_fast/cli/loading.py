@@ -147,12 +147,14 @@ def load_pipeline(
     scheduler: str | None,
     pipeline: str = "FastCogVideoXPipeline",
     offload: str | None = None,
+    reads_text: bool = True,
 ) -> FastCogVideoXPipeline:
     """The fast pipeline of `checkpoint`, on `device`; `scheduler` ("ddim" or "dpm") replaces the checkpoint's own, and
     `pipeline` is the name of its class.
 
     Args:
         offload: "model" or "sequential", as diffusers has them: what runs comes to the device, and goes again.
+        reads_text: False for one of several processes that is told the prompt's embeddings: without a text encoder.
     """
     import torch
 
@@ -160,7 +162,8 @@ def load_pipeline(
 
     with loading_errors(checkpoint):
         source, torch_dtype = checkpoint.source, getattr(torch, dtype)
-        pipe: Any = getattr(cogvx_fast, pipeline).from_pretrained(source, dtype=torch_dtype, engine=engine)
+        parts = {} if reads_text else {"text_encoder": None}
+        pipe: Any = getattr(cogvx_fast, pipeline).from_pretrained(source, dtype=torch_dtype, engine=engine, **parts)
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler)
     pipe.set_progress_bar_config(disable=True)

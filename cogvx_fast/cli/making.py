@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +16,9 @@ from rich.text import Text
 
 from cogvx_fast.family import decoded_frames, latent_frames
 
-from . import enhancing, lora, tasks
+from . import enhancing, lora, tasks, together
 from .console import OutputError, messages, results, say
-from .preview import PreviewFile
+from .preview import PreviewFile, Unseen
 from .terminal_preview import TerminalPreview
 
 if TYPE_CHECKING:
@@ -113,10 +115,10 @@ class Stages:
 def run(job: Job) -> None:
     """Load the model, make every video of `job` and say what was made."""
     stages = Stages()
-    job = enhancing.applied(job)
+    job = _enhanced(job)
     pipe = stages.timed("load", lambda: _in_memory(job, lambda: _load(job)))
     videos = _make_videos(job, pipe, stages)
-    if (sheet := job.sheet) is not None:
+    if (sheet := job.sheet) is not None and together.company().is_first:
         from cogvx_fast.video import contact_sheet
 
         stages.timed(
@@ -129,8 +131,18 @@ def run(job: Job) -> None:
     steps = next((line for line in pipe.engine_report().lines if line.name == "steps"), None)
     if steps is not None:
         say(results, f"steps: {steps.detail}")
+    shared = next((line for line in pipe.engine_report().lines if line.name == "parallel"), None)
+    if shared is not None:
+        say(results, shared.detail)
     times = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in stages.seconds.items())
     say(results, f"{job.device}, {job.dtype}, engine {pipe.engine_report().tier}, {job.steps} steps: {times}")
+
+
+def _enhanced(job: Job) -> Job:
+    """With its prompts rewritten; of several processes the first has asked for them."""
+    made = enhancing.applied(job) if together.company().is_first else job
+    prompts, originals = together.as_the_first((made.prompts, made.originals))
+    return dataclasses.replace(made, prompts=prompts, originals=originals)
 
 
 def _load(job: Job) -> FastCogVideoXPipeline:
@@ -142,7 +154,14 @@ def _load(job: Job) -> FastCogVideoXPipeline:
         with loading.quiet_libraries():
             _warn_of_cut_prompts(job, loading.load_tokenizer(job.checkpoint))
             pipe = loading.load_pipeline(
-                job.checkpoint, job.dtype, job.device, job.engine, job.scheduler, job.task.pipeline, job.offload
+                job.checkpoint,
+                job.dtype,
+                job.device,
+                job.engine,
+                job.scheduler,
+                job.task.pipeline,
+                job.offload,
+                reads_text=together.company().is_first,
             )
             lora.load(pipe, job.loras)
             return pipe
@@ -197,6 +216,9 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
                 frames = shown.of(_frames(job, pipe, latents, stages, lambda: progress.advance(task)))  # noqa: B023
                 before = stages.seconds["decode"]
                 start = time.perf_counter()
+                if not together.company().is_first:
+                    _in_memory(job, lambda: deque(frames, maxlen=0))  # noqa: B023 - its bands, for the first
+                    continue
                 write = functools.partial(write_video, frames, path, job.fps, settings=_kept(job, number - 1))
                 _in_memory(job, functools.partial(_written, path, write))
                 decoding = stages.seconds["decode"] - before
@@ -217,9 +239,16 @@ def _make_videos(job: Job, pipe: FastCogVideoXPipeline, stages: Stages) -> list[
 @contextlib.contextmanager
 def _previews(
     job: Job, pipe: FastCogVideoXPipeline, progress: Progress, stages: Stages
-) -> Iterator[list[PreviewFile | TerminalPreview]]:
+) -> Iterator[list[PreviewFile | TerminalPreview | Unseen]]:
     """Within the block who shows pictures of what is being made."""
-    previews: list[PreviewFile | TerminalPreview] = []
+    previews: list[PreviewFile | TerminalPreview | Unseen] = []
+    if together.company().size > 1 and together.as_the_first(job.preview is not None or job.graphics is not None):
+        from cogvx_fast.preview import fitted
+
+        fitted(pipe)  # by each process for itself: what is decoded in a generation, all decode together
+        if not together.company().is_first:
+            yield [Unseen()]
+            return
     if job.preview is not None:
         previews.append(PreviewFile(job.preview, job.fps))
     if job.graphics is not None:
@@ -261,7 +290,7 @@ def _denoise(
     progress: Progress,
     task: TaskID,
     label: str,
-    previews: list[PreviewFile | TerminalPreview],
+    previews: list[PreviewFile | TerminalPreview | Unseen],
 ) -> torch.Tensor:
     import torch
 

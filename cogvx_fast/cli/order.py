@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from . import enhancing, inputs, lora, tasks, terminal_preview, validate
+from . import enhancing, inputs, lora, tasks, terminal_preview, together, validate
 from .checkpoint import Checkpoint, read_checkpoint
 from .console import UsageError, messages, say
 from .making import Job
@@ -67,6 +67,7 @@ class Asked:
     vae_memory: str | None = None
     memory_limit: str | None = None
     offload: str | None = None
+    parallel: str | None = None
     dtype: str | None = None
     device: str | None = None
     scheduler: str | None = None
@@ -106,8 +107,9 @@ def to_job(asked: Asked) -> Job:
     if not 1 <= asked.num_videos <= MOST_VIDEOS:
         raise UsageError("--num-videos", asked.num_videos, f"must be 1 to {MOST_VIDEOS}")
     outputs = validate.output_paths(asked.output, len(prompts) * asked.num_videos)
-    validate.check_places(outputs, asked.sheet, asked.fps)
-    validate.check_preview(asked.preview, [*outputs, *([] if asked.sheet is None else [asked.sheet])])
+    if together.company().is_first:  # who alone writes; others may be on other machines
+        validate.check_places(outputs, asked.sheet, asked.fps)
+        validate.check_preview(asked.preview, [*outputs, *([] if asked.sheet is None else [asked.sheet])])
     graphics = terminal_preview.choose(asked.terminal_preview)
     loras = list(map(lora.parse, asked.lora))
     checkpoint = read_checkpoint(validate.model_or_demo(asked.model))
@@ -123,7 +125,7 @@ def to_job(asked: Asked) -> Job:
     num_frames = _num_frames(asked, checkpoint, task, found)
     config = _engine(asked, checkpoint)
     loading.check_schedule(config, checkpoint, asked.steps)
-    device = loading.choose_device(asked.device)
+    device = loading.choose_device(together.device_of(asked.device))
     if asked.offload is not None and device == "cpu":
         raise UsageError("--offload", repr(asked.offload), "has no effect on a CPU, where models are already")
     dtype = loading.choose_dtype(asked.dtype, device, checkpoint)
@@ -177,7 +179,7 @@ def to_job(asked: Asked) -> Job:
 
 def _seed(text: str) -> int:
     if text == "random":
-        return secrets.randbelow(2**31)
+        return together.as_the_first(secrets.randbelow(2**31))
     try:
         seed = int(text)
     except ValueError:
@@ -259,7 +261,8 @@ def _engine(asked: Asked, checkpoint: Checkpoint) -> EngineConfig:
         engine = "balanced"
     config = loading.choose_engine(engine, asked.memory_limit, checkpoint, asked.speed, asked.schedule)
     given: dict[str, Any] = {"recipe": asked.recipe, "attention": asked.attention, "compile": asked.compile}
-    given["vae_memory"] = asked.vae_memory
+    heads = checkpoint.variant.num_attention_heads
+    given |= {"vae_memory": asked.vae_memory, "parallel": together.degrees(asked.parallel, heads)}
     for name, value in given.items():
         if value is not None:
             try:
@@ -301,5 +304,5 @@ def _settings(asked: Asked) -> dict[str, Any]:
 # Of one run, and not of the video.
 _OF_THE_RUN = (
     *("prompt", "prompt_file", "output", "seed", "num_videos", "sheet", "preview", "terminal_preview", "metadata"),
-    *("device", "enhance", "enhance_model", "enhance_local", "enhance_pictures", "original_prompt"),
+    *("device", "parallel", "enhance", "enhance_model", "enhance_local", "enhance_pictures", "original_prompt"),
 )

@@ -6,13 +6,17 @@ torchrun --nproc-per-node 4 -m cogvx_fast generate "a panda plays a guitar" --mo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .console import OutputError, UsageError, messages, results, say
+
+if TYPE_CHECKING:
+    from cogvx_fast import ParallelConfig
 
 T = TypeVar("T")
 # One that waits longer than this for the others ends, and with it all: a step of the largest checkpoint on a slow card
@@ -85,12 +89,55 @@ def joined(device: str | None) -> Iterator[Company]:
         if isinstance(error, OutputError) and not here.is_first:
             messages.quiet = False
             say(messages, f"process {here.rank} of {here.size}: {error}", style="red")
+            messages.quiet = True
         raise
     finally:
-        for console, before in quiet:
-            console.quiet = before
+        if here.is_first:
+            for console, before in quiet:
+                console.quiet = before
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def degrees(text: str | None, heads: int) -> ParallelConfig | str | None:
+    """What `--parallel` asks for; None for one process.
+
+    Args:
+        heads: of the checkpoint's attention.
+
+    Raises:
+        UsageError: for what names no degrees, or such as cannot be, and where there is one process.
+    """
+    if company().size == 1:
+        if text is not None:
+            words = "has no effect with one process: start the command with torchrun, see docs/parallel.md"
+            raise UsageError("--parallel", repr(text), words)
+        return None
+    if text is None or text == "auto":
+        return "auto"
+    from cogvx_fast import ParallelConfig
+    from cogvx_fast.parallel.degrees import check
+
+    names = {field.name for field in dataclasses.fields(ParallelConfig)}
+    given: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, value = part.partition("=")
+        if name not in names or not value:
+            raise UsageError("--parallel", repr(text), "must be auto, or degrees such as guidance=2,ulysses=2,ring=1")
+        given[name] = _READ.get(name, _number)(value)
+    try:
+        made = ParallelConfig(**given)
+        check(made, company().size, heads)
+        return made
+    except ValueError as error:
+        raise UsageError("--parallel", repr(text), str(error)) from None
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
+
+
+_READ = {"payload": str, "shard_weights": lambda text: {"true": True, "false": False}.get(text.lower(), text)}
 
 
 def device_of(asked: str | None) -> str | None:
