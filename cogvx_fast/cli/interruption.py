@@ -57,9 +57,12 @@ def raised_signals() -> Iterator[list[signal.Signals]]:
 def held_back() -> Iterator[None]:
     """Within the block a signal is only noted, and raised at its end: for what must be done whole, and is soon done."""
     _Held.blocks += 1
+    # From this thread, too: a write that one interrupts is cut off where streams have no buffer (PYTHONUNBUFFERED).
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         _Held.blocks -= 1
         if not _Held.blocks and _Held.came:
             _Held.came = False

@@ -301,7 +301,7 @@ def in_terminal(arguments, folder, until=None, **variables):
         until: words of the terminal at which Ctrl-C is pressed.
     """
     clean = {name: value for name, value in os.environ.items() if name not in ("CI", "TMUX", "STY", "FORCE_COLOR")}
-    environment = clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), **variables}
+    environment = clean | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "PYTHONUNBUFFERED": "1", **variables}
     with terminals(30, 100, 1000, 600) as (ours, theirs), heard():
         os.write(ours, b"typed ahead\n")
         process = subprocess.Popen(
