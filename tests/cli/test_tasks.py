@@ -187,7 +187,7 @@ def test_an_adapter_needs_peft_and_that_is_said_at_once(monkeypatch, tmp_path):
     (tmp_path / "a.safetensors").touch()
     assert lora.parse(str(tmp_path / "a.safetensors:0.5")).weight == 0.5
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UsageError, match=r"--lora .a\.safetensors.: needs peft: pip install peft"):
+    with pytest.raises(UsageError, match=r"--lora 'a\.safetensors': needs peft: pip install peft"):
         lora.parse("a.safetensors")
 
 

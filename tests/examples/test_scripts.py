@@ -81,9 +81,9 @@ def test_video(example):
 
 
 def test_lora(example):
-    said = example("lora", "--train-steps", 8, "--steps", 3, "--adapter", "adapter", "--out", "night.webp")
+    said = example("lora", "--train-steps", 12, "--steps", 3, "--adapter", "adapter", "--out", "night.webp")
     losses = [float(value) for value in re.findall(r"loss ([\d.]+)", said)]
-    assert len(losses) == 8 and np.mean(losses[-2:]) < 0.5 * np.mean(losses[:2]), losses
+    assert len(losses) == 12 and np.mean(losses[-2:]) < 0.5 * np.mean(losses[:2]), losses
     without, with_it = (int(value) for value in re.findall(r"brightness is (\d+) of 255", said))
     assert with_it < without - 10, "what was learned, saved and loaded again is darker"
     with safe_open("adapter/pytorch_lora_weights.safetensors", "pt") as file:
