@@ -59,6 +59,7 @@ class Scaling(Series):
         cls.check_workload(plan.workload, plan.device)
         provenance, run, made = collect(plan.device), uuid.uuid4().hex[:12], []
         with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "found.jsonl"
             order = {
                 "workload": dataclasses.asdict(plan.workload),
                 "dtype": plan.dtype,
@@ -66,7 +67,7 @@ class Scaling(Series):
                 "runs": plan.runs,
                 "warmup": plan.workload.warmup if plan.warmup is None else plan.warmup,
                 "threads": provenance.threads,
-                "out": str(Path(folder) / "found.jsonl"),
+                "out": str(out),
             }
             tell(f"{processes} processes")
             words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -75,7 +76,7 @@ class Scaling(Series):
             if done.returncode:
                 lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["it said nothing"]
                 raise RuntimeError(f"the processes failed: {lines[0].strip()}")
-            for line in Path(order["out"]).read_text().splitlines():
+            for line in out.read_text().splitlines():
                 fields = json.loads(line)
                 row = Row(
                     **fields,
@@ -126,7 +127,7 @@ class Scaling(Series):
                 if row.p50_seconds is not None and alone is not None:
                     labels.append(f"{stage}, {row.contender}")
                     parts.append(row.p50_seconds / alone)
-        axes.barh(labels[::-1], parts[::-1], color=COLORS[0])
+        axes.barh(labels[::-1], parts[::-1], color=COLORS["green"])
         axes.axvline(1.0, color="black", linewidth=0.8)
         axes.set_xlabel("of one process's time")
         return self.png(figure)

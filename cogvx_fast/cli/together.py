@@ -124,7 +124,7 @@ def degrees(text: str | None, heads: int) -> ParallelConfig | str | None:
         name, _, value = part.partition("=")
         if name not in names or not value:
             raise UsageError("--parallel", repr(text), "must be auto, or degrees such as guidance=2,ulysses=2,ring=1")
-        given[name] = _READ.get(name, _number)(value)
+        given[name] = _value(name, value)
     try:
         made = ParallelConfig(**given)
         check(made, company().size, heads)
@@ -133,11 +133,11 @@ def degrees(text: str | None, heads: int) -> ParallelConfig | str | None:
         raise UsageError("--parallel", repr(text), str(error)) from None
 
 
-def _number(text: str) -> int | str:
-    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else text
-
-
-_READ = {"payload": str, "shard_weights": lambda text: {"true": True, "false": False}.get(text.lower(), text)}
+def _value(name: str, text: str) -> int | bool | str:
+    """As `ParallelConfig` takes it; what is none of its values it refuses by itself."""
+    if name == "shard_weights":
+        return {"true": True, "false": False}.get(text.lower(), text)
+    return int(text) if name != "payload" and text.isascii() and text.isdecimal() and len(text) < 10 else text
 
 
 def device_of(asked: str | None) -> str | None:
