@@ -11,6 +11,7 @@ import torch.distributed as dist
 from accelerate import cpu_offload
 from cogvx_kernels import ops
 from diffusers import ContextParallelConfig, PyramidAttentionBroadcastConfig
+from peft import LoraConfig
 from torch.distributed.tensor import DTensor
 
 from cogvx_fast import EngineConfig, ParallelConfig, accelerate
@@ -343,3 +344,20 @@ def clip_with_parts_of_weights(config):
     )
     whole = sum(parameter.numel() for block in pipe.transformer.transformer_blocks for parameter in block.parameters())
     return made.numpy(), dict(pipe._ran.why_whole), held / whole
+
+
+def clip_with_an_adapter(config):
+    """A generation with an adapter on attention and feed-forward, which changes it."""
+    parallel = None if config is None else ParallelConfig(**config)
+    pipe = pipeline(engine=EngineConfig(parallel=parallel))
+    plain = pipe(**given("2b", "float32")).frames
+    targets = ["to_q", "to_v", "to_out.0", "ff.net.2"]
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in pipe.transformer.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    made = pipe(**given("2b", "float32")).frames
+    assert (made - plain).abs().max() > 0.01
+    return made.numpy(), dict(pipe._ran.why_whole)

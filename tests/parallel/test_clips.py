@@ -182,3 +182,10 @@ def test_weights_in_parts(processes):
         made = processes.run(number, jobs.clip_with_parts_of_weights, config)
         assert np.abs(made[0][0] - alone[0]).max() < 1e-4 and (made[0][0] == made[1][0]).all() and not made[0][1]
         assert 0.9 / number < made[0][2] < 1.3 / number
+
+
+def test_an_adapter(processes):
+    ((alone, _),) = processes.run(1, jobs.clip_with_an_adapter, None)
+    for number, config in ((2, {"ulysses": 2}), (4, {"guidance": 2, "ring": 2})):
+        made = processes.run(number, jobs.clip_with_an_adapter, config)
+        assert np.abs(made[0][0] - alone).max() < 1e-4 and (made[0][0] == made[1][0]).all() and not made[0][1]
