@@ -90,7 +90,7 @@ def with_sums(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> tu
         output, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value)
     elif query.dtype == torch.float32:
         output, sums, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, key, value, None, True)
-        sums = sums[:, :, : query.shape[2]]  # its rows are padded
+        sums = sums.narrow(2, 0, query.shape[2])  # its rows are padded
     else:
         output, sums, *_ = torch.ops.aten._scaled_dot_product_flash_attention(query, key, value)
     return output.transpose(1, 2), sums.transpose(1, 2)

@@ -56,7 +56,7 @@ def to_next(tensor: torch.Tensor, axis: Axis) -> torch.Tensor:
     """
     following, before = ((axis.index + step) % axis.size for step in (1, -1))
     sent, received = ([int(other == one) for other in range(axis.size)] for one in (following, before))
-    arriving: torch.Tensor = _all_to_all(tensor[None].contiguous(), received, sent, axis.group)
+    arriving: torch.Tensor = _all_to_all(tensor.flatten().view(1, *tensor.shape), received, sent, axis.group)
     return arriving
 
 

@@ -118,14 +118,14 @@ class SequenceSplit:
         own = parts[0].shape[1]
         packed = torch.stack([part.unflatten(2, (parts_number, -1)) for part in parts])
         # (part, batch, row, to whom, head, dim) -> (to whom, row, part, batch, head, dim)
-        packed = packed.permute(3, 2, 0, 1, 4, 5).flatten(0, 1).contiguous()
+        packed = _in_order(packed.permute(3, 2, 0, 1, 4, 5)).flatten(0, 1)
         received = self._exchanged(packed, [own] * parts_number, self._near)
         return tuple(received.permute(1, 2, 0, 3, 4).unbind(0))
 
     def _heads_for_rows(self, output: torch.Tensor) -> torch.Tensor:
         """`(batch, rows of the piece, own heads, head_dim)` as `(batch, own rows, heads, head_dim)`."""
         own, parts_number = self.rows[self.index], self.ulysses.size
-        rows = output.transpose(0, 1).contiguous()
+        rows = _in_order(output.transpose(0, 1))
         received = self._exchanged(rows, self._near, [own] * parts_number)
         return received.unflatten(0, (parts_number, own)).permute(2, 1, 0, 3, 4).flatten(2, 3)
 
@@ -139,8 +139,8 @@ class SequenceSplit:
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attend_part: AttendPart
     ) -> torch.Tensor:
         """Attention over the whole ring: a piece of keys and values at a time, the next under way meanwhile."""
-        size, each = self.ring.size, self.ulysses.size
-        lengths = [sum(self.rows[i * each : (i + 1) * each]) for i in range(size)]
+        size, near = self.ring.size, self.ulysses.size
+        lengths = [sum(self.rows[i * near : (i + 1) * near]) for i in range(size)]
         moving = torch.stack([key, value])
         missing = max(lengths) - moving.shape[2]
         if missing:  # of the tensor that travels; nobody attends to it
@@ -149,19 +149,26 @@ class SequenceSplit:
         sums: torch.Tensor | None = None
         for turn in range(size):
             following = collectives.to_next(moving, self.ring) if turn + 1 < size else None
-            piece = moving[:, :, : lengths[(self.ring.index - turn) % size]]
-            output, part_sums = attend_part(query, piece[0], piece[1])
+            # Not by brackets: they ask for the device, so that the graph of a GPU could not be traced without one.
+            piece = moving.narrow(2, 0, lengths[(self.ring.index - turn) % size])
+            output, part_sums = attend_part(query, *piece.unbind(0))
             if total is None or sums is None:
                 total, sums = output.float(), part_sums
             else:
                 # Both are means, weighed by what their exponentials sum to.
                 both = torch.logaddexp(sums, part_sums)
-                total = total * (sums - both).exp()[..., None] + output * (part_sums - both).exp()[..., None]
+                before, part = ((each - both).exp().unsqueeze(-1) for each in (sums, part_sums))
+                total = total * before + output * part
                 sums = both
             if following is not None:
-                moving = collectives.wait(following)[0]
+                moving = collectives.wait(following).squeeze(0)
         assert total is not None
         return total.to(query.dtype)
+
+
+def _in_order(tensor: torch.Tensor) -> torch.Tensor:
+    """Contiguous, copied where it is not; by a call that a graph for GPUs can be traced with where there is none."""
+    return tensor.flatten().view(tensor.shape)
 
 
 def in_8_bits(rows: torch.Tensor) -> torch.Tensor:
@@ -177,5 +184,5 @@ def in_8_bits(rows: torch.Tensor) -> torch.Tensor:
 def from_8_bits(packed: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What `in_8_bits` has packed."""
     head_dim = packed.shape[-1] - 4
-    scale = packed[..., head_dim:].contiguous().view(torch.float32)
-    return (packed[..., :head_dim] * scale).to(dtype)
+    numbers, scale = packed.split([head_dim, 4], dim=-1)
+    return (numbers * _in_order(scale).view(torch.float32)).to(dtype)

@@ -1,6 +1,7 @@
 """`torch.compile(fullgraph=True)` takes the whole stack of blocks with Triton kernels: fake CUDA tensors, no GPU."""
 
 import contextlib
+import dataclasses
 import sys
 from collections import Counter
 
@@ -10,6 +11,7 @@ from cogvx_kernels._triton import why_unavailable
 from cogvx_kernels.targets import TARGETS
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 if why_unavailable() is not None:
     pytest.skip(why_unavailable(), allow_module_level=True)
@@ -17,6 +19,9 @@ if why_unavailable() is not None:
 from cogvx_kernels import aot
 
 from cogvx_fast.config import AttentionBackend
+from cogvx_fast.parallel.degrees import Payload
+from cogvx_fast.parallel.ranks import Axis
+from cogvx_fast.parallel.sequence import SequenceSplit
 from cogvx_fast.plan import AttentionPlan
 from cogvx_fast.transformer.binding import BoundBlock
 from cogvx_fast.transformer.linear import CublasLtLinear, FeedForwardPair, MergedLinear, ScaledFeedForward, ScaledLinear
@@ -170,3 +175,39 @@ def test_the_regions_that_compile_call_nothing_but_tensor_code(variant, quantize
         finally:
             sys.setprofile(before)
     assert called == set()
+
+
+@pytest.fixture
+def two_processes():
+    """A process group of two, of which there is one, and whose collectives send nothing."""
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    yield Axis(2, 1, torch.distributed.group.WORLD.group_name)
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(
+    ("split", "payload", "exchanges"),
+    [("ulysses", Payload.NATIVE, 2), ("ulysses", Payload.INT8, 2), ("ring", Payload.NATIVE, 1)],
+)
+@pytest.mark.parametrize(("variant", "quantized"), [("2b", None), ("5b", None), ("5b", torch.int8)])
+def test_one_of_several_processes_is_one_graph_too(two_processes, variant, quantized, split, payload, exchanges):
+    """Its collectives are in it: Q, K and V in one exchange, attended values in another; or a turn of a ring."""
+    axes = {"ulysses": Axis(), "ring": Axis()} | {split: two_processes}
+    rows = SequenceSplit((TOKENS - 1, TOKENS), TEXT, 1, payload=payload, **axes)
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    backend = AttentionBackend.SDPA if split == "ring" else AttentionBackend.TRITON
+    with stack_of(variant, quantized, backend) as (stream, blocks, norms, bound, step):
+        bound = [dataclasses.replace(how, split=rows, guard=None) for how in bound]
+        angles = step.image_rotary_emb
+        video = None if angles is None else tuple(torch.empty(TOKENS, 64, device="cuda") for _ in angles)
+        step = dataclasses.replace(step, text_seq_length=0, image_rotary_emb=video)
+        output = torch.compile(run_blocks, fullgraph=True, backend=keep)(stream, blocks, norms, bound, step)
+    assert output.shape == stream.shape and output.device.type == "cuda"
+    (graph,) = graphs
+    sent = [node for node in graph.graph.nodes if "all_to_all" in str(node.target)]
+    assert len(sent) == exchanges * LAYERS
