@@ -203,7 +203,7 @@ class EngineConfig:
             object.__setattr__(self, "recipe", BALANCED)
 
     def _check_parallel(self) -> None:
-        if not (self.parallel is None or self.parallel == AUTO or isinstance(self.parallel, ParallelConfig)):
+        if not (isinstance(self.parallel, ParallelConfig | None) or _is_one_of(self.parallel, (AUTO,))):
             raise ValueError(
                 f"EngineConfig.parallel={shown(self.parallel)} must be None, {AUTO!r} or a cogvx_fast.ParallelConfig"
             )
