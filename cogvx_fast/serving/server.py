@@ -10,6 +10,8 @@ from types import FrameType
 
 import uvicorn
 
+from cogvx_fast.machine import return_freed_memory
+
 from .api import build
 from .context import Context
 from .deliveries import Sender
@@ -109,6 +111,7 @@ def sweep(context: Context) -> None:
                 logger.info("removed, as it was old", extra={"job": job_id})
         except Exception:
             logger.exception("what is old could not be removed")
+        return_freed_memory()  # what answers were made of, which the threads that made them keep for reuse
         if context.closing.wait(_SWEEP_SECONDS):
             return
 
