@@ -23,7 +23,7 @@ from .checkpoint.kinds import why_not
 from .config import CompileMode, EngineConfig, shown
 from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
 from .hooks import moves_weights, unwrapped
-from .memory import Models, Request
+from .memory import Models, Request, is_guided
 from .parallel import agreement
 from .parallel.ranks import ranks_of
 from .parallel.weights import share_out
@@ -99,10 +99,11 @@ class GenerationMixin(_Behind):
         watched = arguments.get("callback_on_step_end") is not None
         schedule = self._schedule_of(arguments)
         pictures = preview.StepPreviews(self, call, arguments) if wanted else None
-        request, guided = self._request(arguments), _is_guided(arguments)
+        request, guided = self._request(arguments), is_guided(arguments)
         with self.engine_session(request, watched=watched, schedule=schedule, guided=guided) as session:
             if session.ranks is not None:
-                agreement.check_alike(arguments)
+                # Pictures are of a map that all of them fit together, on the autoencoder's bands.
+                agreement.check_alike({**arguments, "preview": wanted})
                 if arguments.get("generator") is None:
                     agreement.share_noise(session.plan.device)
             if pictures is not None:
@@ -371,12 +372,6 @@ class GenerationMixin(_Behind):
         parts = self.text_encoder, self.transformer, self.vae
         for device in {self._device_of_stages, *(getattr(part, "device", None) for part in parts)}:
             devices.synchronize(device)
-
-
-def _is_guided(arguments: Mapping[str, Any]) -> bool:
-    """Whether a call of the parent with these arguments has guidance."""
-    scale = arguments.get("guidance_scale", 6)
-    return not isinstance(scale, int | float) or scale > 1
 
 
 def _bound_arguments(function: Any, pipeline: DiffusionPipeline, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -8,7 +8,7 @@ free.
 from .choice import LimitError, choose, fit, fit_generation, fit_new
 from .demand import Demand, Predictor
 from .options import Option, options
-from .request import Request
+from .request import Request, is_guided
 from .room import RoomError, check_room
 from .weights import Models
 
@@ -25,5 +25,6 @@ __all__ = [
     "fit",
     "fit_generation",
     "fit_new",
+    "is_guided",
     "options",
 ]

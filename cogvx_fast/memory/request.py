@@ -66,14 +66,13 @@ class Request:
         height = _number(arguments.get("height")) or variant.sample_height * PIXELS_PER_LATENT
         width = _number(arguments.get("width")) or variant.sample_width * PIXELS_PER_LATENT
         prompt, embeds = arguments.get("prompt"), arguments.get("prompt_embeds")
-        scale = arguments.get("guidance_scale", 6)
         return cls(
             num_frames=frames,
             height=height,
             width=width,
             text_tokens=_number(arguments.get("max_sequence_length")) or default.text_tokens,
             videos=len(prompt) if isinstance(prompt, list) else len(embeds) if embeds is not None else 1,
-            guided=not isinstance(scale, int | float) or scale > 1,
+            guided=is_guided(arguments),
             steps=_number(arguments.get("num_inference_steps")) or default.steps,
             encodes=_encoded(pipeline_class, frames),
             streams=arguments.get("output_type") == "latent",
@@ -115,6 +114,12 @@ def _encoded(pipeline_class: type[DiffusionPipeline] | None, num_frames: int) ->
     if issubclass(pipeline_class, CogVideoXVideoToVideoPipeline | CogVideoXFunControlPipeline):
         return num_frames
     return 1 if issubclass(pipeline_class, CogVideoXImageToVideoPipeline) else 0
+
+
+def is_guided(arguments: Mapping[str, Any]) -> bool:
+    """Whether a pipeline that is called with `arguments`, by name, has guidance."""
+    scale = arguments.get("guidance_scale", 6)
+    return not isinstance(scale, int | float) or scale > 1
 
 
 def _number(value: Any) -> int | None:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 # Arguments that may differ: they do not change the clip.
-_OF_THE_PROCESS = ("callback_on_step_end", "preview")
+_OF_THE_PROCESS = ("callback_on_step_end",)
 
 
 def check_alike(arguments: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slow
         ({"prompt": "a dog"}, "prompt"),
         ({"num_inference_steps": 4}, "num_inference_steps"),
         ({"latents": 1}, "latents"),
+        ({"preview": True}, "preview"),
     ],
 )
 def test_different_calls_are_refused_by_all(processes, changes, named):
