@@ -237,7 +237,7 @@ def _said(call):
 def differing_calls(changes):
     """What is said where the ranks but the first call with `changes`."""
     pipe = pipeline(engine=EngineConfig(parallel="auto"))
-    arguments = given("2b", "float32")
+    arguments = given("2b", "float32") | {"callback_on_step_end": lambda _pipe, _step, _timestep, found: found}
     if dist.get_rank():
         if "seed" in changes:
             arguments["generator"] = torch.Generator().manual_seed(changes["seed"])
