@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 AUTO = "auto"
@@ -121,3 +122,9 @@ def pieces(total: int, parts: int) -> list[int]:
     """How many of `total` things each of `parts` gets, in order: numbers that differ by at most one."""
     bounds = [total * i // parts for i in range(parts + 1)]
     return [last - first for first, last in itertools.pairwise(bounds)]
+
+
+def video_pieces(rows: Sequence[int], text: int) -> list[int]:
+    """Of the rows that each process has of `[text; video]`, how many are the video's."""
+    ends = itertools.accumulate(rows)
+    return [min(own, max(end - text, 0)) for own, end in zip(rows, ends, strict=True)]

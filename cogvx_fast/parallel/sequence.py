@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from . import collectives
-from .degrees import Payload, pieces
+from .degrees import Payload, pieces, video_pieces
 from .ranks import Axis, Ranks
 
 # Over query, key and value `(batch, rows, heads, head_dim)`: the attended values, of that shape.
@@ -82,11 +82,7 @@ class SequenceSplit:
 
     def video_rows(self) -> list[int]:
         """How many rows of the video each process has."""
-        text, rows = self.text, []
-        for number in self.rows:
-            rows.append(number - min(text, number))
-            text -= min(text, number)
-        return rows
+        return video_pieces(self.rows, self.text)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attend: Attend, attend_part: AttendPart

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .degrees import ParallelConfig, Payload, pieces
+from .degrees import ParallelConfig, Payload, pieces, video_pieces
 
 SCALE = 4  # bytes that go with each row of a head in 8 bits
 
@@ -64,12 +64,7 @@ def step_traffic(
         sent_heads = max(sent_heads, exchanged * heads // u * row)
     lengths = [sum(split[i * u : (i + 1) * u]) for i in range(config.ring)]
     ring = 2 * max(lengths) * width * itemsize * (config.ring - 1)
-    video = []
-    left = text
-    for own in split:
-        video.append(own - min(left, own))
-        left -= min(left, own)
-    predicted = max(video) * own_samples * numbers_per_token * (config.sequence - 1)
+    predicted = max(video_pieces(split, text)) * own_samples * numbers_per_token * (config.sequence - 1)
     parts = 1 if own_samples == samples else config.guidance
     gathered = own_samples * (rows - text) * numbers_per_token * (parts - 1)
     return StepTraffic(
