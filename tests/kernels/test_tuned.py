@@ -16,7 +16,6 @@ import triton
 from cogvx_kernels._triton import choice, tuned
 from cogvx_kernels._triton.tuned import EVERYWHERE, TunedKernel
 from torch._library.triton import set_wrap_triton_enabled, triton_ops_to_kernels
-from triton import knobs
 from triton.runtime.errors import OutOfResources
 
 from tests.kernels.triton_operations import MODULES
@@ -77,7 +76,7 @@ def gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(tuned, "INTERPRETED", False)
     monkeypatch.setattr(TunedKernel, "_made", [])
-    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     forget(monkeypatch)
     with set_wrap_triton_enabled(False):  # as within an operation that is not being traced
         yield state
@@ -144,7 +143,7 @@ def test_a_file_that_says_nothing_is_replaced(gpu, content):
 
 
 def test_a_cache_that_cannot_be_written_keeps_nothing(gpu, monkeypatch):
-    monkeypatch.setattr(knobs.cache, "dir", str(gpu.cache / "below a file"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(gpu.cache / "below a file"))
     gpu.cache.write_text("{}")
     launch(kernel(gpu, SLOW, FAST))
     assert gpu.launches[-1][1] == 16

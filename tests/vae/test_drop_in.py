@@ -337,7 +337,7 @@ def test_a_generation_says_how_it_runs(fresh, monkeypatch, ours):
         plan = property(lambda self: self)
 
         def __init__(self, vae):
-            self.vae, self.ran = vae, session.Ran()
+            self.vae, self.ran, self.ranks = vae, session.Ran(), None
 
     monkeypatch.setattr(session, "current", lambda vae: plans.get(vae))
     place = torch.device("cpu"), torch.float32
