@@ -7,6 +7,9 @@ from typing import Any
 import sqlalchemy as sa
 
 _WAIT = 30.0  # seconds for which a statement waits for others' to end
+_CACHE = (
+    256  # KiB of pages that each connection keeps; SQLite's 2,000 would fill as jobs come, and the system keeps them
+)
 
 
 def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:
@@ -36,7 +39,7 @@ def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:
 
 
 def _set_up_sqlite(connection: Any, synchronous: str) -> None:
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}"):
+    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", f"cache_size=-{_CACHE}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

@@ -49,7 +49,7 @@ class Retention:
         steady = self._steadiness.is_steady()
         if not steady:
             logger.warning("the clock was set forward: nothing is removed for its age for a day")
-        outdated = [job.id for job in self._store.outdated(self._max_age if steady else math.inf, self._max_bytes)]
+        outdated = self._store.outdated(self._max_age if steady else math.inf, self._max_bytes)
         for job_id in outdated:
             remove(self._store, self._files, job_id)
         orphans = self._files.job_ids() - self._store.ids()

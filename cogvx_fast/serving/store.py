@@ -340,15 +340,19 @@ class Store:
         with self._engine.connect() as connection:
             return {owner: float(busy) for owner, busy in connection.execute(query)}
 
-    def outdated(self, max_age: float, max_bytes: int) -> list[Job]:
-        """Ended jobs that are older than so many seconds, and the oldest of those that take more than so many bytes."""
-        ended = sa.select(_jobs).where(_jobs.c.status.in_((COMPLETED, FAILED)))
-        left, outdated = max_bytes, []
-        for job in self._read(ended.order_by(_jobs.c.completed_at.desc())):
-            left -= job.bytes
-            if left < 0 or (job.completed_at or 0.0) < time.time() - max_age:
-                outdated.append(job)
-        return outdated
+    def outdated(self, max_age: float, max_bytes: int) -> list[str]:
+        """The ids of ended jobs that are older than so many seconds, and of the oldest of those that take more than so
+        many bytes: found by the database, as all jobs that are kept would be much to read every minute."""
+        with_newer = sa.func.sum(_jobs.c.bytes).over(order_by=(_jobs.c.completed_at.desc(), _jobs.c.id))
+        ended = (
+            sa.select(_jobs.c.id, _jobs.c.completed_at, with_newer.label("bytes"))
+            .where(_jobs.c.status.in_((COMPLETED, FAILED)))
+            .subquery()
+        )
+        old = sa.func.coalesce(ended.c.completed_at, 0.0) < time.time() - max_age
+        query = sa.select(ended.c.id).where(old | (ended.c.bytes > max_bytes))
+        with self._engine.connect() as connection:
+            return list(connection.scalars(query.order_by(ended.c.completed_at)))
 
     def ids(self) -> set[str]:
         with self._engine.connect() as connection:

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import sqlite3
 import threading
 import time
@@ -252,8 +253,9 @@ def test_what_is_old_or_too_much_goes(store, clock):
     big, small, last = completed(50), completed(10), completed(30)
 
     def outdated(max_age, max_bytes):
-        return {job.id for job in store.outdated(max_age, max_bytes)}
+        return set(store.outdated(max_age, max_bytes))
 
+    assert outdated(math.inf, 1000) == set()
     assert outdated(50, 1000) == {old}
     assert outdated(1000, 95) == {old}
     assert outdated(1000, 45) == {old, big}
