@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tools.demo_model import data, dit, measuring, reading, text, vae
+from tools.demo_model import data, dit, measuring, muon, reading, text, vae
+from tools.demo_model.state import save_state
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -107,7 +108,7 @@ def test_what_is_drawn_badly_measures_so():
 
 
 def test_large_stages_start_where_small_ones_ended():
-    assert vae.ENLARGE.after is vae.TRAIN and vae.POLISH.after is vae.ENLARGE and dit.ENLARGE.after is dit.TRAIN
+    assert vae.ENLARGE.after is vae.TRAIN and dit.ENLARGE.after is dit.TRAIN
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
     # A place has the same position in both: every other token of the large grid is one of the small.
@@ -120,8 +121,50 @@ def test_large_stages_start_where_small_ones_ended():
 
 
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():
-    for stage in (vae.TRAIN, vae.ENLARGE, vae.POLISH):
+    for stage in (vae.TRAIN, vae.ENLARGE):
         for step in (0, stage.steps - 1):
             clips, frames = stage.clips_and_frames(step)
             assert vae.batch(stage.name, step, 1, frames, stage.size).shape == (1, 3, frames, stage.size, stage.size)
             assert clips >= 2
+
+
+def test_the_encoder_stays_while_the_decoder_learns_large_clips(tmp_path):
+    """So that the denoiser can learn its latents meanwhile."""
+    assert vae.ENLARGE.decoder_only
+    before = vae.build(32)
+    save_state(tmp_path / "small.pt", {"model": before.state_dict()})
+    small = vae.Stage("small", 32, (), peak_lr=0.0)
+    after = vae.train(tmp_path, vae.Stage("large", 32, ((1, 2, 1),), peak_lr=1e-2, after=small, decoder_only=True))
+    old, new = before.state_dict(), after.state_dict()
+    assert all(torch.equal(old[name], new[name]) for name in old if name.startswith("encoder."))
+    assert not torch.equal(old["decoder.conv_out.conv.weight"], new["decoder.conv_out.conv.weight"])
+
+
+def test_latents_of_large_clips_have_the_scale_of_small_ones(tmp_path, monkeypatch):
+    autoencoder = vae.build(32).eval()
+    monkeypatch.setattr(dit, "scaling_factor", lambda model: vae.scaling_factor(model, num_clips=2))
+    caches = [dit.LatentCache(autoencoder, tmp_path / f"{size}.pt", size) for size in (32, 64)]
+    for cache in caches:
+        cache.grow(1)
+    assert caches[0].scale == caches[1].scale
+    assert [cache.latents.shape for cache in caches] == [(1, 5, 16, 4, 4), (1, 5, 16, 8, 8)]
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])
+def test_muon_is_torch_s_without_its_rounding(shape):
+    generator = torch.Generator().manual_seed(1)
+    ours = torch.nn.Parameter(torch.randn(shape, generator=generator))
+    torchs = torch.nn.Parameter(ours.detach().clone())
+    before = ours.detach().clone()
+    optimizers = [
+        muon.Muon([ours], lr=0.1, weight_decay=0.01),
+        torch.optim.Muon([torchs], lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(4):
+        ours.grad = torch.randn(shape, generator=generator)
+        torchs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert (ours - torchs).norm() < 0.02 * (torchs - before).norm()  # bf16 keeps eight bits, through five iterations
+    values = torch.linalg.svdvals(muon.orthogonal(torch.randn(2, *shape, generator=generator)))
+    assert values.min() > 0.5 and values.max() < 1.3

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=REPORT, help="JSON file for the scores; a PNG goes beside it")
     parser.add_argument(
         "--only",
-        choices=("vae", "dit", "enlarge-vae", "enlarge-dit", "polish", "export", "evaluate"),
+        choices=("vae", "dit", "enlarge-vae", "enlarge-dit", "export", "evaluate"),
         help="one stage alone; without it, all in this order",
     )
     arguments = parser.parse_args()
@@ -28,8 +28,7 @@ def main() -> None:
         "vae": lambda: vae.train(arguments.work),
         "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
         "enlarge-vae": lambda: vae.train(arguments.work, vae.ENLARGE),
-        "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.ENLARGE), dit.ENLARGE),
-        "polish": lambda: vae.train(arguments.work, vae.POLISH),
+        "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.ENLARGE),
         "export": lambda: export(arguments.work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
     }

@@ -24,11 +24,11 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
 
-from . import vae
 from .data import NUM_FRAMES, SIZE, SMALL, TRAINING, Scene, describe, render
+from .muon import Muon
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
-from .vae import LATENT_NOISE, scaling_factor
+from .vae import LATENT_NOISE, bf16_where_fast, scaling_factor
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 WARMUP = 200
@@ -46,7 +46,6 @@ class Stage:
     Attributes:
         name: of its file.
         size: pixels of a side.
-        vae: the autoencoder's stage whose latents it learns.
         long_text_steps: the last ones, of which every other sees prompts padded as the pipeline pads them.
         first_clips, growth: of the cache of latents, at the start and a step.
         after: the stage whose averaged weights it starts from.
@@ -54,7 +53,6 @@ class Stage:
 
     name: str
     size: int
-    vae: vae.Stage
     steps: int
     batch: int
     peak_lr: float
@@ -68,8 +66,8 @@ class Stage:
         return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
-TRAIN = Stage("dit", SMALL, vae.TRAIN, steps=5000, batch=32, peak_lr=1e-3)
-ENLARGE = Stage("dit_large", SIZE, vae.ENLARGE, steps=4000, batch=16, peak_lr=6e-4, growth=0.4, after=TRAIN)
+TRAIN = Stage("dit", SMALL, steps=5000, batch=32, peak_lr=1e-3)
+ENLARGE = Stage("dit_large", SIZE, steps=1500, batch=16, peak_lr=5e-4, first_clips=320, growth=0.5, after=TRAIN)
 
 
 def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: int) -> torch.Tensor:
@@ -88,7 +86,7 @@ def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim
         of_block = "transformer_blocks" in name and (".attn1." in name or ".ff." in name)
         (matrices if of_block and parameter.ndim == 2 else others).append(parameter)
     return [
-        torch.optim.Muon(matrices, lr=peak_lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        Muon(matrices, lr=peak_lr, weight_decay=0.01),
         torch.optim.AdamW(others, lr=peak_lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -159,10 +157,13 @@ def object_weights(latents: torch.Tensor) -> torch.Tensor:
 
 
 class LatentCache:
-    """Scaled latents of training clips, (N, 5, 16, size / 8, size / 8), made on demand and kept on disk."""
+    """Scaled latents of training clips, (N, 5, 16, size / 8, size / 8), made on demand and kept on disk.
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path):
-        self.vae, self.path, self.size = vae, path, vae.config.sample_height
+    Their scale is that of small clips, whatever the size: a colour is the same latent in both.
+    """
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, size: int):
+        self.vae, self.path, self.size = vae, path, size
         state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
         self.scale: float = state["scale"]
         self.latents: torch.Tensor | None = state["latents"]
@@ -181,7 +182,7 @@ class LatentCache:
             indices = range(len(self), min(len(self) + 16, size))
             clips = [render(self.scene(i), random.Random(f"clip {i}"), size=self.size, jitter=JITTER) for i in indices]
             clips = torch.stack(clips)
-            with torch.autocast("cpu", torch.bfloat16):
+            with bf16_where_fast():
                 mean = self.vae.encode(clips.contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
             latents = mean.float().transpose(1, 2).contiguous() * self.scale
             self.latents = latents if self.latents is None else torch.cat([self.latents, latents])
@@ -205,7 +206,7 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
     transformer, scheduler, tokenizer = build_transformer(stage.size), build_scheduler(), build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     optimizers = build_optimizers(model, stage.peak_lr)
-    cache = LatentCache(autoencoder, folder / f"{stage.name}_latents.pt")
+    cache = LatentCache(autoencoder, folder / f"{stage.name}_latents.pt", stage.size)
     short_text = ShortText(transformer)
     path = folder / f"{stage.name}.pt"
     state = load_state(path)
@@ -243,7 +244,7 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
 
         short_text.set(length)
         # On a CPU the backward pass of the flash kernel is slower than plain matrix products at 110 tokens.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        with bf16_where_fast(), sdpa_kernel(SDPBackend.MATH):
             embeds = encode_text(model["text_encoder"], tokenizer, prompts, length)
             output = transformer(noisy, embeds, timesteps, return_dict=False)[0]
         of_clean = (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1, 1)  # error of v -> error of x0

@@ -11,7 +11,8 @@ from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 from .dit import ENLARGE, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
-from .vae import POLISH, Stage, build
+from .vae import ENLARGE as DECODER
+from .vae import Stage, build
 
 
 def load_vae(folder: Path, stage: Stage, scale: float | None = None) -> AutoencoderKLCogVideoX:
@@ -35,7 +36,7 @@ def export(folder: Path, target: Path) -> None:
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
-        vae=load_vae(folder, POLISH, scale),
+        vae=load_vae(folder, DECODER, scale),
         transformer=model["transformer"].eval(),
         scheduler=build_scheduler(),
     )
