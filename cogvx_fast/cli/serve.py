@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from . import degrees
 from .console import UsageError, exit_codes, messages, results, say
 from .generate import Precision
 
 if TYPE_CHECKING:
     from cogvx_fast.serving.callbacks import Callbacks
+    from cogvx_fast.serving.orders import Served
     from cogvx_fast.serving.settings import Settings
 
 _NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "fsspec", "python_multipart", "prometheus_client")
@@ -56,9 +58,14 @@ def serve(
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="Where a worker runs: cpu, cuda:0; once for each worker. Models get them in turn.",
+            help="Where a worker runs: cpu, cuda:0, or cuda:0,cuda:1 for one that makes each video on both; once for"
+            " each worker. Models get them in turn.",
             show_default="every GPU, or the CPU",
         ),
+    ] = None,
+    parallel: Annotated[
+        str | None,
+        typer.Option(help="How workers with several devices share out a video, as in `generate`.", show_default="auto"),
     ] = None,
     engine: Annotated[str | None, typer.Option(help="As in `generate`.", show_default="exact")] = None,
     memory_limit: Annotated[str | None, typer.Option(help="As in `generate`.", show_default=False)] = None,
@@ -133,9 +140,10 @@ def serve(
         check_names(names, len(sources), "--name")
         devices = dealt(_devices(device), len(sources), "--device")
         served = [
-            Served.of(source, called, engine, memory_limit, dtype and dtype.value, of_model[0])
+            Served.of(source, called, engine, memory_limit, dtype and dtype.value, of_model[0].split(",")[0])
             for source, called, of_model in zip(sources, names, devices, strict=True)
         ]
+        _check_parallel(parallel, served, devices)
         limits = Limits(queued=max_queue, work=max_work, max_age=keep_days * 86400, max_bytes=int(keep_gib * _GIB))
         settings = [
             Settings(
@@ -146,6 +154,7 @@ def serve(
                 dtype=one.dtype,
                 engine=engine,
                 memory_limit=memory_limit,
+                parallel=parallel,
                 checkpoint_seconds=checkpoint_seconds,
                 lease_seconds=lease_seconds,
             )
@@ -213,7 +222,8 @@ def _workers(settings: Sequence[Settings], devices: Sequence[Sequence[str]]) -> 
     """Of each worker of each model: those of a CPU share its threads."""
     import torch
 
-    threads = max(1, torch.get_num_threads() // max(1, sum(of_model.count("cpu") for of_model in devices)))
+    processes = [device for of_model in devices for worker in of_model for device in worker.split(",")]
+    threads = max(1, torch.get_num_threads() // max(1, processes.count("cpu")))
     return [
         dataclasses.replace(one, device=device, threads=threads)
         for one, of_model in zip(settings, devices, strict=True)
@@ -225,10 +235,39 @@ def _devices(asked: list[str] | None) -> list[str]:
     from . import loading
 
     if asked:
-        return [loading.choose_device(device) for device in asked]
+        return [_together(worker) for worker in asked]
     import torch
 
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] or [loading.choose_device(None)]
+
+
+def _together(worker: str) -> str:
+    """The devices of one worker, with commas between."""
+    from . import loading
+
+    devices = [loading.choose_device(device.strip()) for device in worker.split(",")]
+    if len(devices) > 1:
+        if len({device.partition(":")[0] for device in devices}) > 1:
+            raise UsageError("--device", repr(worker), "must be devices of one kind")
+        twice = next((device for device in devices if device != "cpu" and devices.count(device) > 1), None)
+        if twice is not None or "cuda" in devices:
+            raise UsageError("--device", repr(worker), "must name each GPU once, by its number: cuda:0,cuda:1")
+    return ",".join(devices)
+
+
+def _check_parallel(asked: str | None, served: Sequence[Served], devices: Sequence[Sequence[str]]) -> None:
+    """Raise a UsageError for degrees that the devices of a worker, or a model, cannot be split by."""
+    sizes = {
+        (len(worker.split(",")), one.checkpoint.variant.num_attention_heads)
+        for one, of_model in zip(served, devices, strict=True)
+        for worker in of_model
+    }
+    several = [(size, heads) for size, heads in sizes if size > 1]
+    if asked is not None and not several:
+        words = "has no effect on workers with one device; name several with commas: --device cuda:0,cuda:1"
+        raise UsageError("--parallel", repr(asked), words)
+    for size, heads in several:
+        degrees.parse(asked, size, heads)
 
 
 def _check_installed() -> None:

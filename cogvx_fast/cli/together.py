@@ -6,7 +6,6 @@ torchrun --nproc-per-node 4 -m cogvx_fast generate "a panda plays a guitar" --mo
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
 import os
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .console import OutputError, UsageError, messages, results, say
+from .degrees import parse
 
 if TYPE_CHECKING:
     from cogvx_fast import ParallelConfig
@@ -113,31 +113,7 @@ def degrees(text: str | None, heads: int) -> ParallelConfig | str | None:
             words = "has no effect with one process: start the command with torchrun, see docs/parallel.md"
             raise UsageError("--parallel", repr(text), words)
         return None
-    if text is None or text == "auto":
-        return "auto"
-    from cogvx_fast import ParallelConfig
-    from cogvx_fast.parallel.degrees import check
-
-    names = {field.name for field in dataclasses.fields(ParallelConfig)}
-    given: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, value = part.partition("=")
-        if name not in names or not value:
-            raise UsageError("--parallel", repr(text), "must be auto, or degrees such as guidance=2,ulysses=2,ring=1")
-        given[name] = _value(name, value)
-    try:
-        made = ParallelConfig(**given)
-        check(made, company().size, heads)
-        return made
-    except ValueError as error:
-        raise UsageError("--parallel", repr(text), str(error)) from None
-
-
-def _value(name: str, text: str) -> int | bool | str:
-    """As `ParallelConfig` takes it; what is none of its values it refuses by itself."""
-    if name == "shard_weights":
-        return {"true": True, "false": False}.get(text.lower(), text)
-    return int(text) if name != "payload" and text.isascii() and text.isdecimal() and len(text) < 10 else text
+    return parse(text, company().size, heads)
 
 
 def device_of(asked: str | None) -> str | None:

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from cogvx_fast import FastCogVideoXVideoToVideoPipeline, threads
-from cogvx_fast.cli import loading
+from cogvx_fast.cli import degrees, loading
 from cogvx_fast.devices import is_out_of_memory
 from cogvx_fast.family import decoded_frames, latent_frames
 from cogvx_fast.resume import Parked, ResumableGeneration, Step
@@ -29,6 +29,7 @@ from .logs import logger
 from .orders import Order, Served
 from .settings import Settings
 from .store import Job, StorageFullError
+from .team import Team
 
 _PREVIEW_SIDE = 128  # pixels, of the shorter side at least
 _PREVIEW_PART = 0.01  # of the time that may go into previews
@@ -58,6 +59,20 @@ class Video:
     bytes: int
 
 
+@dataclass(frozen=True)
+class Task:
+    """What all processes of a worker do for one video, up to its frames.
+
+    Attributes:
+        arguments: of the pipeline's call, without those of `ResumableGeneration`.
+        parked: where it goes on; None: at the start.
+    """
+
+    order: Order
+    arguments: Mapping[str, Any]
+    parked: Parked | None = None
+
+
 class TextCache:
     """Embeddings of the texts that were used last; the empty one, which is most negative prompts, stays."""
 
@@ -83,22 +98,32 @@ class Maker:
 
     Its results do not depend on what it made before, nor on who else is busy: it keeps its number of threads.
 
+    Args:
+        team: the processes that make each video together.
+
     Attributes:
         pipe: the pipeline of text to video, or of a picture and text.
         warm: what warming up took, as `estimate.Estimator.learn_from` wants it.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        served = Served.of(settings.model, "", settings.engine, settings.memory_limit, settings.dtype, settings.device)
+    def __init__(self, settings: Settings, team: Team | None = None) -> None:
+        self._settings, self.team = settings, team or Team()
+        device = settings.devices[self.team.rank]
+        served = Served.of(settings.model, "", settings.engine, settings.memory_limit, settings.dtype, device)
+        engine = served.engine
+        if self.team.size > 1:
+            heads = served.checkpoint.variant.num_attention_heads
+            parallel = degrees.parse(settings.parallel, self.team.size, heads)
+            engine = dataclasses.replace(engine, parallel=parallel)
         with loading.quiet_libraries():
             self.pipe: Any = loading.load_pipeline(
                 served.checkpoint,
                 served.dtype,
                 served.device,
-                served.engine,
+                engine,
                 scheduler=None,
                 pipeline="FastCogVideoXImageToVideoPipeline" if served.takes_picture else "FastCogVideoXPipeline",
+                reads_text=self.team.is_first,
             )
         self._takes_picture = served.takes_picture
         self._variant = served.checkpoint.variant
@@ -107,8 +132,9 @@ class Maker:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         with self._steady():
-            self._texts = TextCache(self._encode, settings.cached_texts)
-            self._preview = _preview_of(self.pipe.vae)
+            if self.team.is_first:
+                self._texts = TextCache(self._encode, settings.cached_texts)
+                self._preview = _preview_of(self.pipe.vae)
             self._warm()
 
     @contextlib.contextmanager
@@ -134,9 +160,12 @@ class Maker:
         if self._variant.use_learned_positional_embeddings:
             (height, width), frames = self._variant.default_size, self._variant.sample_frames
         order = Order("", "warm", None, width, height, frames, 2, 6.0, 0, 8, "")
-        arguments = self._arguments(order) | {"num_frames": frames}
-        if self._takes_picture:
-            arguments["image"] = Image.new("RGB", (width, height))
+        arguments: dict[str, Any] = {}
+        if self.team.is_first:
+            arguments = self._arguments(order) | {"num_frames": frames}
+            if self._takes_picture:
+                arguments["image"] = Image.new("RGB", (width, height))
+        task = self.team.say(Task(order, arguments))
         ends: list[float] = []
 
         def note(step: Step) -> bool:
@@ -144,7 +173,7 @@ class Maker:
             ends.append(time.perf_counter())
             return False
 
-        latents = ResumableGeneration(self.pipe, [0], arguments).run(note)
+        latents = self._generation(task).run(note)
         assert latents is not None
         for _ in range(1 if self._variant.use_learned_positional_embeddings else 2):
             started = time.perf_counter()
@@ -157,13 +186,42 @@ class Maker:
     def _arguments(self, order: Order) -> dict[str, Any]:
         guided = order.guidance_scale > 1
         return {
-            "prompt_embeds": self._texts.get(order.prompt),
-            "negative_prompt_embeds": self._texts.get(order.negative_prompt or "") if guided else None,
+            "prompt_embeds": self._embeddings(order.prompt),
+            "negative_prompt_embeds": self._embeddings(order.negative_prompt or "") if guided else None,
             "height": order.height,
             "width": order.width,
             "num_inference_steps": order.num_inference_steps,
             "guidance_scale": order.guidance_scale,
         }
+
+    def _embeddings(self, text: str) -> torch.Tensor:
+        """Those of several devices go to other processes, which have devices of their own."""
+        found = self._texts.get(text)
+        return found if self.team.size == 1 else found.cpu()
+
+    def _generation(self, task: Task) -> ResumableGeneration:
+        device, order = self.pipe._execution_device, task.order
+        arguments = {
+            name: value.to(device) if isinstance(value, torch.Tensor) else value
+            for name, value in task.arguments.items()
+        }
+        scheduler = self._scheduler(order.scheduler)
+        return ResumableGeneration(self._pipeline(order), [order.seed], arguments, scheduler, task.parked)
+
+    def _decoded(self, order: Order, latents: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The frames, piece by piece."""
+        frames = decoded_frames(latent_frames(order.num_frames))
+        return self.team.in_turn(self._pipeline(order).decode_stream(latents, frames))
+
+    def follow(self) -> None:
+        """In the others of several processes: do what the first one does, for as long as it lives."""
+        while True:
+            task = self.team.say(None)
+            with self._steady():
+                latents = self._generation(task).run(lambda _: self.team.decide(lambda: False))
+                if latents is not None:
+                    for _ in self._decoded(task.order, latents):
+                        pass
 
     def _pipeline(self, order: Order) -> Any:
         if order.strength is None:
@@ -195,7 +253,6 @@ class Maker:
 
     def _make(self, making: _Making) -> Video:
         order, parked = making.order, making.parked()
-        pipe = self._pipeline(order)
         with making.stage("text"):
             arguments = self._arguments(order)
         if order.strength is None:
@@ -206,13 +263,16 @@ class Maker:
             arguments["strength"] = order.strength
             if parked is None:
                 arguments["video"] = making.reference()
-        generation = ResumableGeneration(pipe, [order.seed], arguments, self._scheduler(order.scheduler), parked)
-        with making.stage("denoise"):
-            latents = generation.run(lambda step: making.after_step(step, generation))
-        if latents is None:
-            raise making.parks(generation.parked)
-        report = str(pipe.engine_report())
-        size = making.write(pipe, latents)
+        task = Task(order, arguments, parked)
+        generation = self._generation(task)
+        with self.team.task(task):
+            with making.stage("denoise"):
+                latents = generation.run(lambda step: self.team.decide(lambda: making.after_step(step, generation)))
+            if latents is None:
+                raise making.parks(generation.parked)
+            self.team.done()
+            report = str(self._pipeline(order).engine_report())
+            size = making.write(self._decoded(order, latents), self.pipe.video_processor)
         return Video({**making.so_far(), "engine_report": report, "warnings": self._warnings(order)}, size)
 
     def _warnings(self, order: Order) -> list[str]:
@@ -225,11 +285,11 @@ class Maker:
 
     def what_went_wrong(self, error: Exception) -> tuple[str, str, bool]:
         """Why a job failed: a code, words for its owner, and whether this process can make the next one."""
-        words = " ".join(str(error).split())[:500]
+        words, in_step = " ".join(str(error).split())[:500], self.team.is_in_step
         if is_out_of_memory(error):
-            return "out_of_memory", f"the device ran out of memory; ask for fewer frames or pixels ({words})", True
+            return "out_of_memory", f"the device ran out of memory; ask for fewer frames or pixels ({words})", in_step
         if isinstance(error, ValueError):
-            return "generation_failed", f"no video could be made: {words}", True
+            return "generation_failed", f"no video could be made: {words}", in_step
         return "internal_error", f"no video could be made: {type(error).__name__}", False
 
 
@@ -343,12 +403,12 @@ class _Making:
         # So late that no more than a hundredth of the time goes into them.
         self._next_picture_at = max(started + self._settings.preview_seconds, now + (now - started) / _PREVIEW_PART)
 
-    def write(self, pipe: Any, latents: torch.Tensor) -> int:
-        """Decode and write; the size of the file in bytes."""
+    def write(self, pieces: Iterator[torch.Tensor], processor: Any) -> int:
+        """Write frames as they are decoded; the size of the file in bytes."""
         before = self._seconds.get("decode", 0.0)
         started = time.perf_counter()
         try:
-            return self._files.write(self._job.id, VIDEO, lambda path: self._write(pipe, latents, path))
+            return self._files.write(self._job.id, VIDEO, lambda path: self._write(pieces, processor, path))
         except StorageFullError:
             if self._last is not None:
                 self._save(self._last)
@@ -357,20 +417,19 @@ class _Making:
             decoding = self._seconds.get("decode", 0.0) - before
             self._seconds["write"] = self._seconds.get("write", 0.0) + time.perf_counter() - started - decoding
 
-    def _write(self, pipe: Any, latents: torch.Tensor, path: Path) -> None:
-        write_video(self._frames(pipe, latents), path, self.order.fps, repeatable=True)
+    def _write(self, pieces: Iterator[torch.Tensor], processor: Any, path: Path) -> None:
+        write_video(self._frames(pieces, processor), path, self.order.fps, repeatable=True)
         self._between()  # it gets its name only under a lease: another's video is not written over
 
-    def _frames(self, pipe: Any, latents: torch.Tensor) -> Iterator[Image.Image]:
-        chunks = pipe.decode_stream(latents, decoded_frames(latent_frames(self.order.num_frames)))
+    def _frames(self, pieces: Iterator[torch.Tensor], processor: Any) -> Iterator[Image.Image]:
         while True:
             with self.stage("decode"):
-                pixels = next(chunks, None)
+                pixels = next(pieces, None)
             if pixels is None:
                 return
             if self._between():
                 raise self.parks(self._last)
-            yield from pipe.video_processor.postprocess_video(pixels, output_type="pil")[0]
+            yield from processor.postprocess_video(pixels, output_type="pil")[0]
 
 
 def _preview_of(vae: Any) -> Any:

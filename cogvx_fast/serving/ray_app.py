@@ -51,6 +51,7 @@ def build(args: Mapping[str, Any]) -> Application:
     workers = [_deployment(arguments, one, number).bind(arguments.settings(one)) for number, one in enumerate(served)]
     # Open answers, such as streams of events, have so long to end.
     options: dict[str, Any] = {"name": "api", "graceful_shutdown_timeout_s": 5, "max_ongoing_requests": 1000}
+    options["num_replicas"] = arguments.api_replicas
     return serve.deployment(serve.ingress(_api(arguments, served))(), **options).bind(*workers)
 
 

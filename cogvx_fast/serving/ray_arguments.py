@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cogvx_fast.cli import loading, validate
+from cogvx_fast.cli import degrees, loading, validate
 from cogvx_fast.cli.checkpoint import read_checkpoint
 from cogvx_fast.cli.console import UsageError
 
@@ -26,10 +26,13 @@ class Arguments(BaseModel):
     Attributes:
         model, name: of one model; `models`: of several, as NAME=MODEL,NAME=MODEL.
         folder: of jobs and videos, unless `store` and `files` say otherwise; on several machines it must be shared.
+        api_replicas: of the API.
         min_replicas, max_replicas: of each model.
         jobs_per_replica: that have not ended, to which the number of replicas is fitted.
         upscale_seconds, downscale_seconds: for which more or fewer must be wanted.
-        gpus_per_replica: 0: it works on a CPU, with as many threads as it has CPUs.
+        gpus_per_replica: 0: it works on a CPU, with as many threads as it has CPUs; of several, which Ray finds on one
+            machine, each video is made by all.
+        parallel: how several share it out, as `--parallel` of the command; None: "auto".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -49,12 +52,14 @@ class Arguments(BaseModel):
     keep_gib: float = Field(50.0, ge=0)
     checkpoint_seconds: float = Field(30.0, ge=0)
     lease_seconds: float = Field(30.0, ge=1)
+    api_replicas: int = Field(1, ge=1)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)
     jobs_per_replica: float = Field(1.0, gt=0)
     upscale_seconds: float = Field(10.0, ge=0)
     downscale_seconds: float = Field(300.0, ge=0)
     gpus_per_replica: int = Field(1, ge=0)
+    parallel: str | None = None
     cpus_per_replica: int = Field(1, ge=1)
 
     @classmethod
@@ -69,12 +74,9 @@ class Arguments(BaseModel):
             first = error.errors()[0]
             words = first["msg"][0].lower() + first["msg"][1:]
             raise UsageError(str(first["loc"][0]), repr(first["input"]), words) from None
-        if arguments.gpus_per_replica > 1:
-            raise UsageError(
-                "gpus_per_replica",
-                arguments.gpus_per_replica,
-                "is not there yet: one video on several GPUs needs a parallel engine; must be 0 (a CPU) or 1",
-            )
+        if arguments.parallel is not None and arguments.gpus_per_replica < 2:
+            words = "has no effect on replicas with one device; must go with gpus_per_replica of 2 and more"
+            raise UsageError("parallel", repr(arguments.parallel), words)
         if arguments.max_replicas < arguments.min_replicas:
             raise UsageError(
                 "max_replicas", arguments.max_replicas, f"must be at least min_replicas, {arguments.min_replicas}"
@@ -105,6 +107,8 @@ class Arguments(BaseModel):
             checkpoint = read_checkpoint(source)
             validate.check_text_only(checkpoint)
             engine = loading.choose_engine(self.engine, None, checkpoint)
+            if self.gpus_per_replica > 1:
+                degrees.parse(self.parallel, self.gpus_per_replica, checkpoint.variant.num_attention_heads)
             found.append(Served(name, checkpoint, engine, loading.choose_dtype(self.dtype, device, checkpoint), device))
         return found
 
@@ -116,7 +120,8 @@ class Arguments(BaseModel):
             name=served.name,
             store=self.store or f"sqlite:///{folder / 'jobs.sqlite'}",
             files=self.files or str(folder / "videos"),
-            device=served.device,
+            device=",".join(f"cuda:{number}" for number in range(self.gpus_per_replica)) or served.device,
+            parallel=self.parallel,
             dtype=served.dtype,
             engine=self.engine,
             threads=self.cpus_per_replica,

@@ -14,7 +14,9 @@ class Settings:
     Attributes:
         model: folder or Hub id of the checkpoint.
         store, files: URLs of the jobs' database and of the videos' place.
-        device, dtype: of this worker.
+        device: of this worker; several, with commas between, make each video together, by a process for each.
+        dtype: of the model.
+        parallel: how they share it out, as the command line has it; None: "auto".
         engine, memory_limit: as the command line has them.
         threads: of a CPU; None: as many as torch takes.
         lease_seconds: after which a worker that said nothing counts as dead.
@@ -45,6 +47,12 @@ class Settings:
     cached_texts: int = 64
     name: str = ""
     worker: str = ""
+    parallel: str | None = None
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The device of each process of this worker."""
+        return tuple(self.device.split(","))
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self))

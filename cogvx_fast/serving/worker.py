@@ -1,4 +1,4 @@
-"""A process that owns one pipeline and makes one video after the other.
+"""A process that owns one pipeline and makes one video after the other; of several devices with `team`'s processes.
 
 `python -m cogvx_fast.serving.worker` reads its settings, a line of JSON, from standard input, and ends when that is
 closed: whoever started it is gone then. SIGTERM ends it likewise: the running step is finished and saved.
@@ -27,11 +27,13 @@ from .making import CancelledError, Lost, Maker, ParkedError
 from .scheduler import Candidate, in_order, preempts
 from .settings import Settings
 from .store import CANCELLED, Job, Signal, StorageFullError, Store
+from .team import Team
 
 USAGE_SECONDS = 3600.0  # for which what a key had of the devices counts
 _RETRY_SECONDS = 10.0  # until a job is tried again for which there was no room
 _FULL_SECONDS = 1.0  # between two tries to tell the store what it has no room for
 _LEARN_SECONDS = 10.0
+_DEATH_SECONDS = 1.0  # in which this process ends if another of its team has died: then the job has not failed
 
 
 def new_worker_id() -> str:
@@ -78,7 +80,11 @@ class Worker:
     def run(self) -> None:
         """Load and warm the model, then work until `end`."""
         threading.Thread(target=self._say_that_it_lives, daemon=True).start()
-        self.work(Maker(self._settings))
+        team = Team.assemble(self._settings)
+        try:
+            self.work(Maker(self._settings, team))
+        finally:
+            team.dismiss()
 
     def work(self, maker: Maker) -> None:
         """Make one video after the other until `end`."""
@@ -121,7 +127,7 @@ class Worker:
         """In a thread: steps may take longer than leases."""
         while True:
             try:
-                self._store.seen(self.id, self._about | {"memory": _device_memory(self._settings.device)})
+                self._store.seen(self.id, self._about | {"memory": _device_memory(self._settings.devices[0])})
                 self._store.reap()
                 for taken in (self._current, self._next):
                     if taken is not None:
@@ -188,6 +194,8 @@ class Worker:
             self._once_there_is_room(lambda: self._store.give_back(job.id, lease, after=_RETRY_SECONDS))
             logger.warning("%s: it is tried again", error, extra=about)
         except Exception as error:
+            if not maker.team.is_in_step:
+                time.sleep(_DEATH_SECONDS)
             code, message, go_on = maker.what_went_wrong(error)
             logger.exception("failed", extra=about)
             self._once_there_is_room(functools.partial(self._store.fail, job.id, lease, code, message))

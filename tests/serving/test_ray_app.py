@@ -36,7 +36,7 @@ def until(condition):
 
 
 class Application:
-    """Two models, of each one replica, or two when there are jobs for them."""
+    """Two models, of each one replica, or two when there are jobs for them; and two replicas of the API."""
 
     def __init__(self, folder, port):
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT)
@@ -45,6 +45,7 @@ class Application:
             "folder": str(folder),
             "gpus_per_replica": "0",
             "max_replicas": "2",
+            "api_replicas": "2",
             "upscale_seconds": "0",
             "lease_seconds": "6",
             "checkpoint_seconds": "0.2",
@@ -82,7 +83,7 @@ def cluster():
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(
-                num_cpus=5,  # it only counts them
+                num_cpus=6,  # it only counts them
                 num_gpus=0,
                 object_store_memory=80 * 2**20,
                 include_dashboard=False,

@@ -38,6 +38,15 @@ def test_a_gpu_that_is_on_another_machine_is_no_reason_to_refuse():
     assert served.order({"prompt": "a red circle", "num_inference_steps": 4}).num_frames == 17
 
 
+def test_the_gpus_of_a_replica_make_each_video_together():
+    given = {"model": demo_checkpoint(), "gpus_per_replica": "2", "parallel": "guidance=2"}
+    arguments = Arguments.of(given)
+    (served,) = arguments.served()
+    settings = arguments.settings(served)
+    assert settings.devices == ("cuda:0", "cuda:1") and settings.parallel == "guidance=2"
+    assert served.device == "cuda:0"
+
+
 @pytest.mark.parametrize(
     ("given", "argument", "words"),
     [
@@ -45,7 +54,13 @@ def test_a_gpu_that_is_on_another_machine_is_no_reason_to_refuse():
         ({"max_replicas": "many"}, "max_replicas", "'many'"),
         ({"max_replicas": "0"}, "max_replicas", "greater than or equal to 1"),
         ({"min_replicas": "3", "max_replicas": "2"}, "max_replicas", "must be at least min_replicas, 3"),
-        ({"gpus_per_replica": "2"}, "gpus_per_replica", "needs a parallel engine; must be 0 (a CPU) or 1"),
+        ({"parallel": "ulysses=2"}, "parallel", "no effect on replicas with one device"),
+        (
+            {"gpus_per_replica": "2", "parallel": "ulysses=3"},
+            "--parallel",
+            "must be the number of processes, which is 2",
+        ),
+        ({"api_replicas": "0"}, "api_replicas", "greater than or equal to 1"),
         ({"lease_seconds": "nan"}, "lease_seconds", "nan"),
         ({"dtype": "int8"}, "dtype", "'float32'"),
         ({"engine": "fastest"}, "--engine", "fastest"),
