@@ -216,7 +216,7 @@ class Maker:
     def follow(self) -> None:
         """In the others of several processes: do what the first one does, for as long as it lives."""
         while True:
-            task = self.team.say(None)
+            task: Any = self.team.say(None)
             with self._steady():
                 latents = self._generation(task).run(lambda _: self.team.decide(lambda: False))
                 if latents is not None:

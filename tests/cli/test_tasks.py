@@ -28,6 +28,16 @@ def picture(seed=0, size=(toy.SIZE, toy.SIZE)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8))
 
 
+def save(kind, folder):
+    """A checkpoint of a variant, or "inp": of first and last frame."""
+    if kind != "inp":
+        toy.pipeline(kind).save_pretrained(folder)
+        return
+    parts = toy.pipeline("5b").components
+    parts["transformer"] = toy.transformer("5b", in_channels=33)
+    CogVideoXFunInpaintPipeline(**parts).save_pretrained(folder)
+
+
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
     """A folder of each kind, made when it is asked for."""
@@ -35,14 +45,8 @@ def checkpoints(tmp_path_factory):
 
     def of(kind):
         if kind not in made:
-            folder = tmp_path_factory.mktemp(kind)
-            if kind == "inp":
-                parts = toy.pipeline("5b").components
-                parts["transformer"] = toy.transformer("5b", in_channels=33)
-                CogVideoXFunInpaintPipeline(**parts).save_pretrained(folder)
-            else:
-                toy.pipeline(kind).save_pretrained(folder)
-            made[kind] = folder
+            made[kind] = tmp_path_factory.mktemp(kind)
+            save(kind, made[kind])
         return made[kind]
 
     return of

@@ -14,6 +14,7 @@ from cogvx_fast import ParallelConfig
 from cogvx_fast.cli import together
 from cogvx_fast.cli.console import UsageError
 from tests import toy
+from tests.cli.test_tasks import picture, save
 
 FAST = ("--steps", "4", "--dtype", "float32")
 
@@ -28,11 +29,12 @@ def model(tmp_path_factory):
 @pytest.fixture
 def started(model):
     """Starts the command; what still runs when the test ends is killed."""
-    processes = []
+    running = []
 
-    def start(out, *options):
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cogvx_fast", "generate"]
-        line = [sys.executable, *words, "a cat", "--model", model, "-o", out, *FAST, *options]
+    def start(out, *options, model=model, processes=2):
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes] if processes > 1 else []
+        words += ["-m", "cogvx_fast", "generate", "a cat", "--model", model]
+        line = [sys.executable, *words, "-o", out, *FAST, *options]
         process = subprocess.Popen(
             list(map(str, line)),
             stdout=subprocess.PIPE,
@@ -41,11 +43,11 @@ def started(model):
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             start_new_session=True,
         )
-        processes.append(process)
+        running.append(process)
         return process
 
     yield start
-    for process in processes:
+    for process in running:
         if process.poll() is None:
             process.terminate()  # torchrun ends its own, which are in groups of theirs
             process.communicate(timeout=60)
@@ -71,6 +73,25 @@ def test_two_processes_make_the_video_of_one(model, started, tmp_path):
     assert said.count("wrote") == 2 and said.count("2 processes: guidance 2, vae 2") == 1
     assert np.abs(frames(tmp_path / "one") - frames(tmp_path / "two")).max() <= 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "sheet.png", "two"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["5b-i2v", "inp"])
+def test_they_begin_with_a_picture(kind, started, tmp_path):
+    """Of image-to-video, and of first and last frame; each process reads the pictures."""
+    options = []
+    for number, option in enumerate(("--image", "--last-image")[: 2 if kind == "inp" else 1]):
+        path = tmp_path / f"{number}.png"
+        picture(number).save(path)
+        options += [option, path]
+    model = tmp_path / "model"
+    save(kind, model)
+    for processes in (1, 2):
+        process = started(tmp_path / str(processes), *options, model=model, processes=processes)
+        said, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        assert ("2 processes: guidance 2, vae 2" in said) is (processes == 2)
+    assert np.abs(frames(tmp_path / "1") - frames(tmp_path / "2")).max() <= 1
 
 
 @pytest.mark.slow
