@@ -35,7 +35,7 @@ from .transformer.attention import default_of_diffusers
 from .turbo import Source, StepSchedule, StepSkipping
 from .turbo.skipping import watched_callback
 from .vae import FastAutoencoderKLCogVideoX, choose_vae
-from .vae.model import check_frames, check_layout
+from .vae.checks import check_frames, check_layout
 
 # Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()

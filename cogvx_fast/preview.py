@@ -29,7 +29,7 @@ from .hooks import unwrapped
 from .session import EngineSession
 from .state import fingerprint
 from .transformer import FastCogVideoXTransformer3DModel
-from .vae.model import check_layout
+from .vae.checks import check_layout
 
 KEYWORD = "preview"  # of a pipeline's call, and what the callback finds the picture under
 # What `help()` says of it behind the parent's own, as indented as that.

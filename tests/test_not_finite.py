@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cogvx_fast import EngineConfig, FastCogVideoXPipeline
-from cogvx_fast.vae.model import check_frames
+from cogvx_fast.vae.checks import check_frames
 from tests import toy
 
 DAMAGED = "the decoded frames must be finite, got .* NaN .*; the likely cause is a damaged autoencoder"

@@ -23,7 +23,8 @@ from .clocks import Waits
 from .estimate import REMEMBERED, Estimator
 from .files import PARKED, PREVIEW, REFERENCE, Files
 from .logs import logger, set_up
-from .making import CancelledError, Lost, Maker, ParkedError
+from .making import Maker
+from .progress import CancelledError, Lost, ParkedError
 from .scheduler import Candidate, in_order, preempts
 from .settings import Settings
 from .store import CANCELLED, Job, Signal, StorageFullError, Store

@@ -42,6 +42,7 @@ from ..hooks import (
 )
 from ..parallel.bands import Band
 from ..plan import UNLIMITED, VaePlan
+from .checks import check_finite, check_input, check_place
 from .choice import default_plan, why_not_adopted
 from .chunks import ChunkState, SlicingPlan, Spans, run_chunks
 from .network import decode_chunk, encode_chunk
@@ -350,86 +351,3 @@ def _sharing(cls: type[nn.Module], source: AutoencoderKLCogVideoX) -> Any:
         model.add_module(name, child)
     model.train(source.training)
     return model if hook is None else add_hook_to_module(model, copy.copy(hook))
-
-
-def check_input(name: str, tensor: torch.Tensor, channels: int, smallest: int) -> None:
-    """Whether latents or pixels have a shape that the autoencoder takes: `(batch, channels, time, height, width)`.
-
-    Args:
-        name: of the argument, as the caller knows it.
-        smallest: height and width that the layers can still work on.
-
-    Raises:
-        TypeError: for anything but a tensor.
-        ValueError: for a wrong rank or number of channels, an empty axis and a frame that is too small.
-    """
-    check_layout(name, tensor, channels, axis=1)
-    shape = tuple(tensor.shape)
-    if min(shape[3:]) < smallest:
-        raise ValueError(f"{name} must be at least {smallest} high and wide, got {shape[3]}x{shape[4]}")
-
-
-def check_layout(name: str, tensor: torch.Tensor, channels: int, axis: int) -> None:
-    """Raise for what is no video with `channels` in `axis`, 1 or 2; the other one of these is its time.
-
-    Raises:
-        TypeError, ValueError: as `check_input`.
-    """
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    shape, layouts = tuple(tensor.shape), ("batch, channels, time", "batch, time, channels")
-    own, other = layouts if axis == 1 else layouts[::-1]
-    if tensor.ndim != 5:
-        raise ValueError(f"{name} must be ({own}, height, width), got {tensor.ndim} axes: {shape}")
-    if shape[axis] != channels:
-        looks = f"; they look like ({other}, height, width): permute(0, 2, 1, 3, 4) turns them"
-        hint = looks if shape[3 - axis] == channels else ""
-        raise ValueError(
-            f"{name} must have {channels} channels in axis {axis}, got {shape[axis]} in shape {shape}{hint}"
-        )
-    if 0 in shape:
-        raise ValueError(f"{name} must have no empty axis, got shape {shape}")
-
-
-def check_place(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise a ValueError for latents or pixels of another dtype than the autoencoder's, or on another device."""
-    if tensor.dtype != dtype:
-        raise ValueError(f"{name} must be {dtype}, as the autoencoder is, got {tensor.dtype}; .to({dtype}) converts")
-    if tensor.device != device:
-        raise ValueError(f"{name} must be on {device}, where the autoencoder is, got {tensor.device}")
-
-
-def check_finite(name: str, tensor: torch.Tensor) -> None:
-    """Raise a ValueError for latents or pixels that are NaN or infinite, and say where that comes from."""
-    if not torch.isfinite(tensor).all():
-        raise ValueError(f"{name} must be finite, got {_count_bad(tensor)}; {_likely_cause(tensor)}")
-
-
-def check_frames(frames: torch.Tensor) -> None:
-    """Raise a ValueError for decoded frames that are NaN or infinite: a video of them would be gray or black.
-
-    One pass that writes nothing: the least and the largest number are NaN where one is.
-    """
-    if frames.numel() and not torch.stack(torch.aminmax(frames)).isfinite().all():
-        half = frames.dtype == torch.float16
-        raise ValueError(
-            f"the decoded frames must be finite, got {_count_bad(frames)}; the likely cause is"
-            + (" overflow: float16 ends at 65504; decode in bfloat16 or float32" if half else " a damaged autoencoder")
-        )
-
-
-def _count_bad(tensor: torch.Tensor) -> str:
-    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
-    return f"{nan} NaN and {infinite} infinite of {tensor.numel()} values"
-
-
-def _likely_cause(tensor: torch.Tensor) -> str:
-    if tensor.dtype == torch.float16:
-        return (
-            "the likely cause is overflow: float16 ends at 65504, which CogVideoX-5b and 1.5 exceed; run the model in"
-            " bfloat16"
-        )
-    return (
-        "the likely cause is an overflow in what made them, such as a transformer in float16 (CogVideoX-5b and 1.5 want"
-        " bfloat16), or damaged weights"
-    )

@@ -10,10 +10,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cogvx_fast import FastCogVideoXPipeline, demo_checkpoint, threads
 from cogvx_fast.resume import Parked
-from cogvx_fast.serving import making, references
+from cogvx_fast.serving import making, progress, references
 from cogvx_fast.serving import worker as worker_module
 from cogvx_fast.serving.files import PARKED, PREVIEW, REFERENCE, VIDEO
 from cogvx_fast.serving.making import TextCache
@@ -173,14 +174,14 @@ def test_a_lost_lease_stops_it_and_harms_no_other(work, add, store, files, place
 
 
 def test_who_loses_a_lease_while_it_writes_leaves_no_video(work, add, store, files, monkeypatch):
-    job, write = add(num_inference_steps=2, **SMALL), making.write_video
+    job, write = add(num_inference_steps=2, **SMALL), progress.write_video
 
     def write_and_lose_it(*arguments, **options):
         write(*arguments, **options)
         store.reap(store.get(job.id).worker)
         store.take(job.id, "another", 60)
 
-    monkeypatch.setattr(making, "write_video", write_and_lose_it)
+    monkeypatch.setattr(progress, "write_video", write_and_lose_it)
     work(until=lambda: store.get(job.id).worker == "another")
     there = store.get(job.id)
     assert (there.status, there.worker, there.result) == ("in_progress", "another", {})
@@ -231,7 +232,7 @@ def test_previews_are_shown_on_the_way(work, add, store, files, monkeypatch, mak
         with_preview = files.size(job.id, PREVIEW)
         if with_preview and not seen:
             with files.local(job.id, PREVIEW) as path:
-                seen.append(making.Image.open(path).size)
+                seen.append(Image.open(path).size)
         return not store.queue_length()
 
     work(until)
@@ -268,7 +269,7 @@ def test_a_full_disk_loses_no_job(work, add, store, files, monkeypatch):
 
     job = add(num_inference_steps=6)
     with monkeypatch.context() as patch:
-        patch.setattr(making, "write_video", full)
+        patch.setattr(progress, "write_video", full)
         work(until=lambda: store.get(job.id).not_before > 0)
     there = store.get(job.id)
     assert (there.status, there.kills) == ("queued", 0) and there.not_before > time.time() + 5
