@@ -26,6 +26,7 @@ from .server import Clock, Disk, Server
 from .users import ACTS, FAULTS, Ledger, User
 
 MARKERS = "<!-- soak: begin -->", "<!-- soak: end -->"
+MARKERS_IN_PEACE = "<!-- soak in peace: begin -->", "<!-- soak in peace: end -->"
 USERS, WORKERS, SETTINGS = 8, 2, 40
 
 
@@ -35,6 +36,9 @@ def main():
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--write", type=Path, default=None, help="a page whose section is replaced by the table")
     parser.add_argument("--keep", type=Path, default=None, help="a folder for the server's log")
+    parser.add_argument(
+        "--in-peace", action="store_true", help="without faults, so that memory is looked at over all of the jobs"
+    )
     parser.add_argument("--true-clock", action="store_true", help="leave out that the clock is moved")
     asked = parser.parse_args()
     seed = int(time.time()) if asked.seed is None else asked.seed
@@ -43,7 +47,7 @@ def main():
         disk = Disk(Path(folder) / "disk")
         server = Server(Path(folder), disk, Clock(Path(folder) / "clock"), WORKERS)
         try:
-            run = Run(asked.jobs, seed, server, disk, not asked.true_clock)
+            run = Run(asked.jobs, seed, server, disk, not asked.true_clock, asked.in_peace)
             run.go()
         finally:
             server.stop()
@@ -54,17 +58,18 @@ def main():
     page = run.table()
     print(page)
     if asked.write is not None:
-        write(asked.write, page, MARKERS)
+        write(asked.write, page, MARKERS_IN_PEACE if asked.in_peace else MARKERS)
     return int(run.has_faults)
 
 
 class Run:
     """One server from its first job to what is left in its folder."""
 
-    def __init__(self, jobs, seed, server, disk, moves_clock):
+    def __init__(self, jobs, seed, server, disk, moves_clock, in_peace=False):
         self.jobs, self.seed, self.server = jobs, seed, server
         self.left_out = [] if disk.is_small else ["full disk"]
         self.left_out += [] if moves_clock else ["clock moved"]
+        self.left_out = list(faults.PER_THOUSAND) if in_peace else self.left_out
         kinds = [name for name in faults.PER_THOUSAND if name not in self.left_out]
         self.planned = faults.schedule(jobs, seed, kinds)
         self.ledger = Ledger(pool.settings(min(SETTINGS, 10 * max(1, jobs // 25)), seed))

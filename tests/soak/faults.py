@@ -27,7 +27,7 @@ def schedule(jobs, seed, kinds):
     random_ = random.Random(f"{seed}/faults")
     names = [name for name in kinds for _ in range(max(1, round(jobs * PER_THOUSAND[name] / 1000)))]
     random_.shuffle(names)
-    distance = LATEST * jobs / len(names)
+    distance = LATEST * jobs / max(1, len(names))
     return [(int((index + 0.5) * distance), name) for index, name in enumerate(names)]
 
 
