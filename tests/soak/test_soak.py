@@ -41,6 +41,7 @@ def test_the_schedule_has_each_fault_and_leaves_the_end_in_peace():
         numbers = [number for number, _ in planned]
         assert numbers == sorted(numbers) and numbers[-1] < faults.LATEST * jobs
         assert planned == faults.schedule(jobs, 1, list(faults.PER_THOUSAND)) != faults.schedule(jobs, 2, ["full disk"])
+    assert faults.schedule(1000, 1, []) == [], "in peace"
     assert sum(ACTS.values()) < 100
 
 
