@@ -89,6 +89,7 @@ fuzz-api: $(VENV)/.installed
 JOBS ?= 1000
 soak: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(JOBS) --keep out/soak --write docs/serving.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(JOBS) --in-peace --keep out/soak-in-peace --write docs/serving.md
 
 # How long people wait, by how many of them come, beside a server written by hand: ten minutes, on a machine that does
 # nothing else.

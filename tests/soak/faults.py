@@ -17,7 +17,7 @@ PER_THOUSAND = {
     "full disk": 8,
     "clock moved": 30,
 }
-LATEST = 0.7  # of the jobs; after them processes live, so that their memory can be judged
+LATEST = 0.7  # of the jobs; what is made after them shows what the faults have left
 FULL_SECONDS = 2.0
 FURTHEST = 7200.0  # seconds that the clock is moved, either way
 

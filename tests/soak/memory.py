@@ -9,7 +9,7 @@ import numpy as np
 from .server import memory
 
 SECONDS = 1.0  # between two looks
-LEAST_JOBS = 100  # over which a process was seen, to be judged
+LEAST_JOBS = 500  # over which a process was seen, to be judged: in the first ones threads and caches come
 MOST = 0.05  # of its memory that a process may grow in a thousand jobs
 
 
