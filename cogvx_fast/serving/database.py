@@ -7,9 +7,8 @@ from typing import Any
 import sqlalchemy as sa
 
 _WAIT = 30.0  # seconds for which a statement waits for others' to end
-_CACHE = (
-    256  # KiB of pages that each connection keeps; SQLite's 2,000 would fill as jobs come, and the system keeps them
-)
+# KiB of pages that each connection keeps: SQLite's 2,000 would fill as jobs come, and the system keeps them, too.
+_CACHE = 256
 
 
 def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:

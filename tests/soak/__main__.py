@@ -141,7 +141,7 @@ class Run:
 
     @property
     def has_faults(self):
-        is_growing = any(not growth.is_flat for growth in self.growth)
+        is_growing = any(growth.verdict == "GROWS" for growth in self.growth)
         return bool(self.ledger.problems or is_growing or sum(self.found.values()))
 
     def table(self):
@@ -170,10 +170,10 @@ class Run:
 
     def _memory(self):
         if not self.growth:
-            return f"Memory: no process lived for {memory.LEAST_JOBS} jobs, so it is not judged."
+            return f"Memory: no process lived for {memory.SHOWN_JOBS} jobs, so it is not judged."
         parts = [
             f"{one.what} {one.bytes / 2**20:.0f} MiB, {one.a_job / 1024:+.1f} KiB a job over {one.jobs} jobs"
-            f" ({'flat' if one.is_flat else 'GROWS'})"
+            f" ({one.verdict})"
             for one in self.growth
         ]
         rule = f"flat: at most {memory.MOST:.0%} of it in 1,000 jobs, by a line through all looks but the first third"

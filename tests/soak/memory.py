@@ -9,7 +9,8 @@ import numpy as np
 from .server import memory
 
 SECONDS = 1.0  # between two looks
-LEAST_JOBS = 500  # over which a process was seen, to be judged: in the first ones threads and caches come
+SHOWN_JOBS = 100  # over which a process was seen, to be shown
+LEAST_JOBS = 500  # to be judged: in the first ones threads and caches come
 MOST = 0.05  # of its memory that a process may grow in a thousand jobs
 
 
@@ -21,6 +22,12 @@ class Growth:
     bytes: int
     a_job: float
     jobs: int
+
+    @property
+    def verdict(self):
+        if self.jobs < LEAST_JOBS:
+            return "too short to be judged"
+        return "flat" if self.is_flat else "GROWS"
 
     @property
     def is_flat(self):
@@ -45,7 +52,7 @@ class Watch:
                     self._seen[what, pid].append((self._ledger.ended, resident))
 
     def end(self):
-        """The growth of each process that was seen over `LEAST_JOBS`; its first third, in which caches fill, is left
+        """The growth of each process that was seen over `SHOWN_JOBS`; its first third, in which caches fill, is left
         out."""
         self._done.set()
         self._thread.join()
@@ -53,7 +60,7 @@ class Watch:
         for (what, _), looks in self._seen.items():
             first, last = looks[0][0], looks[-1][0]
             kept = np.array([look for look in looks if look[0] >= first + (last - first) / 3], dtype=float)
-            if last - first >= LEAST_JOBS and len(kept) > 2:
+            if last - first >= SHOWN_JOBS and len(kept) > 2:
                 slope = float(np.polyfit(kept[:, 0], kept[:, 1], 1)[0])
                 found.append(Growth(what, int(kept[-1, 1]), slope, last - first))
         return found

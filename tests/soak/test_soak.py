@@ -63,6 +63,10 @@ def test_growth_is_judged_by_what_a_thousand_jobs_would_add():
     assert Growth("worker", 1000 * 2**20, 50 * 2**10, 300).is_flat
     assert not Growth("worker", 1000 * 2**20, 60 * 2**10, 300).is_flat
     assert Growth("worker", 1000 * 2**20, -1.0, 300).is_flat
+    verdicts = [
+        Growth("server", 1000 * 2**20, a_job * 2**10, jobs).verdict for a_job, jobs in ((60, 300), (60, 900), (1, 900))
+    ]
+    assert verdicts == ["too short to be judged", "GROWS", "flat"]
 
 
 def test_a_clock_that_jumps_is_one_of_other_processes(tmp_path):
