@@ -230,7 +230,7 @@ def padded_rows(
         for place, border_row in ((0, top), (-1, bottom)):
             if border_row is not None:
                 frames[:, :, place] = border_row[:, history:]
-        if past is not None:
+        if past is not None and rows > below - above:  # alone it is not copied
             borders = [None if row is None else row[:, :history, None] for row in (top, bottom)]
             past = torch.cat([part for part in (borders[0], past, borders[1]) if part is not None], dim=2)
         done = height if last == height else last - 1  # one row behind, as above
