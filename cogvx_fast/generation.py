@@ -369,6 +369,8 @@ class GenerationMixin(_Behind):
 
     def _synchronize(self) -> None:
         """Wait for what runs on each device that this pipeline is on."""
+        if not torch.cuda.is_available():
+            return  # to ask the models where they are goes through all modules, which takes milliseconds
         parts = self.text_encoder, self.transformer, self.vae
         for device in {self._device_of_stages, *(getattr(part, "device", None) for part in parts)}:
             devices.synchronize(device)

@@ -69,7 +69,8 @@ def compare(
 
 def disturbed(exact: torch.Tensor, error: float, seed: int) -> torch.Tensor:
     """Frames with Gaussian noise whose norm is `error` of theirs."""
-    noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(seed), dtype=exact.dtype)
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(exact.shape, generator=generator, dtype=exact.dtype, device=exact.device)
     return exact + noise * (error * exact.norm() / noise.norm())
 
 

@@ -178,6 +178,7 @@ def room_error(
     device: str,
     config: EngineConfig,
     kept_per_frame: int = 0,
+    loaded: tuple[Models, EngineConfig] | None = None,
 ) -> RoomError | None:
     """What is wrong with `request` where it needs more than is free on `device`; None where it fits or nobody knows.
 
@@ -185,6 +186,7 @@ def room_error(
         checkpoint: None for the autoencoder that the whole family has, of which `request` should be a decoding.
         config: with a memory limit, the plan that it allows counts.
         kept_per_frame: as `memory.check_room` has it.
+        loaded: what `loaded_models` says of `checkpoint` and `config`: for who asks again and again.
     """
     with quiet_imports():
         import torch
@@ -198,7 +200,7 @@ def room_error(
     free = devices.free_memory(place)
     if free is None:
         return None
-    models, config = _loaded_models(checkpoint, config)
+    models, config = loaded or loaded_models(checkpoint, config)
     target, plan_of = Target.of(place), _planner(config, models, place, precision)
     try:
         plan = plan_of(next(options(config, target, precision, models.recipe, models.text_scheme)))
@@ -221,7 +223,7 @@ def room_error(
         return None
 
 
-def _loaded_models(checkpoint: Checkpoint | None, config: EngineConfig) -> tuple[Models, EngineConfig]:
+def loaded_models(checkpoint: Checkpoint | None, config: EngineConfig) -> tuple[Models, EngineConfig]:
     """The models as loading them would give them, and the configuration that goes with them."""
     from cogvx_fast.memory import Models
     from cogvx_fast.quantization.manifest import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,6 +36,34 @@ def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:
             f"store {url!r} cannot be opened ({reason}); must be sqlite:///PATH or postgresql://…"
         ) from error
     return engine
+
+
+class Changes:
+    """Whether anything was written to a database since it was last asked: much cheaper than a look at the jobs.
+
+    SQLite counts what others than a connection have committed; of another database nobody knows, and it is always yes.
+    """
+
+    def __init__(self, url: str) -> None:
+        place = sa.make_url(url)
+        is_file = place.get_backend_name() == "sqlite" and place.database not in (None, "", ":memory:")
+        # Of its own, as it must not write; statements of several threads take turns.
+        self._connection = sqlite3.connect(place.database or "", check_same_thread=False) if is_file else None
+        self._count = -1
+
+    def __call__(self) -> bool:
+        if self._connection is None:
+            return True
+        try:
+            (count,) = self._connection.execute("PRAGMA data_version").fetchone()
+        except sqlite3.Error:  # whoever looks finds out why
+            return True
+        changed, self._count = count != self._count, count
+        return changed
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
 
 
 def _set_up_sqlite(connection: Any, synchronous: str) -> None:

@@ -19,7 +19,8 @@ from .context import Context, Prospect
 from .files import PREVIEW
 from .store import QUEUED, Job
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.03
+_LOOK_SECONDS = 1.0  # between two looks at the jobs, even where nothing seems to have been written
 _QUEUE_SECONDS = 1.0  # between two looks at the queue
 _ALIVE_SECONDS = 15.0  # after which something is sent, so that nobody on the way takes it for dead
 
@@ -32,7 +33,8 @@ class Listening:
         self.context = context
         self._listeners: Counter[str] = Counter()
         self._jobs: dict[str, Job] = {}
-        self._looking, self._looked_at = False, float("-inf")
+        self._looking, self._looked_at, self._newcomers = False, float("-inf"), False
+        self._changes = context.store.changes()
         self._prospects: dict[str, Prospect] = {}
         self._asked_at, self._asking = float("-inf"), threading.Lock()
 
@@ -41,6 +43,7 @@ class Listening:
         """Within the block the job is among those that are looked at."""
         self._listeners[job.id] += 1
         self._jobs.setdefault(job.id, job)
+        self._newcomers = True
         try:
             yield
         finally:
@@ -51,8 +54,8 @@ class Listening:
 
     async def job(self, job_id: str) -> Job | None:
         """A job as it was at most two looks ago; None: it is gone."""
-        if not self._looking and time.monotonic() - self._looked_at >= _POLL_SECONDS:
-            self._looking, ids = True, list(self._listeners)
+        if self._is_worth_a_look():
+            self._looking, self._newcomers, ids = True, False, list(self._listeners)
             try:
                 found = await run_in_threadpool(self.context.store.some, ids)
             finally:
@@ -62,6 +65,13 @@ class Listening:
                 del self._jobs[one]
             self._jobs.update((one, job) for one, job in found.items() if one in self._listeners)
         return self._jobs.get(job_id)
+
+    def _is_worth_a_look(self) -> bool:
+        """Whether nobody is looking and something may have happened: what a look takes is taken from a CPU's model."""
+        since = time.monotonic() - self._looked_at
+        if self._looking or since < _POLL_SECONDS:
+            return False
+        return self._changes() or self._newcomers or since >= _LOOK_SECONDS
 
     def prospects(self, job_id: str) -> dict[str, Prospect]:
         """The places of all jobs that have not ended, a second old at most, and this one among them."""

@@ -20,7 +20,7 @@ from sqlalchemy.exc import OperationalError
 
 from . import deliveries, totals
 from .clocks import Clock, Leases, Presence
-from .database import connect
+from .database import Changes, connect
 
 MAX_KILLS = 3
 QUEUED, IN_PROGRESS, COMPLETED, FAILED = "queued", "in_progress", "completed", "failed"
@@ -154,12 +154,19 @@ class Store:
 
     def __init__(self, url: str, durable: bool = True, clock: Clock = time.monotonic) -> None:
         self._leases, self._presence = Leases(clock), Presence(clock)
-        self._engine = connect(url, durable, _metadata)
-
+        self._url, self._engine = url, connect(url, durable, _metadata)
+        self._handed_out: list[Changes] = []
         self.outbox = deliveries.Outbox(self._engine, _callbacks, _jobs)
 
     def close(self) -> None:
         self._engine.dispose()
+        for changes in self._handed_out:
+            changes.close()
+
+    def changes(self) -> Changes:
+        """Tells one who looks at the jobs again and again whether it is worth it."""
+        self._handed_out.append(Changes(self._url))
+        return self._handed_out[-1]
 
     # Clients of the server.
 

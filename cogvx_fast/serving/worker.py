@@ -34,6 +34,7 @@ USAGE_SECONDS = 3600.0  # for which what a key had of the devices counts
 _RETRY_SECONDS = 10.0  # until a job is tried again for which there was no room
 _FULL_SECONDS = 1.0  # between two tries to tell the store what it has no room for
 _LEARN_SECONDS = 10.0
+_GLANCE_SECONDS = 0.01  # between two questions whether anything was written
 _DEATH_SECONDS = 1.0  # in which this process ends if another of its team has died: then the job has not failed
 
 
@@ -48,6 +49,7 @@ class Worker:
         self.id = settings.worker or new_worker_id()
         self._settings = settings
         self._store = Store(settings.store, durable=False)
+        self._changes = self._store.changes()
         self._files = Files(settings.files)
         self._estimator, self._learned_at = Estimator(), float("-inf")
         self._ending, self._ended = threading.Event(), threading.Event()
@@ -99,7 +101,7 @@ class Worker:
                     self._current = self._next or self._take()
                 self._next = None
                 if self._current is None:
-                    self._ending.wait(self._settings.poll_seconds)
+                    self._rest()
                     continue
                 self._make(maker, *self._current)
                 self._current = None
@@ -110,6 +112,13 @@ class Worker:
                     self._store.gone(self.id)
             finally:
                 self._ended.set()
+
+    def _rest(self) -> None:
+        """Wait for a moment, or until something is written to the store: a job is begun at once."""
+        until = time.monotonic() + self._settings.poll_seconds
+        while not self._ending.wait(min(_GLANCE_SECONDS, self._settings.poll_seconds)):
+            if time.monotonic() >= until or self._changes():
+                return
 
     def _once_there_is_room(self, write: Callable[[], Any]) -> Any:
         """What the store has to be told: again and again while the disk is full, unless this worker is to end."""

@@ -1,4 +1,4 @@
-"""Databases of earlier versions, and several processes that open one at the same moment."""
+"""Databases of earlier versions, several processes that open one at the same moment, and who sees that one writes."""
 
 import threading
 
@@ -81,3 +81,27 @@ def test_several_make_it_at_the_same_moment(url):
     assert len(stores[0].ids()) == len(stores)
     for store in stores:
         store.close()
+
+
+def test_changes_of_others_are_seen_once(url):
+    watching, writing = Store(url), Store(url)
+    changes, others = watching.changes(), watching.changes()
+    assert changes(), "nobody knows what was before"
+    if not url.startswith("sqlite"):
+        assert changes() and changes(), "of another database nobody knows, so that it is looked at"
+        return
+    assert not changes() and not changes()
+    job = Job(new_id(), "", {"prompt": "x"}, "demo")
+    writing.add(job)
+    assert changes() and not changes()
+    watching.take(job.id, "w", 10), writing.get(job.id)
+    assert changes() and not changes(), "its own store's writes, too, and no reading"
+    assert others() and not others(), "each has its own count"
+    watching.close()
+    assert changes(), "one that is closed says that it is worth a look"
+    writing.close()
+
+
+def test_what_cannot_be_asked_is_looked_at():
+    changes = Store("sqlite://").changes()
+    assert changes() and changes()

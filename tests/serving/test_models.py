@@ -5,6 +5,7 @@ from fastapi.testclient import TestClient
 
 from cogvx_fast import demo_checkpoint
 from cogvx_fast.cli.console import UsageError
+from cogvx_fast.serving import orders
 from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
 from cogvx_fast.serving.models import Models, check_names, dealt, default_name
@@ -65,6 +66,13 @@ def test_a_request_names_a_model_or_means_the_first(client, store):
     refused = ask(client, model="sora-2")
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "model")
     assert "must be 'demo' or 'other'" in refused.json()["error"]["message"]
+
+
+def test_what_a_request_is_checked_against_is_made_once(client, monkeypatch):
+    made = []
+    loaded = orders.loaded_models
+    monkeypatch.setattr(orders, "loaded_models", lambda *arguments: made.append(1) or loaded(*arguments))
+    assert [ask(client).status_code for _ in range(3)] == [200] * 3 and len(made) <= 1
 
 
 def test_all_are_listed(client):

@@ -1,7 +1,9 @@
 """Whole servers: processes, HTTP, the unchanged client of OpenAI, and what may happen to them."""
 
 import json
+import os
 import signal
+import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -105,6 +107,21 @@ def test_a_server_that_is_killed_loses_nothing(server, expected):
     assert server.video(video_id) == expected
     assert [video.id for video in server.client.videos.list()] == [waiting, video_id, *done_before]
     assert not [path for path in server.folder.rglob("*partial*")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+def test_what_answers_gives_way_to_what_makes_videos(server):
+    def nice(process):
+        return {os.getpriority(os.PRIO_PROCESS, int(thread)) for thread in os.listdir(f"/proc/{process}/task")}
+
+    server.wait(server.make(num_inference_steps=1, **SMALL))
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert os.getpriority(os.PRIO_PROCESS, server.process.pid) == max(own, 10) and own in nice(server.process.pid)
+    assert nice(server.worker()) == {own}
+    worker = server.worker()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: server.worker() != worker)
+    assert nice(server.worker()) == {own}, "of one that was started later, too"
 
 
 def test_headers_have_a_limit(server):
