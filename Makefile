@@ -94,7 +94,7 @@ soak: $(VENV)/.installed
 # How long people wait, by how many of them come, beside a server written by hand: ten minutes, on a machine that does
 # nothing else.
 bench-serve: $(VENV)/.installed
-	$(BIN)/cogvx-fast bench serve --baseline benchmarks/serving/baseline.py --duration 45
+	$(BIN)/cogvx-fast bench serve --baseline benchmarks/serving/baseline.py --load 0.2,0.5,0.65 --duration 110 --steps 10
 	$(BIN)/cogvx-fast bench report
 
 $(DOCS_VENV)/.installed: pyproject.toml constraints.txt

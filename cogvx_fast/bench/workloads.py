@@ -301,6 +301,17 @@ WORKLOADS: dict[str, Workload] = {
             gate_samples=2,
         ),
         Workload(
+            name="vae-tall",
+            summary="the same, 9 frames of 192x96: what shares out bands has more rows in each",
+            stages=("vae-decode", "vae-encode"),
+            transformer=_SMALLEST,
+            vae={},
+            num_frames=9,
+            height=192,
+            width=96,
+            gate_samples=1,
+        ),
+        Workload(
             name="vae-clip",
             summary="the same, 9 frames of 240x352: the clip of dit-2b",
             stages=("vae-decode", "vae-encode"),

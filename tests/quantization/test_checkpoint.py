@@ -1,6 +1,7 @@
 """Quantized checkpoints: written shard by shard, gone on with, checked before use, loaded without the full weights."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -217,9 +218,14 @@ def test_the_command(source, tmp_path):
 
 
 _LOAD = """
-import sys, torch
+import os, sys, torch
 from pathlib import Path
-from cogvx_fast import FastCogVideoXPipeline
+from cogvx_fast import EngineConfig, FastCogVideoXPipeline
+
+if "RANK" in os.environ:
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    meeting = "file://" + os.environ["MEETING"]
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=size)
 
 def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -229,7 +235,7 @@ small, large = sys.argv[1:]
 FastCogVideoXPipeline.from_pretrained(small)  # what loading imports, it has imported
 Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 before = status("VmRSS")
-pipe = FastCogVideoXPipeline.from_pretrained(large)
+pipe = FastCogVideoXPipeline.from_pretrained(large, engine=EngineConfig("balanced", recipe="int8", parallel="auto"))
 total = sum(p.qdata.max().item() for p in pipe.transformer.parameters() if hasattr(p, "qdata"))  # all pages are read
 print(status("VmHWM") - before, total)
 """
@@ -238,17 +244,29 @@ print(status("VmHWM") - before, total)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_loading_takes_no_more_memory_than_the_quantized_weights(finished, tmp_path):
+    """Alone, and at each of two processes that make clips together."""
     pipe = toy.pipeline()
     pipe.transformer = _large_transformer()
     pipe.save_pretrained(tmp_path / "source")
     quantize_checkpoint(tmp_path / "source", tmp_path / "out", "int8")
     size = sum(file.size for file in read_manifest(tmp_path / "out").files.values())
     assert size > 150e6
-    result = subprocess.run(
-        [sys.executable, "-c", _LOAD, str(finished), str(tmp_path / "out")], capture_output=True, text=True, check=True
-    )
-    peak = int(result.stdout.split()[-2])
-    assert size * 0.8 < peak < 1.15 * size
+    for processes in (1, 2):
+        for peak in _peaks_of_loading(processes, finished, tmp_path / "out", tmp_path / "meeting"):
+            assert size * 0.8 < peak < 1.15 * size, processes
+
+
+def _peaks_of_loading(processes, small, large, meeting):
+    """Bytes that each process has taken at most."""
+    together = {"MEETING": str(meeting), "WORLD_SIZE": str(processes)}
+    running = []
+    for rank in range(processes):
+        environment = {**os.environ, **({**together, "RANK": str(rank)} if processes > 1 else {})}
+        command = [sys.executable, "-c", _LOAD, str(small), str(large)]
+        running.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment))
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0] * processes
+    return [int(words.split()[-2]) for words in said]
 
 
 def _large_transformer():
