@@ -8,6 +8,7 @@ from cogvx_fast import demo_checkpoint
 from cogvx_fast.bench.results import latest, series_of
 from cogvx_fast.bench.serving import Serving
 from cogvx_fast.bench.serving_run import ServingPlan, run
+from cogvx_fast.machine import cpu_dtype
 
 pytestmark = [pytest.mark.slow, pytest.mark.servers]
 
@@ -18,7 +19,7 @@ SMALL = {"width": 64, "height": 64, "num_frames": 9, "num_inference_steps": 2, "
 def test_both_servers_make_the_same_videos_and_are_asked_in_turns():
     plan = ServingPlan(
         demo_checkpoint(),
-        "bfloat16",
+        cpu_dtype(),
         "cpu",
         "made up",
         SMALL,
