@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import re
@@ -120,6 +121,11 @@ class Served:
     @property
     def tier(self) -> str:
         return self.engine.tier or "balanced"
+
+    def warm_up(self) -> None:
+        """Check a request, so that the first one is answered as quickly as the tenth."""
+        with contextlib.suppress(UsageError):  # of a machine that has no room for the usual size
+            self._order({"prompt": "warm", "picture": True} if self.takes_picture else {"prompt": "warm"})
 
     def order(self, asked: Mapping[str, Any]) -> Order:
         """The order of a request that means this model.

@@ -132,6 +132,8 @@ def sweep(context: Context) -> None:
 
 
 def _say_ready(context: Context, ready: Callable[[], None]) -> None:
+    for model in context.models:
+        model.warm_up()
     while not context.closing.wait(0.1):
         with contextlib.suppress(Exception):  # asked again
             if context.is_ready():
