@@ -16,6 +16,7 @@ from .ending import AnswersAtTheEnd
 from .errors import ApiError
 from .events import Listening, events
 from .files import PREVIEW, REFERENCE, VIDEO
+from .jobs import COMPLETED, Job, new_id
 from .limits import BodyLimits
 from .metrics import metrics
 from .orders import Order, Served
@@ -24,7 +25,6 @@ from .references import BadReferenceError
 from .requests_log import RequestsLog
 from .retention import remove
 from .schemas import Create, Deleted, Model, ModelList, Remix, Upload, Video, VideoList
-from .store import COMPLETED, Job, new_id
 
 _POLL_MS = "500"  # what OpenAI's client waits between two looks at a job
 _FORMS = {

@@ -9,7 +9,7 @@ from fastapi.responses import StreamingResponse
 
 from .context import Context
 from .errors import ApiError
-from .store import COMPLETED, FAILED, Job
+from .jobs import COMPLETED, FAILED, Job
 from .variants import VARIANTS, size_of
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")

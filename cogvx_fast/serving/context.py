@@ -13,13 +13,14 @@ from .clocks import Waits
 from .errors import ApiError
 from .estimate import REMEMBERED, Estimator
 from .files import Files
+from .jobs import QUEUED, Job
 from .keys import Keys
 from .models import Models
 from .orders import Order
 from .scheduler import Candidate, in_order
 from .schemas import Video
 from .settings import Settings
-from .store import QUEUED, Job, Store
+from .store import Store
 from .worker import USAGE_SECONDS
 
 _LEARN_SECONDS = 10.0

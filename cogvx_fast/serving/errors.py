@@ -13,9 +13,9 @@ from starlette.requests import ClientDisconnect
 
 from cogvx_fast.cli.console import UsageError
 
+from .jobs import StorageFullError
 from .logs import logger
 from .references import BadReferenceError
-from .store import StorageFullError
 
 _INVALID, _SERVER = "invalid_request_error", "server_error"
 _CODES = {404: "not_found", 405: "method_not_allowed", 413: "too_large", 415: "unsupported_media_type"}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .store import Job
+from .jobs import Job
 
 REMEMBERED = 200  # jobs
 _UNKNOWN_STEP, _UNKNOWN_REST = 1.0, 1.0  # seconds, before a worker is warm

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 
 from .context import Context, Prospect
 from .files import PREVIEW
-from .store import QUEUED, Job
+from .jobs import QUEUED, Job
 
 _POLL_SECONDS = 0.03
 _LOOK_SECONDS = 1.0  # between two looks at the jobs, even where nothing seems to have been written

@@ -16,7 +16,7 @@ import fsspec.core
 
 from cogvx_fast.temporary import discard, is_temporary, sweep, temporary_beside
 
-from .store import StorageFullError
+from .jobs import StorageFullError
 
 VIDEO, PARKED, PREVIEW, REFERENCE = "video.mp4", "parked.safetensors", "preview.webp", "reference"
 _PIECE = 2**20  # bytes

@@ -21,10 +21,10 @@ from cogvx_fast.family import decoded_frames, latent_frames
 from cogvx_fast.resume import Parked, ResumableGeneration, Step
 
 from .files import Files
+from .jobs import Job
 from .orders import Order, Served
 from .progress import Progress
 from .settings import Settings
-from .store import Job
 from .team import Team
 
 

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .context import Context
-from .store import CANCELLED, COMPLETED, FAILED
+from .jobs import CANCELLED, COMPLETED, FAILED
 
 _STAGE = "seconds_"
 

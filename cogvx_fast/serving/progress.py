@@ -17,10 +17,10 @@ from cogvx_fast.video import write_video
 
 from . import references
 from .files import PARKED, PREVIEW, REFERENCE, VIDEO, Files
+from .jobs import Job, StorageFullError
 from .logs import logger
 from .orders import Order
 from .settings import Settings
-from .store import Job, StorageFullError
 
 _PREVIEW_SIDE = 128  # pixels, of the shorter side at least
 _PREVIEW_PART = 0.01  # of the time that may go into previews

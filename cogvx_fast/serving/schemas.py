@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from .jobs import COMPLETED, Job
 from .keys import PRIORITIES
 from .orders import Order
-from .store import COMPLETED, Job
 
 MAX_CLIPS = 16
 _LARGE = 2**63 - 1

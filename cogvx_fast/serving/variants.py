@@ -15,7 +15,8 @@ from cogvx_fast.video import write_video
 
 from . import references
 from .files import VIDEO, Files
-from .store import Job, Store
+from .jobs import Job
+from .store import Store
 
 _THUMBNAIL = 512  # pixels, of the longer side at most
 _SHEET_CELLS, _SHEET_COLUMNS, _SHEET_SIDE = 12, 4, 256

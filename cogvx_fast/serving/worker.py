@@ -22,12 +22,13 @@ from typing import Any
 from .clocks import Waits
 from .estimate import REMEMBERED, Estimator
 from .files import PARKED, PREVIEW, REFERENCE, Files
+from .jobs import CANCELLED, Job, Signal, StorageFullError
 from .logs import logger, set_up
 from .making import Maker
 from .progress import CancelledError, Lost, ParkedError
 from .scheduler import Candidate, in_order, preempts
 from .settings import Settings
-from .store import CANCELLED, Job, Signal, StorageFullError, Store
+from .store import Store
 from .team import Team
 
 USAGE_SECONDS = 3600.0  # for which what a key had of the devices counts

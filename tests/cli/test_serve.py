@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cogvx_fast.serving.store import Job, Store, new_id
+from cogvx_fast.serving.jobs import Job, new_id
+from cogvx_fast.serving.store import Store
 
 from .conftest import assert_usage_error
 

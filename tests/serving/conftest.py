@@ -11,11 +11,12 @@ from cogvx_fast import demo_checkpoint
 from cogvx_fast.serving.api import build
 from cogvx_fast.serving.context import Context, Limits
 from cogvx_fast.serving.files import VIDEO, Files
+from cogvx_fast.serving.jobs import Job, new_id
 from cogvx_fast.serving.making import Maker
 from cogvx_fast.serving.models import Models
 from cogvx_fast.serving.orders import Order, Served
 from cogvx_fast.serving.settings import Settings
-from cogvx_fast.serving.store import Job, Store, new_id
+from cogvx_fast.serving.store import Store
 from cogvx_fast.serving.worker import Worker
 from cogvx_fast.video import write_video
 from tests.serving import postgres

@@ -7,8 +7,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from cogvx_fast.serving.api import build
+from cogvx_fast.serving.jobs import StorageFullError
 from cogvx_fast.serving.keys import Keys, add_key
-from cogvx_fast.serving.store import StorageFullError
 from tests.serving.asking import ask, assert_error
 
 

@@ -5,7 +5,8 @@ import threading
 import pytest
 
 from cogvx_fast.serving import store as module
-from cogvx_fast.serving.store import Job, Store, new_id
+from cogvx_fast.serving.jobs import Job, new_id
+from cogvx_fast.serving.store import Store
 
 
 def in_threads(opening, count=6):

@@ -1,7 +1,7 @@
 import pytest
 
 from cogvx_fast.serving.estimate import Estimator
-from cogvx_fast.serving.store import Job
+from cogvx_fast.serving.jobs import Job
 
 
 def request(width=64, height=64, num_frames=17, guidance_scale=6.0):

@@ -6,8 +6,9 @@ import uuid
 import pytest
 
 from cogvx_fast.serving.files import Files
+from cogvx_fast.serving.jobs import Job, StorageFullError
 from cogvx_fast.serving.retention import Retention, remove
-from cogvx_fast.serving.store import Job, StorageFullError, Store
+from cogvx_fast.serving.store import Store
 
 
 @pytest.fixture(params=["folder", "memory"])

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from cogvx_fast.serving import store as module
-from cogvx_fast.serving.store import Job, Signal, StorageFullError, Store, new_id
+from cogvx_fast.serving.jobs import Job, Signal, StorageFullError, new_id
+from cogvx_fast.serving.store import Store
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from cogvx_fast.resume import Parked
 from cogvx_fast.serving import making, progress, references
 from cogvx_fast.serving import worker as worker_module
 from cogvx_fast.serving.files import PARKED, PREVIEW, REFERENCE, VIDEO
+from cogvx_fast.serving.jobs import StorageFullError
 from cogvx_fast.serving.making import TextCache
-from cogvx_fast.serving.store import StorageFullError, Store
+from cogvx_fast.serving.store import Store
 from cogvx_fast.serving.worker import Worker
 from cogvx_fast.video import write_video
 from tests.serving.conftest import ORDER, SMALL
