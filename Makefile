@@ -91,8 +91,8 @@ soak: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(JOBS) --keep out/soak --write docs/serving.md
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.soak --jobs $(JOBS) --in-peace --keep out/soak-in-peace --write docs/serving.md
 
-# How long people wait, by how many of them come, beside a server written by hand: ten minutes, on a machine that does
-# nothing else.
+# How long people wait, by how many of them come, beside a server written by hand: fifteen minutes, on a machine that
+# does nothing else.
 bench-serve: $(VENV)/.installed
 	$(BIN)/cogvx-fast bench serve --baseline benchmarks/serving/baseline.py --load 0.2,0.5,0.65 --duration 110 --steps 10
 	$(BIN)/cogvx-fast bench report

@@ -41,29 +41,31 @@ def connect(url: str, durable: bool, tables: sa.MetaData) -> sa.Engine:
 class Changes:
     """Whether anything was written to a database since it was last asked: much cheaper than a look at the jobs.
 
-    SQLite counts what others than a connection have committed; of another database nobody knows, and it is always yes.
+    SQLite counts what others than a connection have committed; of another database nobody knows.
     """
 
-    def __init__(self, url: str) -> None:
-        place = sa.make_url(url)
-        is_file = place.get_backend_name() == "sqlite" and place.database not in (None, "", ":memory:")
-        # Of its own, as it must not write; statements of several threads take turns.
-        self._connection = sqlite3.connect(place.database or "", check_same_thread=False) if is_file else None
+    def __init__(self, engine: sa.Engine) -> None:
+        self._connection: Any = None
+        if engine.dialect.name == "sqlite" and engine.url.database not in (None, "", ":memory:"):
+            self._connection = engine.raw_connection()
+            self._connection.detach()  # from the pool: on it nothing is ever written
         self._count = -1
 
-    def __call__(self) -> bool:
+    def __call__(self) -> bool | None:
+        """None: nobody knows."""
         if self._connection is None:
-            return True
+            return None
         try:
-            (count,) = self._connection.execute("PRAGMA data_version").fetchone()
+            (count,) = self._connection.dbapi_connection.execute("PRAGMA data_version").fetchone()
         except sqlite3.Error:  # whoever looks finds out why
             return True
         changed, self._count = count != self._count, count
-        return changed
+        return bool(changed)
 
     def close(self) -> None:
         if self._connection is not None:
             self._connection.close()
+            self._connection = None
 
 
 def _set_up_sqlite(connection: Any, synchronous: str) -> None:

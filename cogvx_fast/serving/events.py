@@ -20,7 +20,8 @@ from .files import PREVIEW
 from .jobs import QUEUED, Job
 
 _POLL_SECONDS = 0.03
-_LOOK_SECONDS = 1.0  # between two looks at the jobs, even where nothing seems to have been written
+_BLIND_SECONDS = 0.05  # between two looks at the jobs, where nobody knows whether anything was written
+_LOOK_SECONDS = 1.0  # the same, even where nothing was
 _QUEUE_SECONDS = 1.0  # between two looks at the queue
 _ALIVE_SECONDS = 15.0  # after which something is sent, so that nobody on the way takes it for dead
 
@@ -71,7 +72,8 @@ class Listening:
         since = time.monotonic() - self._looked_at
         if self._looking or since < _POLL_SECONDS:
             return False
-        return self._changes() or self._newcomers or since >= _LOOK_SECONDS
+        changed = self._changes()
+        return bool(changed) or self._newcomers or since >= (_BLIND_SECONDS if changed is None else _LOOK_SECONDS)
 
     def prospects(self, job_id: str) -> dict[str, Prospect]:
         """The places of all jobs that have not ended, a second old at most, and this one among them."""

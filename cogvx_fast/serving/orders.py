@@ -9,7 +9,7 @@ import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogvx_fast.cli import loading, validate
 from cogvx_fast.cli.checkpoint import ARGUMENT, Checkpoint, read_checkpoint
@@ -17,6 +17,9 @@ from cogvx_fast.cli.console import UsageError
 from cogvx_fast.cli.prediction import fitted, loaded_models, request_of, room_error
 from cogvx_fast.config import EngineConfig
 from cogvx_fast.video import max_fps
+
+if TYPE_CHECKING:
+    from cogvx_fast.memory import Models
 
 # The command line's names of what requests call otherwise.
 _NAMES = {
@@ -109,7 +112,7 @@ class Served:
         return cls(name, checkpoint, config, precision, place)
 
     @functools.cached_property
-    def _loaded(self) -> Any:
+    def _loaded(self) -> tuple[Models, EngineConfig]:
         """Made once: a tenth of a second, in which a request would wait and a CPU would not denoise."""
         return loaded_models(self.checkpoint, self.engine)
 

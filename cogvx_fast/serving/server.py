@@ -132,8 +132,11 @@ def sweep(context: Context) -> None:
 
 
 def _say_ready(context: Context, ready: Callable[[], None]) -> None:
-    for model in context.models:
-        model.warm_up()
+    try:
+        for model in context.models:
+            model.warm_up()
+    except Exception:  # so does the first request, and says it to who asks
+        logger.exception("no request can be checked")
     while not context.closing.wait(0.1):
         with contextlib.suppress(Exception):  # asked again
             if context.is_ready():

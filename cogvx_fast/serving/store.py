@@ -84,7 +84,7 @@ class Store:
 
     def __init__(self, url: str, durable: bool = True, clock: Clock = time.monotonic) -> None:
         self._leases, self._presence = Leases(clock), Presence(clock)
-        self._url, self._engine = url, connect(url, durable, _metadata)
+        self._engine = connect(url, durable, _metadata)
         self._handed_out: list[Changes] = []
         self.outbox = deliveries.Outbox(self._engine, _callbacks, _jobs)
 
@@ -95,7 +95,7 @@ class Store:
 
     def changes(self) -> Changes:
         """Tells one who looks at the jobs again and again whether it is worth it."""
-        self._handed_out.append(Changes(self._url))
+        self._handed_out.append(Changes(self._engine))
         return self._handed_out[-1]
 
     # Clients of the server.

@@ -115,7 +115,7 @@ class Worker:
                 self._ended.set()
 
     def _rest(self) -> None:
-        """Wait for a moment, or until something is written to the store: a job is begun at once."""
+        """Wait for a moment, or until something is written to the store, if it says so: a job is begun at once."""
         until = time.monotonic() + self._settings.poll_seconds
         while not self._ending.wait(min(_GLANCE_SECONDS, self._settings.poll_seconds)):
             if time.monotonic() >= until or self._changes():

@@ -87,22 +87,32 @@ def test_several_make_it_at_the_same_moment(url):
 def test_changes_of_others_are_seen_once(url):
     watching, writing = Store(url), Store(url)
     changes, others = watching.changes(), watching.changes()
-    assert changes(), "nobody knows what was before"
     if not url.startswith("sqlite"):
-        assert changes() and changes(), "of another database nobody knows, so that it is looked at"
+        assert changes() is None and changes() is None
         return
-    assert not changes() and not changes()
+    assert changes() is True, "nobody knows what was before"
+    assert changes() is False and changes() is False
     job = Job(new_id(), "", {"prompt": "x"}, "demo")
     writing.add(job)
-    assert changes() and not changes()
+    assert changes() and changes() is False
     watching.take(job.id, "w", 10), writing.get(job.id)
-    assert changes() and not changes(), "its own store's writes, too, and no reading"
-    assert others() and not others(), "each has its own count"
+    assert changes() and changes() is False, "its own store's writes, too, and no reading"
+    assert others() and others() is False, "each has its own count"
     watching.close()
-    assert changes(), "one that is closed says that it is worth a look"
+    assert changes() is None, "one that is closed does not know"
     writing.close()
 
 
-def test_what_cannot_be_asked_is_looked_at():
-    changes = Store("sqlite://").changes()
-    assert changes() and changes()
+def test_nobody_knows_of_a_database_in_memory():
+    store = Store("sqlite://")
+    assert store.changes()() is None
+    store.close()
+
+
+def test_a_place_that_is_said_as_a_uri_is_the_same_file(tmp_path):
+    store = Store(f"sqlite:///file:{tmp_path / 'jobs.sqlite'}?uri=true")
+    changes = store.changes()
+    assert changes() and changes() is False
+    store.add(Job(new_id(), "", {"prompt": "x"}, "demo"))
+    assert changes() and sorted(path.name for path in tmp_path.iterdir())[0] == "jobs.sqlite"
+    store.close()
