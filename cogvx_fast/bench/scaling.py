@@ -74,7 +74,9 @@ class Scaling(Series):
             command = [sys.executable, *words, "-m", "cogvx_fast.bench.scaling_ranks", json.dumps(order)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
-                lines = [line for line in done.stderr.splitlines() if "Error" in line] or ["it said nothing"]
+                # torch puts its rank before what ends a process; what is said while it ends comes without one.
+                said = [line for line in done.stderr.splitlines() if "Error" in line]
+                lines = [*(line for line in said if line.startswith("[rank")), *said, "it said nothing"]
                 raise RuntimeError(f"the processes failed: {lines[0].strip()}")
             for line in out.read_text().splitlines():
                 fields = json.loads(line)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dataclasses
 import datetime
 import json
 import os
@@ -24,7 +25,7 @@ from ..config import EngineConfig
 from ..parallel.degrees import ParallelConfig, choose
 from ..parallel.traffic import step_traffic
 from ..pipelines import accelerate
-from .accuracy import judge, reference_dtype, relative_error
+from .accuracy import Verdict, judge, reference_dtype, relative_error
 from .engine import as_plain, report_lines
 from .measurement import Summary
 from .reference import STAGES, Pipeline, build_pipeline, shapes, widened
@@ -84,13 +85,21 @@ class _Ranks:
     def _of_stage(self, stage: str, splits: list[ParallelConfig]) -> Iterator[dict[str, Any]]:
         configs = {ALONE: EngineConfig()} | {_name(split, stage): EngineConfig(parallel=split) for split in splits}
         pipes = {name: accelerate(self.pipe, engine=config) for name, config in configs.items()}
+        workloads = dict.fromkeys(configs, self.workload)
         calls = {}
         for name, pipe in pipes.items():
             if name == ALONE and not self.is_first:
                 continue
             self._set_threads(name)
-            calls[name] = self._in_session(pipe, stage)
+            calls[name] = self._in_session(pipe, stage, self.workload)
         verdicts = self._judged(stage, calls)
+        part = self._part() if stage == "vae-decode" else None
+        if part is not None:
+            apart = f"{self.size} parts apart"
+            configs[apart], pipes[apart], workloads[apart] = configs[ALONE], pipes[ALONE], part
+            self._set_threads(apart)
+            calls[apart] = self._in_session(pipes[apart], stage, part)
+            verdicts[apart] = Verdict("none", "not judged: parts of the rows that know nothing of each other")
         times: dict[str, list[float]] = {name: [] for name in configs}
         for number in range(self.order["warmup"] + self.order["runs"]):
             for name in configs:
@@ -99,17 +108,24 @@ class _Ranks:
                     times[name].append(elapsed)
         if self.is_first:
             for name, config in configs.items():
-                yield self._row(stage, name, config, pipes[name], verdicts[name], times[name])
+                found = shapes(workloads[name], pipes[name])
+                yield self._row(stage, name, config, pipes[name], found, verdicts[name], times[name])
+
+    def _part(self) -> Workload | None:
+        """The clip of a process that has its part of the rows and no neighbours; None where they cannot be dealt."""
+        rows, rest = divmod(self.workload.height, self.size)
+        pixels = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)  # of a row of latents
+        return None if rest or rows % pixels else dataclasses.replace(self.workload, height=rows)
 
     def _set_threads(self, name: str) -> None:
         torch.set_num_threads(self.order["threads"] if name == ALONE else self.threads_each)
 
-    def _in_session(self, pipe: Pipeline, stage: str) -> Callable[[int], torch.Tensor]:
+    def _in_session(self, pipe: Pipeline, stage: str, workload: Workload) -> Callable[[int], torch.Tensor]:
         """The stage's call, where it is a part of the loop inside of a session, which stays open."""
         context, stack = contextvars.copy_context(), contextlib.ExitStack()
         if STAGES[stage].in_loop:
             context.run(stack.enter_context, pipe.engine_session(watched=False))
-        call = context.run(STAGES[stage].make, pipe, self.workload, self.dtype)
+        call = context.run(STAGES[stage].make, pipe, workload, self.dtype)
         return lambda number: context.run(call, number)
 
     def _judged(self, stage: str, calls: dict[str, Callable[[int], torch.Tensor]]) -> dict[str, Any]:
@@ -150,10 +166,16 @@ class _Ranks:
         devices.synchronize(self.device)
 
     def _row(
-        self, stage: str, name: str, config: EngineConfig, pipe: Pipeline, verdict: Any, times: list[float]
+        self,
+        stage: str,
+        name: str,
+        config: EngineConfig,
+        pipe: Pipeline,
+        found: dict[str, Any],
+        verdict: Verdict,
+        times: list[float],
     ) -> dict[str, Any]:
-        summary = Summary.of(times)
-        alone, green = name == ALONE, verdict.gate == "green"
+        summary, alone = Summary.of(times), name == ALONE
         on_cpu = self.device.type == "cpu"
         extras: dict[str, Any] = {
             "processes": 1 if alone else self.size,
@@ -165,7 +187,7 @@ class _Ranks:
         return {
             "stage": stage,
             "measures": f"{STAGES[stage].measures}; from when all processes are ready until all are done",
-            "shapes": shapes(self.workload, self.pipe),
+            "shapes": found,
             "contender": name,
             "engine": as_plain(config),
             "engine_report": report_lines(pipe),
@@ -176,7 +198,7 @@ class _Ranks:
             "own_error": verdict.own_error,
             "budget": verdict.budget,
             "n": len(times),
-            **(speeds if green else {}),
+            **({} if verdict.gate == "red" else speeds),
             "extras": extras,
         }
 

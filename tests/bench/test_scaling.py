@@ -40,6 +40,18 @@ def test_the_table_and_the_plot(rows, tmp_path):
 
 
 @pytest.mark.slow
+def test_decoding_is_beside_parts_that_know_nothing_of_each_other():
+    toy = WORKLOADS["vae-full"].rehearsal()
+    plan = Plan(toy, "float32", "cpu", "cogvx-fast bench scaling", None, 5, warmup=0)
+    whole, bands, parts = Scaling.measure(plan, 2)
+    assert [row.contender for row in (whole, bands, parts)] == [ALONE, "2 bands", "2 parts apart"]
+    assert (bands.gate, parts.gate, parts.error) == ("green", "none", None) and parts.p50_seconds > 0
+    assert (bands.shapes["height"], parts.shapes["height"]) == (toy.height, toy.height // 2)
+    assert (parts.extras["processes"], parts.extras["threads_each"]) == (2, bands.extras["threads_each"])
+    assert "| 2 parts apart | 2 |" in Scaling([whole, bands, parts]).table([])
+
+
+@pytest.mark.slow
 def test_a_row_without_times_or_processes_is_none(rows):
     with pytest.raises(RowError, match="has times"):
         Scaling.check(dataclasses.replace(rows[0], p20_seconds=None, p50_seconds=None, p80_seconds=None))
