@@ -20,8 +20,8 @@ from diffusers import DiffusionPipeline
 from . import devices, lowering, preview, threads
 from .callbacks import CALLBACK, with_callback
 from .checkpoint.kinds import why_not
-from .config import CompileMode, EngineConfig, shown
-from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, decoded_frames, latent_frames
+from .config import CompileMode, EngineConfig
+from .family import FRAMES_PER_LATENT, PIXELS_PER_LATENT, latent_frames
 from .hooks import moves_weights, unwrapped
 from .memory import Models, Request, is_guided
 from .parallel import agreement
@@ -35,7 +35,7 @@ from .transformer.attention import default_of_diffusers
 from .turbo import Source, StepSchedule, StepSkipping
 from .turbo.skipping import watched_callback
 from .vae import FastAutoencoderKLCogVideoX, choose_vae
-from .vae.checks import check_frames, check_layout
+from .vae.checks import check_frames, check_latents, check_num_frames
 
 # Locks of objects that keep the state of a call on themselves: not lying there, as those may be copied.
 _LOCKS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()
@@ -169,7 +169,7 @@ class GenerationMixin(_Behind):
             return agreement.made_by_first(encode, session.plan.device)
 
     def _fast_decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        _check_latents(latents, unwrapped(self.vae))
+        check_latents(latents, unwrapped(self.vae))
         with self._decoding(latents), self._stage("decode"):
             frames = super().decode_latents(latents)
         check_frames(frames)
@@ -192,7 +192,7 @@ class GenerationMixin(_Behind):
         Raises:
             TypeError, ValueError: for latents that do not fit, and for a pipeline without an autoencoder.
         """
-        _check_latents(latents, unwrapped(self.vae))
+        check_latents(latents, unwrapped(self.vae))
         with lock_of(self):
             return preview.fitted(self).frames(latents)
 
@@ -216,9 +216,9 @@ class GenerationMixin(_Behind):
                 of frames that they do not hold; from the iterator, for pixels that became NaN or infinite.
         """
         vae = unwrapped(self.vae)
-        _check_latents(latents, vae)
+        check_latents(latents, vae)
         if num_frames is not None:
-            _check_num_frames(num_frames, latents.shape[1])
+            check_num_frames(num_frames, latents.shape[1])
             latents = latents[:, latents.shape[1] - latent_frames(num_frames) :]
         if not isinstance(vae, FastAutoencoderKLCogVideoX):
             return self._decoded_at_once(latents)
@@ -400,27 +400,3 @@ def _pieces(pieces: Iterator[torch.Tensor], most: int | None) -> Iterator[torch.
             return
         check_frames(frames)
         yield frames
-
-
-def _check_latents(latents: torch.Tensor, vae: Any) -> None:
-    if vae is None:
-        raise ValueError("this pipeline has no autoencoder to decode latents with: its vae is None")
-    if not isinstance(latents, torch.Tensor):
-        raise TypeError(f"latents={shown(latents)} must be a tensor, got {type(latents).__name__}")
-    check_layout("latents", latents, vae.config.latent_channels, axis=2)
-
-
-def _check_num_frames(num_frames: int, held: int) -> None:
-    """Raise unless the autoencoder makes `num_frames` of the last of `held` latent frames."""
-    if not isinstance(num_frames, int) or isinstance(num_frames, bool):
-        raise TypeError(f"num_frames={shown(num_frames)} must be a whole number or None")
-    most = decoded_frames(held)
-    if 1 <= num_frames <= most and num_frames == decoded_frames(latent_frames(num_frames)):
-        return
-    possible = list(map(decoded_frames, range(1, held + 1)))
-    below, above = (list(filter(side, possible)) for side in (num_frames.__gt__, num_frames.__lt__))
-    nearest = [*below[-1:], *above[:1]]
-    raise ValueError(
-        f"num_frames={shown(num_frames)} must be 8N + 1 or 8N, at most {most}, which is what these latents hold;"
-        f" nearest: {' or '.join(map(str, nearest))}"
-    )

@@ -1,11 +1,9 @@
-"""Pictures of latents: the map to colours, and the clean latents that a step of each pipeline predicts."""
+"""Pictures of a generation's steps: the clean latents that a step of each pipeline predicts, and who sees them."""
 
-import functools
 import gc
 import inspect
 import math
 import weakref
-from types import SimpleNamespace
 
 import accelerate as hf_accelerate
 import pytest
@@ -13,52 +11,12 @@ import torch
 from diffusers import FasterCacheConfig
 from diffusers.callbacks import PipelineCallback
 
-from cogvx_fast import FastCogVideoXPipeline, accelerate, demo_checkpoint, preview, session
+from cogvx_fast import FastCogVideoXPipeline, accelerate, session
 from cogvx_fast.preview import LatentPreview
 from tests import toy
-from tests.dropin.generations import assert_same, frames, latents, picture
+from tests.dropin.generations import assert_same, frames, latents
 from tests.dropin.test_offloading import is_away, model_poison  # noqa: F401 - a fixture
-
-CLIP = [picture()] * toy.NUM_FRAMES
-# What a call of each pipeline takes besides.
-EXTRA = {
-    "2b": {},
-    "5b-i2v": {"image": picture()},
-    "1.5-5b": {},
-    "1.5-5b-i2v": {"image": picture()},
-    "fun": {"control_video": CLIP},
-    "video": {"video": CLIP, "strength": 0.7},
-}
-
-
-@functools.cache
-def autoencoder():
-    """The toys' own, ours by now: most tests share it, as to fit takes a second."""
-    return accelerate(toy.pipeline()).vae
-
-
-def made(variant="2b", vae=None, **options):
-    """A fast pipeline, with the autoencoder that tests share or, with `vae="new"`, one of its own."""
-    cls = {"cls": "CogVideoXVideoToVideoPipeline"} if variant == "video" else {}
-    pipe = accelerate(toy.pipeline("2b" if variant == "video" else variant, **cls, **options))
-    if vae is None:
-        pipe.vae = autoencoder()
-    return pipe
-
-
-def generate(pipe, variant="2b", callback=None, **overrides):
-    """The final latents of a short generation with previews, and the pictures of its steps."""
-    pictures = []
-
-    def each(pipe, step, timestep, tensors):
-        pictures.append(tensors["preview"])
-        return tensors if callback is None else callback(pipe, step, timestep, tensors)
-
-    options = {"output_type": "latent", "callback_on_step_end": each, "preview": True, **EXTRA[variant], **overrides}
-    inputs = toy.inputs(**options)
-    if variant in ("fun", "video"):
-        inputs.pop("num_frames")
-    return pipe(**inputs).frames, pictures
+from tests.previews import EXTRA, fits, generate, made  # noqa: F401 - a fixture
 
 
 @pytest.fixture
@@ -90,176 +48,6 @@ def steps(monkeypatch):
         return found
 
     return listen
-
-
-# The map.
-
-
-@pytest.fixture(scope="module")
-def demo():
-    pipe = FastCogVideoXPipeline.from_pretrained(demo_checkpoint(), dtype=torch.float32)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def colours(pixels, of):
-    """Mean colours in 0 to 1, `(batch, latent frames, height, width, 3)`, of decoded pixels `(batch, 3, ...)`."""
-    pixels = pixels.float().clamp(-1, 1).add(1).div(2)
-    blocks = pixels.unflatten(4, (-1, 8)).unflatten(3, (-1, 8)).mean((4, 6))
-    first, rest = blocks[:, :, :1], blocks[:, :, 1:].unflatten(2, (-1, 4)).mean(3)
-    means = torch.cat([first, rest], dim=2).permute(0, 2, 3, 4, 1)
-    assert means.shape[:2] == of.shape[:2]
-    return means
-
-
-def psnr(output, expected):
-    return -10 * math.log10((output - expected).square().mean().item())
-
-
-@pytest.mark.parametrize("prompt", ["a red circle moves right", "a big yellow star on black", "a blue square"])
-def test_the_last_steps_picture_is_the_videos(demo, prompt):
-    """18.8 dB and more was found on 15 generations; the best picture of one colour had 12 to 16.2 on 9 of them."""
-    pictures = []
-    final = demo(
-        prompt,
-        generator=torch.Generator().manual_seed(0),
-        num_inference_steps=20,
-        output_type="latent",
-        callback_on_step_end=lambda pipe, step, timestep, tensors: pictures.append(tensors["preview"]) or {},
-        preview=True,
-    ).frames
-    assert [shown.shape for shown in pictures] == [(1, 5, 8, 8, 3)] * 20
-    with torch.no_grad():
-        video = colours(demo.decode_latents(final), final)
-    last = psnr(pictures[-1] / 255, video)
-    assert last > 17
-    assert last > psnr(video.mean((0, 1, 2, 3)).expand(video.shape), video) + 3
-    assert last > psnr(pictures[0] / 255, video)
-    assert abs(psnr(demo.preview(final) / 255, video) - last) < 0.5, "the last step's prediction is the result"
-
-
-def test_the_map_of_the_demo(demo):
-    """In its own dtype and in fp32 22.2 dB were found on the clips that it is not fitted on."""
-    half = type(demo.vae).from_pretrained(demo_checkpoint(), subfolder="vae", torch_dtype=torch.bfloat16)
-    found = LatentPreview.fit(half).decibels, LatentPreview.fit(demo.vae).decibels
-    assert min(found) > 21 and abs(found[0] - found[1]) < 0.3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_map_of_another_dtype_is_the_same_but_for_rounding(dtype, monkeypatch):
-    monkeypatch.setattr(preview, "_FITTED", 2)  # float16 takes a CPU long
-    exact, fitted = LatentPreview.fit(toy.vae()), LatentPreview.fit(toy.vae().to(dtype))
-    assert fitted.weight.dtype == fitted.bias.dtype == torch.float32
-    final = torch.randn(1, 3, 16, 4, 4, generator=torch.Generator().manual_seed(0))
-    shown, expected = (each.frames(final).float() for each in (fitted, exact))
-    assert (shown - expected).abs().mean() < 3 < expected.std()
-    assert fitted.frames(final.to(dtype)).shape == (1, 3, 4, 4, 3)
-
-
-class Affine:
-    """An autoencoder of which the best map is known: latents are mean colours, the decoder mixes their channels."""
-
-    device, dtype = torch.device("cpu"), torch.float32
-
-    def __init__(self, scaling_factor):
-        self.config = SimpleNamespace(scaling_factor=scaling_factor)
-        self.mix = torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.8, 0.1], [0.3, 0.0, 0.9], [0.0, 0.0, 0.0]])
-
-    def encode(self, pixels):
-        means = colours(pixels, torch.empty(1, 3)).permute(0, 4, 1, 2, 3)
-        coded = torch.cat([means, torch.zeros_like(means[:, :1])], dim=1)  # a channel that is not used
-        return SimpleNamespace(latent_dist=SimpleNamespace(mode=lambda: coded))
-
-    def decode(self, coded):
-        pixels = torch.einsum("bcthw,cd->bdthw", coded, self.mix) - 0.25
-        pixels = torch.cat([pixels[:, :, :1], pixels[:, :, 1:].repeat_interleave(4, 2)], dim=2)
-        return SimpleNamespace(sample=pixels.repeat_interleave(8, 3).repeat_interleave(8, 4))
-
-
-@pytest.mark.parametrize("scaling_factor", [1.0, 0.7])
-def test_a_map_that_is_known_is_found(scaling_factor):
-    vae = Affine(scaling_factor)
-    fitted = LatentPreview.fit(vae)
-    torch.testing.assert_close(fitted.weight, vae.mix / scaling_factor, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(fitted.bias, torch.full((3,), -0.25), rtol=1e-4, atol=1e-4)
-    assert fitted.decibels > 80
-
-
-def test_fitting_changes_nothing():
-    vae = toy.vae()
-    vae.enable_slicing()
-    vae.enable_tiling()
-    vae.train()
-    before = {name: value for name, value in vars(vae).items() if not name.startswith("_")}
-    weights = {name: value.clone() for name, value in vae.state_dict().items()}
-    random = torch.get_rng_state()
-    first = LatentPreview.fit(vae)
-    assert {name: value for name, value in vars(vae).items() if not name.startswith("_")} == before
-    assert all(torch.equal(value, weights[name]) for name, value in vae.state_dict().items())
-    assert torch.equal(torch.get_rng_state(), random)
-    assert not any(parameter.grad_fn or parameter.grad is not None for parameter in vae.parameters())
-    assert torch.equal(LatentPreview.fit(vae).weight, first.weight), "the same each time"
-
-
-def test_an_autoencoder_that_is_not_finite_is_refused():
-    vae = toy.vae()
-    vae.decoder.conv_out.conv.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match="not finite"):
-        LatentPreview.fit(vae)
-
-
-def test_colours_are_rounded_and_cut_off():
-    shown = LatentPreview(torch.eye(3), torch.zeros(3), 0.0).frames(
-        torch.tensor([-3.0, -1.0, 0.5, 1.0, 3.0, float("nan"), float("inf")]).view(1, 7, 1, 1, 1).expand(1, 7, 3, 2, 4)
-    )
-    assert shown.shape == (1, 7, 2, 4, 3) and shown.dtype == torch.uint8
-    assert shown[0, :, 1, 2, 0].tolist() == [0, 0, 191, 255, 255, 0, 0]
-
-
-@pytest.fixture
-def fits(monkeypatch):
-    """The autoencoders that were fitted."""
-    found, fit = [], LatentPreview.fit
-
-    def counted(vae, device=None):
-        found.append(vae)
-        return fit(vae, device)
-
-    monkeypatch.setattr(LatentPreview, "fit", counted)
-    return found
-
-
-def test_the_map_is_fitted_once_and_again_when_weights_change(fits):
-    pipe = made(vae="new")
-    final, _ = generate(pipe)
-    before = pipe.preview(final)
-    other = type(pipe)(**pipe.components)
-    other.preview(final)
-    assert len(fits) == 1
-    for parameter in pipe.vae.parameters():  # as offloading moves them
-        parameter.data = parameter.data.clone()
-    pipe.preview(final)
-    assert len(fits) == 1
-    with torch.no_grad():
-        pipe.vae.decoder.conv_out.conv.bias[0] += 1
-    assert not torch.equal(pipe.preview(final), before) and len(fits) == 2
-    pipe.vae.decoder.conv_out.conv.bias.data[0] -= 1  # which torch does not count
-    assert torch.equal(pipe.preview(final), before) and len(fits) == 3
-
-
-def test_the_map_goes_with_its_autoencoder():
-    pipe = made(vae="new")
-    pipe.preview(torch.zeros(1, 3, 16, 4, 4))
-    vae = weakref.ref(pipe.vae)
-    kept = len(preview._MAPS)
-    assert vae() in preview._MAPS
-    del pipe
-    gc.collect()
-    assert vae() is None and len(preview._MAPS) < kept
-
-
-# What a step predicts.
 
 
 @pytest.mark.parametrize("kind", ["ddim", "dpm"])
@@ -391,7 +179,7 @@ def test_with_model_offloading(model_poison):  # noqa: F811
 
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", ["sequential", "leaves"])
-def test_with_other_offloading(offload, fits):
+def test_with_other_offloading(offload, fits):  # noqa: F811
     pipe = made(vae="new")
     _, expected = generate(made())  # of which the map may be there already
     fits.clear()
@@ -443,7 +231,7 @@ def test_nothing_of_a_generation_is_left(end):
     assert_same(latents(pipe), latents(toy.pipeline()))
 
 
-def test_what_is_not_asked_for_is_not_made(fits):
+def test_what_is_not_asked_for_is_not_made(fits):  # noqa: F811
     pipe, seen = made(vae="new"), []
 
     def callback(pipe, step, timestep, tensors):
@@ -502,7 +290,7 @@ def test_help_says_what_the_keyword_does():
     assert "callback_kwargs" in inspect.getdoc(FastCogVideoXPipeline.__call__).split("preview (`bool`")[1]
 
 
-def test_calls_that_give_no_pictures_are_refused(fits):
+def test_calls_that_give_no_pictures_are_refused(fits):  # noqa: F811
     pipe = made()
     with pytest.raises(ValueError, match="callback_on_step_end"):
         latents(pipe, preview=True)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cogvx_fast.enhance import Endpoint, LocalModel, Pictures
 
     from .checkpoint import Checkpoint
-    from .making import Job
+    from .job import Job
     from .order import Asked
 
 _OPTION, _LOCAL = "--enhance", "--enhance-local"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from . import enhancing, inputs, lora, tasks, terminal_preview, together, validate
 from .checkpoint import Checkpoint, read_checkpoint
 from .console import UsageError, messages, say
-from .making import Job
+from .job import Job
 
 if TYPE_CHECKING:
     from cogvx_fast import EngineConfig

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+
+from ..config import shown
+from ..family import decoded_frames, latent_frames
 
 
 def check_input(name: str, tensor: torch.Tensor, channels: int, smallest: int) -> None:
@@ -42,6 +47,35 @@ def check_layout(name: str, tensor: torch.Tensor, channels: int, axis: int) -> N
         )
     if 0 in shape:
         raise ValueError(f"{name} must have no empty axis, got shape {shape}")
+
+
+def check_latents(latents: torch.Tensor, vae: Any) -> None:
+    """Raise for what is no latents of a pipeline, `(batch, time, channels, height, width)`, or without an autoencoder.
+
+    Raises:
+        TypeError, ValueError: as `check_input`.
+    """
+    if vae is None:
+        raise ValueError("this pipeline has no autoencoder to decode latents with: its vae is None")
+    if not isinstance(latents, torch.Tensor):
+        raise TypeError(f"latents={shown(latents)} must be a tensor, got {type(latents).__name__}")
+    check_layout("latents", latents, vae.config.latent_channels, axis=2)
+
+
+def check_num_frames(num_frames: int, held: int) -> None:
+    """Raise unless the autoencoder makes `num_frames` of the last of `held` latent frames."""
+    if not isinstance(num_frames, int) or isinstance(num_frames, bool):
+        raise TypeError(f"num_frames={shown(num_frames)} must be a whole number or None")
+    most = decoded_frames(held)
+    if 1 <= num_frames <= most and num_frames == decoded_frames(latent_frames(num_frames)):
+        return
+    possible = list(map(decoded_frames, range(1, held + 1)))
+    below, above = (list(filter(side, possible)) for side in (num_frames.__gt__, num_frames.__lt__))
+    nearest = [*below[-1:], *above[:1]]
+    raise ValueError(
+        f"num_frames={shown(num_frames)} must be 8N + 1 or 8N, at most {most}, which is what these latents hold;"
+        f" nearest: {' or '.join(map(str, nearest))}"
+    )
 
 
 def check_place(name: str, tensor: torch.Tensor, dtype: torch.dtype, device: torch.device) -> None:
