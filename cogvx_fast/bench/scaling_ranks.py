@@ -113,7 +113,7 @@ class _Ranks:
 
     def _part(self) -> Workload | None:
         """The clip of a process that has its part of the rows and no neighbours; None where they cannot be dealt."""
-        rows, rest = divmod(self.workload.height, self.size)
+        rows, rest = divmod(shapes(self.workload, self.pipe)["height"], self.size)
         pixels = 2 ** (len(self.pipe.vae.config.block_out_channels) - 1)  # of a row of latents
         return None if rest or rows % pixels else dataclasses.replace(self.workload, height=rows)
 
