@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=REPORT, help="JSON file for the scores; a PNG goes beside it")
     parser.add_argument(
         "--only",
-        choices=("vae", "dit", "enlarge-vae", "enlarge-dit", "export", "evaluate"),
+        choices=("vae", "dit", "enlarge-vae", "enlarge-dit", "inpaint", "export", "evaluate"),
         help="one stage alone; without it, all in this order",
     )
     arguments = parser.parse_args()
@@ -29,6 +29,7 @@ def main() -> None:
         "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
         "enlarge-vae": lambda: vae.train(arguments.work, vae.ENLARGE),
         "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.ENLARGE),
+        "inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.INPAINT),
         "export": lambda: export(arguments.work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
     }

@@ -3,9 +3,9 @@
 The objective is the scheduler's own, v-prediction with zero terminal SNR (Salimans & Ho 2022, Lin et
 al. 2023), weighed so that it is the error of the clean latents, and of the object more than of the
 ground. The text encoder is taught its words first. The matrices of the blocks follow Muon (Jordan et
-al. 2024), all else AdamW. Latents of clip i are a function of i alone; the cache starts small and grows
-by `GROWTH` clips a step, so that the first steps need not wait for all of them. Each draw adds the
-noise that the decoder was trained to forgive.
+al. 2024), all else AdamW. The cache of latents starts small and grows by a stage's `growth` of clips a step,
+so that the first steps need not wait for all of them. Each draw adds the noise that the decoder was trained
+to forgive.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from transformers import T5EncoderModel, T5Tokenizer
 
 from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
 
-from .data import NUM_FRAMES, SIZE, SMALL, TRAINING, Scene, describe, render
+from .data import NUM_FRAMES, SIZE, SMALL, describe
+from .latents import KnownCache, LatentCache
 from .muon import Muon
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
-from .vae import LATENT_NOISE, bf16_where_fast, scaling_factor
+from .vae import LATENT_NOISE, bf16_where_fast
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 WARMUP = 200
-JITTER = 0.4  # variety of the clips, see `data.path`
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
 NOISY_SHARE = 0.3
 PROMPT_DROPOUT = 0.1
@@ -49,6 +49,7 @@ class Stage:
         long_text_steps: the last ones, of which every other sees prompts padded as the pipeline pads them.
         first_clips, growth: of the cache of latents, at the start and a step.
         after: the stage whose averaged weights it starts from.
+        told: of frames that are known, in 17 channels more. The text encoder and the latents stay those of `after`.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Stage:
     first_clips: int = 1200
     growth: float = 0.6
     after: Stage | None = None
+    told: bool = False
 
     def learning_rate(self, step: int) -> float:
         warmup = min(1.0, (step + 1) / WARMUP)
@@ -68,6 +70,9 @@ class Stage:
 
 TRAIN = Stage("dit", SMALL, steps=5000, batch=32, peak_lr=1e-3)
 ENLARGE = Stage("dit_large", SIZE, steps=1500, batch=16, peak_lr=5e-4, first_clips=320, growth=0.5, after=TRAIN)
+INPAINT = Stage(
+    "dit_inpaint", SIZE, steps=600, batch=16, peak_lr=3e-4, first_clips=256, growth=0, after=ENLARGE, told=True
+)
 
 
 def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: int) -> torch.Tensor:
@@ -91,12 +96,14 @@ def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim
     ]
 
 
-def build_transformer(size: int = SIZE) -> CogVideoXTransformer3DModel:
+def build_transformer(size: int = SIZE, told: bool = False) -> CogVideoXTransformer3DModel:
     """CogVideoX-2b's architecture with 4 heads and 6 layers; gates and output start at zero (DiT's adaLN-zero).
 
     Positions are those of the smallest clips, whatever the size: what was learned of a place there is true of it here.
+    With `told` it takes the 33 channels of CogVideoX-Fun's InP checkpoints.
     """
     transformer = CogVideoXTransformer3DModel(
+        in_channels=33 if told else 16,
         num_attention_heads=4,
         attention_head_dim=64,
         num_layers=6,
@@ -132,6 +139,14 @@ def build_scheduler() -> CogVideoXDDIMScheduler:
     )
 
 
+def widened(state: dict[str, torch.Tensor], channels: int) -> dict[str, torch.Tensor]:
+    """A model's weights for more channels of its input, which change nothing at first: their weights are zero."""
+    name = "transformer.patch_embed.proj.weight"
+    weight = state[name]
+    more = weight.new_zeros(weight.shape[0], channels - weight.shape[1], *weight.shape[2:])
+    return state | {name: torch.cat([weight, more], dim=1)}
+
+
 class ShortText:
     """Lets a transformer made for `TEXT_LENGTH` take shorter prompts: text rows have no position anyway."""
 
@@ -156,44 +171,6 @@ def object_weights(latents: torch.Tensor) -> torch.Tensor:
     return weights / weights.mean(dim=(3, 4), keepdim=True)
 
 
-class LatentCache:
-    """Scaled latents of training clips, (N, 5, 16, size / 8, size / 8), made on demand and kept on disk.
-
-    Their scale is that of small clips, whatever the size: a colour is the same latent in both.
-    """
-
-    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, size: int):
-        self.vae, self.path, self.size = vae, path, size
-        state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
-        self.scale: float = state["scale"]
-        self.latents: torch.Tensor | None = state["latents"]
-
-    def __len__(self) -> int:
-        return 0 if self.latents is None else len(self.latents)
-
-    @staticmethod
-    def scene(index: int) -> Scene:
-        """Scenes in turn, in an order that mixes all factors early."""
-        return TRAINING[(index * 149) % len(TRAINING)]
-
-    @torch.no_grad()
-    def grow(self, size: int) -> None:
-        while len(self) < size:
-            indices = range(len(self), min(len(self) + 16, size))
-            clips = [render(self.scene(i), random.Random(f"clip {i}"), size=self.size, jitter=JITTER) for i in indices]
-            clips = torch.stack(clips)
-            with bf16_where_fast():
-                mean = self.vae.encode(clips.contiguous(memory_format=torch.channels_last_3d)).latent_dist.mode()
-            latents = mean.float().transpose(1, 2).contiguous() * self.scale
-            self.latents = latents if self.latents is None else torch.cat([self.latents, latents])
-            if len(self) % 400 == 0:
-                print(f"latents {len(self)}", flush=True)
-                self.save()
-
-    def save(self) -> None:
-        save_state(self.path, {"scale": self.scale, "latents": self.latents})
-
-
 def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: list[str], length: int) -> torch.Tensor:
     """Prompt embeddings (B, length, dim), without a mask on the padding: as the pipeline makes them."""
     ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
@@ -203,10 +180,13 @@ def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: l
 def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAIN, save_every: int = 100) -> None:
     """Run a stage to its end, resuming from its own file in `folder`; the averaged weights are what is exported."""
     torch.manual_seed(0)
-    transformer, scheduler, tokenizer = build_transformer(stage.size), build_scheduler(), build_tokenizer()
+    transformer = build_transformer(stage.size, stage.told)
+    scheduler, tokenizer = build_scheduler(), build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     optimizers = build_optimizers(model, stage.peak_lr)
-    cache = LatentCache(autoencoder, folder / f"{stage.name}_latents.pt", stage.size)
+    source = stage.after if stage.told and stage.after else stage
+    cache = LatentCache(autoencoder, folder / f"{source.name}_latents.pt", stage.size)
+    known = KnownCache(autoencoder, folder / f"{stage.name}_known.pt", stage.size) if stage.told else None
     short_text = ShortText(transformer)
     path = folder / f"{stage.name}.pt"
     state = load_state(path)
@@ -214,7 +194,8 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         if stage.after is None:
             teach_words(model["text_encoder"], tokenizer)
         else:
-            model.load_state_dict(load_state(folder / f"{stage.after.name}.pt")["average"])
+            weights = load_state(folder / f"{stage.after.name}.pt")["average"]
+            model.load_state_dict(widened(weights, transformer.config.in_channels))
         average, first = copy.deepcopy(model).requires_grad_(False), 0
     else:
         model.load_state_dict(state["model"])
@@ -222,13 +203,16 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         average.load_state_dict(state["average"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+    model["text_encoder"].requires_grad_(not stage.told)
     started, running = time.perf_counter(), None
 
     for step in range(first, stage.steps):
-        cache.grow(stage.first_clips + int(stage.growth * step) // 16 * 16)
+        for grown in (cache, known):
+            if grown is not None:
+                grown.grow(stage.first_clips + int(stage.growth * step) // 16 * 16)
         rng = random.Random(f"{stage.name} {step}")
         generator = torch.Generator().manual_seed(step)
-        chosen = [rng.randrange(len(cache)) for _ in range(stage.batch)]
+        chosen = [rng.randrange(len(cache if known is None else known)) for _ in range(stage.batch)]
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
         prompts = ["" if rng.random() < PROMPT_DROPOUT else prompt for prompt in prompts]
         length = max(len(ids) for ids in tokenizer(prompts).input_ids) + rng.randint(0, 12)
@@ -241,6 +225,8 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
+        if known is not None:
+            noisy = torch.cat([noisy, known.draw(chosen, rng)], dim=2)
 
         short_text.set(length)
         # On a CPU the backward pass of the flash kernel is slower than plain matrix products at 110 tokens.
@@ -268,7 +254,7 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step + 1 == stage.steps:
-            cache.save()
+            (cache if known is None else known).save()
             save_state(
                 path,
                 {

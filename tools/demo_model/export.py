@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import ENLARGE, build_scheduler, build_transformer
+from cogvx_fast.fun import CogVideoXFunInpaintPipeline
+
+from .dit import ENLARGE, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import ENLARGE as DECODER
-from .vae import Stage, build
+from .vae import Stage as VaeStage
+from .vae import build
 
 
-def load_vae(folder: Path, stage: Stage, scale: float | None = None) -> AutoencoderKLCogVideoX:
+def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> AutoencoderKLCogVideoX:
     """The autoencoder after `stage`, with its `scaling_factor` set where it is known."""
     vae = build(stage.size)
     vae.load_state_dict(load_state(folder / f"{stage.name}.pt")["model"])
@@ -24,16 +27,15 @@ def load_vae(folder: Path, stage: Stage, scale: float | None = None) -> Autoenco
     return vae.eval()
 
 
-def export(folder: Path, target: Path) -> None:
-    """The averaged weights under `folder` as a pipeline in `target`, which appears whole or not at all."""
+def export(folder: Path, target: Path, stage: Stage = ENLARGE) -> None:
+    """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all."""
     tokenizer = build_tokenizer()
-    model = torch.nn.ModuleDict(
-        {"transformer": build_transformer(), "text_encoder": build_text_encoder(len(tokenizer))}
-    )
-    model.load_state_dict(load_state(folder / f"{ENLARGE.name}.pt")["average"])
+    transformer = build_transformer(stage.size, stage.told)
+    model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
+    model.load_state_dict(load_state(folder / f"{stage.name}.pt")["average"])
     tie_cases(model["text_encoder"])
     scale = load_state(folder / f"{ENLARGE.name}_latents.pt")["scale"]
-    pipe = CogVideoXPipeline(
+    pipe = (CogVideoXFunInpaintPipeline if stage.told else CogVideoXPipeline)(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
         vae=load_vae(folder, DECODER, scale),
