@@ -15,7 +15,12 @@ from typing import Any
 import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLCogVideoX, CogVideoXTransformer3DModel
+from diffusers import (
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXDPMScheduler,
+    CogVideoXTransformer3DModel,
+)
 from torch import nn
 from transformers import PreTrainedTokenizerBase, T5Config, T5EncoderModel, T5Tokenizer
 
@@ -29,10 +34,7 @@ _CLASSES: dict[str, Any] = {"transformer": CogVideoXTransformer3DModel, "vae": A
 
 def made_of(part: str, config: Mapping[str, Any], source: object) -> nn.Module:
     """The model of a configuration that was checked, without weights."""
-    try:
-        _check_kinds(part, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"its {CONFIGS[part]} {error.reason}", source) from None
+    _check_kinds(part, config, T5Config().to_dict() if part == "text_encoder" else _defaults(_CLASSES[part]), source)
     try:
         with init_empty_weights(include_buffers=False), torch.no_grad():
             if part == "text_encoder":
@@ -42,19 +44,18 @@ def made_of(part: str, config: Mapping[str, Any], source: object) -> nn.Module:
         raise CheckpointError(f"its {CONFIGS[part]} makes no model ({said(error)})", source) from None
 
 
-def _check_kinds(part: str, config: Mapping[str, Any]) -> None:
+def _defaults(cls: Any) -> dict[str, Any]:
+    return {name: parameter.default for name, parameter in inspect.signature(cls.__init__).parameters.items()}
+
+
+def _check_kinds(part: str, config: Mapping[str, Any], defaults: Mapping[str, Any], source: object) -> None:
     """Raise a `CheckpointError` for a value of another kind than its default: some are used in a step only."""
-    if part == "text_encoder":
-        defaults = T5Config().to_dict()
-    else:
-        parameters = inspect.signature(_CLASSES[part].__init__).parameters
-        defaults = {name: parameter.default for name, parameter in parameters.items()}
     for name, value in config.items():
         default = defaults.get(name)
         for kind, allowed in ((bool, "true or false"), (str, "text"), (int | float, "a number")):
             if isinstance(default, kind):
                 if not isinstance(value, kind) or isinstance(value, bool) != isinstance(default, bool):
-                    raise CheckpointError(f"has {name}={shown(value)}; must be {allowed}")
+                    raise CheckpointError(f"its {CONFIGS[part]} has {name}={shown(value)}; must be {allowed}", source)
                 break
 
 
@@ -86,14 +87,27 @@ def check_tensors(folder: Path, part: str, model: nn.Module, variant: str | None
 
 
 def check_scheduler(name: str, config: Mapping[str, Any], source: object) -> None:
-    """Raise a `CheckpointError` unless diffusers' class `name` can be made of a configuration."""
+    """Raise a `CheckpointError` unless diffusers' class `name` can be made of a configuration, and make a step."""
     scheduler = getattr(diffusers, name, None)
     if scheduler is None or not hasattr(scheduler, "from_config"):
         raise CheckpointError(f"its scheduler is a {name}, which diffusers does not have", source)
+    _check_kinds("scheduler", config, _defaults(scheduler), source)
     try:
-        scheduler.from_config(dict(config))
+        _try_step(scheduler.from_config(dict(config)))
     except Exception as error:
         raise CheckpointError(f"its {CONFIGS['scheduler']} makes no {name} ({said(error)})", source) from None
+
+
+def _try_step(scheduler: Any) -> None:
+    """One step of one number: what its configuration names is looked at no earlier. Of the family's own schedulers."""
+    sample = torch.zeros(1, dtype=torch.float32, device="cpu")
+    if isinstance(scheduler, CogVideoXDDIMScheduler | CogVideoXDPMScheduler):
+        scheduler.set_timesteps(1)
+        first = scheduler.timesteps[0]
+        if isinstance(scheduler, CogVideoXDPMScheduler):
+            scheduler.step(sample, None, first, None, sample)
+        else:
+            scheduler.step(sample, first, sample)
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, source: object, text_encoder: Any = None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,8 +74,16 @@ _LARGEST: dict[str, dict[str, int]] = {
         "norm_num_groups": 1 << 16,
         "sample_height": 1 << 16,
         "sample_width": 1 << 16,
+        "temporal_compression_ratio": 64,
     },
     "scheduler": {"num_train_timesteps": 1_000_000},
+}
+# What something is divided by, or a root is taken of.
+_ABOVE_ZERO: dict[str, tuple[str, ...]] = {
+    "transformer": ("norm_eps", "spatial_interpolation_scale", "temporal_interpolation_scale"),
+    "text_encoder": ("layer_norm_epsilon",),
+    "vae": ("norm_eps", "scaling_factor"),
+    "scheduler": ("beta_start", "beta_end", "snr_shift_scale"),
 }
 _TRUE_OR_FALSE = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
 _MAY_BE_NULL = ("patch_size_t", "ofs_embed_dim")
@@ -122,9 +131,13 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: for one that cannot be read or holds something else; FileNotFoundError if there is none.
     """
     try:
-        size = path.stat().st_size
-        if size > _LARGEST_JSON:
-            raise CheckpointError(f"has {size} bytes, more than any such file: at most {_LARGEST_JSON}", path)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device has no end
+            raise CheckpointError("cannot be read (it is no file)", path)
+        if status.st_size > _LARGEST_JSON:
+            raise CheckpointError(
+                f"has {status.st_size} bytes, more than any such file: at most {_LARGEST_JSON}", path
+            )
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise
@@ -239,14 +252,17 @@ def check_vocabulary(folder: Path) -> None:
     """
     if read_json(folder / INDEX).get("tokenizer") in (None, [None, None]):
         return
-    there = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+    config = folder / TOKENIZER_CONFIG
+    try:
+        there = [folder / name for name in VOCABULARIES if (folder / name).is_file()]
+        empty = next((path for path in there if path.stat().st_size == 0), None)
+        extra = read_json(config).get("extra_ids", 0) if config.is_file() else 0
+    except OSError as error:  # a folder that may not be looked into
+        raise CheckpointError(f"cannot be read ({error.strerror})", folder / "tokenizer") from None
     if not there:
         raise CheckpointError(f"has no tokenizer: neither {' nor '.join(VOCABULARIES)}", folder)
-    empty = next((path for path in there if path.stat().st_size == 0), None)
     if empty is not None:
         raise CheckpointError("is empty", empty)
-    config = folder / TOKENIZER_CONFIG
-    extra = read_json(config).get("extra_ids", 0) if config.is_file() else 0
     if type(extra) is not int or not 0 <= extra <= _LARGEST_EXTRA:
         raise CheckpointError(f"has extra_ids={_short(extra)}; must be a whole number of 0 to {_LARGEST_EXTRA}", config)
 
@@ -267,6 +283,10 @@ def check_config(part: str, config: Mapping[str, Any]) -> None:
         value = config[key]
         if type(value) is not int or not 1 <= value <= largest:
             raise CheckpointError(f"has {key}={_short(value)}; must be a whole number of 1 to {largest}")
+    for key in _ABOVE_ZERO[part]:
+        value = config.get(key, 1)
+        if isinstance(value, int | float) and value <= 0:  # another kind is refused where the part is made
+            raise CheckpointError(f"has {key}={value}; must be above 0")
     for key in _TRUE_OR_FALSE if part == "transformer" else ():
         if not isinstance(config.get(key, False), bool):
             raise CheckpointError(f"has {key}={_short(config[key])}; must be true or false")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +50,11 @@ def stored_tensors(folder: Path, part: str, variant: str | None = None) -> dict[
     """
     where = folder / part
     tensors: dict[str, Stored] = {}
-    for path in _files(where, STEMS[part], variant):
+    try:
+        files = _files(where, STEMS[part], variant)
+    except OSError as error:  # a folder that may not be looked into
+        raise CheckpointError(f"cannot be read ({error.strerror})", where) from None
+    for path in files:
         for name, stored in read_header(path).items():
             if stored.dtype not in _HALF_OR_MORE.values():
                 allowed = ", ".join(_HALF_OR_MORE.values())
@@ -74,7 +80,10 @@ def read_header(path: Path) -> dict[str, Stored]:
         CheckpointError: if it is none, or shorter or longer than its header says.
     """
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise CheckpointError("is no file", path)
+        size = status.st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > min(size - 8, _LARGEST_HEADER):
@@ -146,7 +155,8 @@ def _shards(index: Path) -> list[Path]:
     odd = [name for name in weight_map.values() if not isinstance(name, str) or Path(name).name != name]
     if odd:
         raise CheckpointError(f"names the file {odd[0]!r}; must be one beside it", index)
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    # Unlike a Path's own, this takes a name that is too long for one that is not there.
+    missing = [name for name in names if not os.path.isfile(index.parent / name)]
     if missing:
         raise CheckpointError(f"names {missing[0]}, which is not there", index)
     return [index.parent / name for name in sorted(names)]

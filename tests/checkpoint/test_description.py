@@ -1,18 +1,31 @@
 """What a checkpoint's JSON files may say, and what is refused before anything is built of it."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
 
 from cogvx_fast import FastCogVideoXPipeline
-from cogvx_fast.checkpoint import CheckpointError, describe, folder_reader, read_json
+from cogvx_fast.checkpoint import (
+    CheckpointError,
+    describe,
+    folder_reader,
+    read_json,
+    stored_dtype,
+    stored_tensors,
+)
+from cogvx_fast.checkpoint.description import check_vocabulary
 from cogvx_fast.family import Variant
 
 TRANSFORMER = "transformer/config.json"
 FILES = ["model_index.json", TRANSFORMER, "text_encoder/config.json", "vae/config.json"]
 FILES += ["scheduler/scheduler_config.json"]
+SOME_USER = 65534
 
 
 def described(folder):
@@ -65,6 +78,43 @@ def test_a_file_that_may_not_be_read(folder, monkeypatch):
         described(folder)
 
 
+@pytest.mark.parametrize("name", [*FILES, "transformer/diffusion_pytorch_model.safetensors"])
+def test_what_is_no_file_is_not_waited_for(folder, name):
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}:? .*is no file"):
+        FastCogVideoXPipeline.from_pretrained(folder)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize(
+    ("name", "ask"),
+    [
+        (".", described),
+        (".", lambda folder: stored_tensors(folder, "transformer")),
+        ("transformer", described),
+        ("transformer", lambda folder: stored_tensors(folder, "transformer")),
+        ("tokenizer", check_vocabulary),
+    ],
+)
+def test_a_folder_that_may_not_be_looked_into(whole, name, ask):
+    # Not in the folder of the tests, into which nobody else may look.
+    shared = Path(subprocess.check_output(["mktemp", "-d"], text=True).strip())
+    try:
+        folder = shutil.copytree(whole, shared / "toy")
+        shared.chmod(0o755)
+        (folder / name).chmod(0)
+        os.seteuid(SOME_USER)
+        try:
+            assert stored_dtype(folder) in (None, "float16")
+            with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
+                ask(folder)
+        finally:
+            os.seteuid(0)
+    finally:
+        subprocess.run(["rm", "-r", str(shared)], check=True)
+
+
 def test_a_file_that_is_too_large(folder, monkeypatch):
     monkeypatch.setattr("cogvx_fast.checkpoint.description._LARGEST_JSON", 100)
     with pytest.raises(CheckpointError, match="bytes, more than any such file"):
@@ -100,6 +150,11 @@ def test_a_byte_order_mark_is_no_content(folder):
         ("vae/config.json", {"layers_per_block": 10**6}, "layers_per_block=1000000; must be"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**12}, "num_train_timesteps=.*must be"),
         ("scheduler/scheduler_config.json", {"beta_end": float("inf")}, "beta_end=inf; must be finite"),
+        ("scheduler/scheduler_config.json", {"snr_shift_scale": 0}, "snr_shift_scale=0; must be above 0"),
+        ("vae/config.json", {"scaling_factor": 0.0}, r"scaling_factor=0\.0; must be above 0"),
+        ("vae/config.json", {"temporal_compression_ratio": 3.5}, "temporal_compression_ratio=3.5; must be a whole"),
+        (TRANSFORMER, {"spatial_interpolation_scale": 0}, "spatial_interpolation_scale=0; must be above 0"),
+        ("text_encoder/config.json", {"layer_norm_epsilon": -5.0}, "layer_norm_epsilon=-5.0; must be above 0"),
     ],
 )
 def test_a_value_that_cannot_be(changed, name, values, message):
@@ -153,9 +208,27 @@ def test_parts_that_are_none_or_given_need_no_files(changed):
         ("vae/config.json", {"scaling_factor": "1"}, "scaling_factor='1'; must be a number"),
         ("text_encoder/config.json", {"layer_norm_epsilon": True}, "layer_norm_epsilon=True; must be a number"),
         ("text_encoder/config.json", {"feed_forward_proj": 3}, "feed_forward_proj=3; must be text"),
+        ("scheduler/scheduler_config.json", {"clip_sample": "no"}, "clip_sample='no'; must be true or false"),
+        ("scheduler/scheduler_config.json", {"steps_offset": "1"}, "steps_offset='1'; must be a number"),
     ],
 )
 def test_a_value_of_another_kind_than_its_default(changed, name, values, message):
     """Some would be used in a step only."""
     with pytest.raises(CheckpointError, match=f"toy: its {re.escape(name)} has {message}"):
         FastCogVideoXPipeline.from_pretrained(changed(name, **values))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"trained_betas": [0.1, 0.2]}, "IndexError: index 999 is out of bounds"),
+        ({"timestep_spacing": "wide"}, "ValueError: wide is not supported"),
+        ({"prediction_type": "noise"}, "ValueError: prediction_type given as noise must be one of"),
+    ],
+)
+@pytest.mark.parametrize("scheduler", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler"])
+def test_a_scheduler_that_would_fail_in_a_step(changed, scheduler, values, message):
+    changed("model_index.json", scheduler=["diffusers", scheduler])
+    folder = changed("scheduler/scheduler_config.json", **values)
+    with pytest.raises(CheckpointError, match=f"toy: its scheduler/scheduler_config.json makes no {scheduler} .{message}"):
+        FastCogVideoXPipeline.from_pretrained(folder)

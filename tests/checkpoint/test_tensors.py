@@ -116,6 +116,7 @@ def test_shards(folder):
         ({"a": "../vae/x.safetensors"}, "names the file '../vae/x.safetensors'; must be one beside it"),
         ({"a": "/etc/passwd"}, "must be one beside it"),
         ({"a": "none.safetensors"}, "names none.safetensors, which is not there"),
+        ({"a": "x" * 300}, "x, which is not there"),
     ],
 )
 def test_an_index_that_cannot_be(folder, weight_map, message):
