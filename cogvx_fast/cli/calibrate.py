@@ -60,6 +60,7 @@ def calibrate(
 
         from . import loading, validate
         from .checkpoint import read_checkpoint
+        from .prediction import request_of, room_error
 
         texts = _prompts(prompts)
         _check_out(out, parts, resume, try_place)
@@ -75,14 +76,22 @@ def calibrate(
         chosen_dtype = loading.choose_dtype(dtype and dtype.value, chosen_device, checkpoint)
         engine = loading.choose_engine(None, None, checkpoint)
         size = {"height": pixels[0], "width": pixels[1], "num_frames": num_frames}
+        too_much = room_error(
+            checkpoint, request_of(checkpoint, *pixels, num_frames), chosen_dtype, chosen_device, engine
+        )
+        if too_much is not None:
+            raise validate.too_large(frames, height, width, checkpoint, too_much, "MODEL")
         settings = {"model": model, "prompts": texts, "steps": steps, "guidance": guidance, "seed": seed, **size}
         settings |= {"dtype": chosen_dtype, "scheduler": scheduler and scheduler.value}
         _check_settings(parts, settings)
-        with loading.quiet_libraries(), messages.status(f"loading {checkpoint.source}"):
-            pipe = loading.load_pipeline(checkpoint, chosen_dtype, chosen_device, engine, scheduler and scheduler.value)
-        size["max_sequence_length"] = checkpoint.variant.max_text_seq_length
-        plan = _plan(texts, size, steps, guidance, seed)
-        found = _carried_out(pipe, plan, parts)
+        with _within_memory(chosen_device):
+            with loading.quiet_libraries(), messages.status(f"loading {checkpoint.source}"), _named("MODEL"):
+                pipe = loading.load_pipeline(
+                    checkpoint, chosen_dtype, chosen_device, engine, scheduler and scheduler.value
+                )
+            size["max_sequence_length"] = checkpoint.variant.max_text_seq_length
+            plan = _plan(texts, size, steps, guidance, seed)
+            found = _carried_out(pipe, plan, parts)
         try:
             found.write(out)
         except OSError as error:
@@ -95,7 +104,8 @@ def calibrate(
 def _prompts(path: Path) -> list[str]:
     from . import validate
 
-    texts = validate.read_prompts(None, path)
+    with _named("--prompts"):
+        texts = validate.read_prompts(None, path)
     if len(texts) < LEAST_PROMPTS:
         raise UsageError("--prompts", repr(str(path)), f"has {len(texts)}; must have at least {LEAST_PROMPTS}")
     return texts
@@ -108,6 +118,20 @@ def _named(argument: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise error.renamed(argument) from None
+
+
+@contextlib.contextmanager
+def _within_memory(device: str) -> Iterator[None]:
+    """Within the block a want of memory is said in a line."""
+    from cogvx_fast.devices import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise OutputError(f"{device} ran out of memory; lower --frames, --height or --width ({reason})") from error
 
 
 def _check_out(out: Path, parts: Path, resume: bool, try_place: Callable[[Path], None]) -> None:
@@ -131,13 +155,13 @@ def _check_settings(parts: Path, settings: dict[str, Any]) -> None:
     path = parts / "settings.json"
     try:
         there = json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         there = {}
     if there is None:
         write_whole(path, json.dumps(settings, indent=1).encode())
         return
     for name, value in settings.items():
-        if there.get(name) != value:
+        if not isinstance(there, dict) or there.get(name) != value:
             raise UsageError(
                 "--resume", None, f"what was stopped had another {name}; remove {str(parts)!r} to start anew"
             )

@@ -191,15 +191,21 @@ def _check_side(argument: str, value: int, multiple: int, limit: int | None) -> 
 
 
 def too_large(
-    frames: int | None, height: int | None, width: int | None, checkpoint: Checkpoint, why: Exception
+    frames: int | None,
+    height: int | None,
+    width: int | None,
+    checkpoint: Checkpoint,
+    why: Exception,
+    model: str = MODEL,
 ) -> UsageError:
-    """The error of a size that memory does not hold: of the number that is most beyond the checkpoint's own."""
+    """The error of a size that memory does not hold: of the number that is most beyond the checkpoint's own, or where
+    none was given, of the argument `model`."""
     variant = checkpoint.variant
     own = {"--frames": variant.sample_frames, **dict(zip(("--height", "--width"), variant.default_size, strict=True))}
     given = {"--frames": frames, "--height": height, "--width": width}
     times = {name: value // own[name] for name, value in given.items() if value is not None}
     if not times:
-        return UsageError(MODEL, repr(checkpoint.source), str(why))
+        return UsageError(model, repr(checkpoint.source), str(why))
     name = max(times, key=times.__getitem__)
     return UsageError(name, given[name], str(why))
 

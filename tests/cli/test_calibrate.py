@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from cogvx_fast.cli import calibrate
+from cogvx_fast import machine
+from cogvx_fast.cli import calibrate, loading
 
 SIZE = ["--frames", "9", "--height", "32", "--width", "32"]
 
@@ -73,6 +74,8 @@ def test_bad_input_is_named(run, checkpoint, prompts, options, message):
 
 
 def test_too_few_prompts_and_no_model_are_named(run, checkpoint, tmp_path):
+    result = run("calibrate", str(checkpoint), "--prompts", "none.txt")
+    assert result.exit_code == 2 and "error: --prompts 'none.txt': cannot be read" in result.stderr
     few = tmp_path / "few.txt"
     few.write_text("a cat\n")
     result = run("calibrate", str(checkpoint), "--prompts", str(few))
@@ -105,6 +108,35 @@ def test_the_demo_has_its_own_schedules(run, tmp_path):
     options = ["--engine", "turbo", "--steps", "6", "--speed", "2"]
     result = run("generate", "a red circle", *options, "-o", str(tmp_path / "a.mp4"))
     assert result.exit_code == 2 and "--steps 6: speed=2.0 of num_inference_steps=6 leaves 3" in result.stderr
+
+
+@pytest.mark.parametrize("value", [8_000_000_001, "8" + "0" * 308 + "1"])
+def test_a_size_that_memory_does_not_hold_is_refused_before_weights_are_read(run, checkpoint, prompts, value):
+    order = ("calibrate", checkpoint, "--prompts", prompts, "--steps", 10, "--device", "cpu")
+    result = run(*order, "--frames", value)
+    assert result.exit_code == 2 and not result.files
+    assert f"error: --frames {value}: needs more than" in result.stderr or "are free; what fits" in result.stderr
+
+
+def test_memory_that_runs_out_is_one_line(run, checkpoint, prompts, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: 4 TB")
+
+    monkeypatch.setattr(loading, "load_pipeline", fail)
+    result = run("calibrate", checkpoint, "--prompts", prompts, "--steps", 10)
+    assert result.exit_code == 1 and "error: cpu ran out of memory; lower --frames" in result.stderr
+    monkeypatch.setattr(machine, "free_memory", lambda: 1)
+    result = run("calibrate", checkpoint, "--prompts", prompts, "--steps", 10, "--out", "other.json")
+    assert result.exit_code == 2 and f"error: MODEL '{checkpoint}': needs " in result.stderr
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", "[" * 100_000])
+def test_broken_settings_of_one_that_was_stopped_are_named(run, checkpoint, prompts, tmp_path, content):
+    parts = tmp_path / "s.json.parts"
+    parts.mkdir()
+    (parts / "settings.json").write_text(content)
+    result = run("calibrate", checkpoint, "--prompts", prompts, "--steps", 10, "--out", tmp_path / "s.json", "--resume")
+    assert result.exit_code == 2 and "what was stopped had another model; remove" in result.stderr
 
 
 def test_hours_are_said_as_such():

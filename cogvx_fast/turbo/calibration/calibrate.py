@@ -87,9 +87,9 @@ class _Kept:
 
     def get(self, name: str, evaluations: int, compute: Callable[[], Any]) -> Any:
         path = self.folder / f"{name}.json"
-        if path.exists():
+        try:
             value = json.loads(path.read_text())
-        else:
+        except (OSError, ValueError, RecursionError):  # not there, or broken
             value = compute()
             write_whole(path, json.dumps(value).encode())
         self.tell(evaluations)
