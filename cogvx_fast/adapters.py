@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ def to_diffusers(
         ValueError: for a key that is none of these or names no module, and for half of a pair.
     """
     modules = _modules(transformer)
+    shapes = _shapes(transformer)
     flat = {name.replace(".", "_"): name for name in modules}
     if not tensors:
         raise ValueError("the LoRA file is empty")
@@ -69,10 +70,13 @@ def to_diffusers(
         if match is None or module is None:
             raise ValueError(_refusal(key))
         if match["half"] is None:
+            if tensor.numel() != 1:
+                raise ValueError(f"the LoRA file has {key!r} of shape {tuple(tensor.shape)}; must be one number")
             alphas[module] = float(tensor)
         else:
             named[f"{_PREFIX}{module}.{_HALVES[match['half']]}.weight"] = tensor
     ranks = _ranks(named)
+    _check_shapes(named, shapes)
     lacking = sorted(alphas.keys() - ranks.keys())
     if lacking:
         raise ValueError(f"the LoRA file has an alpha for {lacking[0]} and no matrices")
@@ -81,14 +85,18 @@ def to_diffusers(
     return named, _metadata(ranks, {module: alphas.get(module, float(rank)) for module, rank in ranks.items()})
 
 
-def check_reaches(keys: Iterable[str], transformer: nn.Module) -> None:
-    """Raise a ValueError if a key that diffusers would take names no module of `transformer`."""
+def check_reaches(tensors: Mapping[str, torch.Tensor], transformer: nn.Module) -> None:
+    """Raise a ValueError if a key that diffusers would take names no module of `transformer`, or one of another shape,
+    as in a file for another member of the family."""
     modules = _modules(transformer)
-    for key in keys:
+    for key in tensors:
         name = re.split(r"\.lora", key.removeprefix(_PREFIX))[0]
         # An old form has the layer's name within: `attn1.processor.to_q_lora.down.weight`.
         if name not in modules and "_lora" not in key:
             raise ValueError(_refusal(key))
+    pairs = {key: tensor for key, tensor in tensors.items() if key.endswith((".lora_A.weight", ".lora_B.weight"))}
+    _ranks(pairs)
+    _check_shapes(pairs, _shapes(transformer))
 
 
 def _modules(transformer: nn.Module) -> set[str]:
@@ -98,6 +106,30 @@ def _modules(transformer: nn.Module) -> set[str]:
         for name, module in transformer.named_modules()
         if name and "lora_" not in name and hasattr(module, "weight")
     }
+
+
+def _shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
+    """`(out, in)` of each linear, by its own name."""
+    return {
+        name.removesuffix(".base_layer"): (module.out_features, module.in_features)
+        for name, module in transformer.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name
+    }
+
+
+def _check_shapes(named: Mapping[str, torch.Tensor], shapes: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError for a matrix that does not fit the linear that it is for."""
+    for key, tensor in named.items():
+        module, half, _ = key.removeprefix(_PREFIX).rsplit(".", 2)
+        if module not in shapes:
+            continue
+        out, inner = shapes[module]
+        axis, size, expected = (1, inner, f"(rank, {inner})") if half == "lora_A" else (0, out, f"({out}, rank)")
+        if tensor.ndim != 2 or tensor.shape[axis] != size:
+            raise ValueError(
+                f"the LoRA file has {half} of shape {tuple(tensor.shape)} for {module}; must be {expected}: it is for"
+                " another model"
+            )
 
 
 def _module(path: str, modules: set[str], flat: Mapping[str, str]) -> str | None:
@@ -118,6 +150,8 @@ def _ranks(named: Mapping[str, torch.Tensor]) -> dict[str, int]:
         other = f"{_PREFIX}{module}.{'lora_B' if half == 'lora_A' else 'lora_A'}.weight"
         if other not in named:
             raise ValueError(f"the LoRA file has {half} of {module} alone; a pair is lora_A and lora_B")
+        if tensor.ndim < 2:
+            raise ValueError(f"the LoRA file has {half} of shape {tuple(tensor.shape)} for {module}; must be a matrix")
         rank = tensor.shape[0 if half == "lora_A" else 1]
         if ranks.setdefault(module, rank) != rank:
             raise ValueError(f"the LoRA file has matrices of ranks {ranks[module]} and {rank} for {module}")

@@ -135,9 +135,7 @@ def read_json(path: Path) -> dict[str, Any]:
         if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, and a device has no end
             raise CheckpointError("cannot be read (it is no file)", path)
         if status.st_size > _LARGEST_JSON:
-            raise CheckpointError(
-                f"has {status.st_size} bytes, more than any such file: at most {_LARGEST_JSON}", path
-            )
+            raise CheckpointError(f"has {status.st_size} bytes, more than any such file: at most {_LARGEST_JSON}", path)
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import ipaddress
+import math
 import os
 import sys
 import webbrowser
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "fsspec", "python_multipart", "prometheus_client")
 _GIB = 2**30
+# What is longer or larger means nothing, and clocks do not count that far.
+_MOST_SECONDS, _MOST_DAYS, _MOST_GIB = 1e7, 1e6, 1e9
 
 
 def serve(
@@ -115,10 +118,11 @@ def serve(
             raise UsageError("--port", port, "must be 0 to 65535")
         _check_exposed(host, api_keys_file, insecure)
         _check_range("--max-queue", max_queue, 1)
-        _check_range("--checkpoint-seconds", checkpoint_seconds, 0)
-        _check_range("--lease-seconds", lease_seconds, 1)
-        _check_range("--keep-days", keep_days, 0)
-        _check_range("--keep-gib", keep_gib, 0)
+        _check_range("--max-work", 1 if max_work is None else max_work, 1)
+        _check_range("--checkpoint-seconds", checkpoint_seconds, 0, _MOST_SECONDS)
+        _check_range("--lease-seconds", lease_seconds, 1, _MOST_SECONDS)
+        _check_range("--keep-days", keep_days, 0, _MOST_DAYS)
+        _check_range("--keep-gib", keep_gib, 0, _MOST_GIB)
         from cogvx_fast.serving.context import Context, Limits
         from cogvx_fast.serving.files import Files
         from cogvx_fast.serving.keys import Keys
@@ -313,9 +317,10 @@ def _callbacks(hosts: list[str] | None, secret_file: Path | None, folder: Path) 
         raise UsageError("--callback-secret-file", repr(str(path)), reason) from None
 
 
-def _check_range(argument: str, value: float, least: float) -> None:
-    if not value >= least:
-        raise UsageError(argument, value, f"must be at least {least:g}")
+def _check_range(argument: str, value: float, least: float, most: float = math.inf) -> None:
+    if not least <= value <= most:  # written so that NaN fails
+        what = f"at least {least:g}" if most == math.inf else f"{least:g} to {most:g}"
+        raise UsageError(argument, value, f"must be {what}")
 
 
 def serve_key(

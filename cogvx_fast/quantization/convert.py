@@ -147,9 +147,9 @@ def _split(tensors: Iterable[Tensor], dtype: torch.dtype, max_shard: int) -> Ite
 def _check_out(out: Path, source: Path) -> None:
     if out.resolve().is_relative_to(source.resolve()):
         raise OutError(f"{out} lies in {source}, of which it would become a part; name a folder elsewhere")
-    if out.exists() and not out.is_dir():
-        raise OutError(f"{out} is a file; name a folder that is new or empty")
     try:
+        if out.exists() and not out.is_dir():
+            raise OutError(f"{out} is a file; name a folder that is new or empty")
         try_place(out / PROGRESS)
     except OSError as error:
         raise OutError(f"{out} cannot be written ({error.strerror}); name another folder") from None

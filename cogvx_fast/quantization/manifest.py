@@ -109,14 +109,17 @@ def _check(manifest: Manifest) -> None:
 
 
 def check_small_files(folder: Path, manifest: Manifest) -> None:
-    """Raise a `CheckpointError` that names the first file that is missing or has another size, or a configuration of
-    other content: what can be seen at once."""
+    """Raise a `CheckpointError` that names the first file that is missing or has another size, weights that are not
+    listed, or a configuration of other content: what can be seen at once."""
     for name, expected in manifest.files.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{path} is missing; quantize the checkpoint again")
         if path.stat().st_size != expected.size:
             raise CheckpointError(f"{path} has {path.stat().st_size} bytes instead of {expected.size}: truncated?")
+    for path in sorted(folder.glob("*/*.safetensors")):
+        if path.relative_to(folder).as_posix() not in manifest.files:
+            raise CheckpointError(f"{path} is not listed in {NAME}, by which weights are checked")
     _check_contents(folder, {name: file for name, file in manifest.files.items() if name.endswith(".json")})
 
 

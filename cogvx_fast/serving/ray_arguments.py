@@ -47,11 +47,11 @@ class Arguments(BaseModel):
     api_keys_file: Path | None = None
     insecure: bool = False
     max_queue: int = Field(100, ge=1)
-    max_work: int | None = None
-    keep_days: float = Field(7.0, ge=0)
-    keep_gib: float = Field(50.0, ge=0)
-    checkpoint_seconds: float = Field(30.0, ge=0)
-    lease_seconds: float = Field(30.0, ge=1)
+    max_work: int | None = Field(None, ge=1)
+    keep_days: float = Field(7.0, ge=0, le=1e6)
+    keep_gib: float = Field(50.0, ge=0, le=1e9)
+    checkpoint_seconds: float = Field(30.0, ge=0, le=1e7)
+    lease_seconds: float = Field(30.0, ge=1, le=1e7)
     api_replicas: int = Field(1, ge=1)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)

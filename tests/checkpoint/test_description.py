@@ -230,5 +230,7 @@ def test_a_value_of_another_kind_than_its_default(changed, name, values, message
 def test_a_scheduler_that_would_fail_in_a_step(changed, scheduler, values, message):
     changed("model_index.json", scheduler=["diffusers", scheduler])
     folder = changed("scheduler/scheduler_config.json", **values)
-    with pytest.raises(CheckpointError, match=f"toy: its scheduler/scheduler_config.json makes no {scheduler} .{message}"):
+    with pytest.raises(
+        CheckpointError, match=f"toy: its scheduler/scheduler_config.json makes no {scheduler} .{message}"
+    ):
         FastCogVideoXPipeline.from_pretrained(folder)

@@ -87,6 +87,7 @@ def test_a_server_that_does_not_answer_is_one_message(run, monkeypatch):
         (("model", "--url", "http://host"), "MODEL: cannot be combined with --url"),
         (("--baseline", "none.py"), "--baseline 'none.py': is no file"),
         (("--size", "64"), "--size '64': must be WIDTHxHEIGHT"),
+        (("--size", "9" * 5000 + "x64"), "must be WIDTHxHEIGHT"),
         (("--steps", "0"), "--steps 0: must be at least 1"),
         (("--frames", "0"), "--frames 0: must be at least 1"),
         (("--guidance", "nan"), "--guidance nan: must be a number"),

@@ -143,6 +143,7 @@ def test_truncated_tampered_and_missing_files_are_named_before_use(copied, name)
         ("format", 99, r"format 99; this version reads format 1"),
         ("files", None, r"quantization\.json cannot be read"),
         ("files", {"../x": {"size": 1, "sha256": ""}}, r"cannot be read: '\.\./x' must be a file in the folder"),
+        ("files", {}, r"quantized-00001\.safetensors is not listed in quantization\.json"),
         ("recipe", [], r"cannot be read: \[\] must be text"),
         ("dtype", "rand", r"cannot be read: dtype 'rand' must be one of float32, float16, bfloat16"),
     ],

@@ -213,7 +213,10 @@ def test_out_within_the_model_is_refused(source, tmp_path, name):
     assert contents(source) == before
 
 
-@pytest.mark.parametrize(("name", "message"), [("file", "is a file; name a folder"), ("file/out", "Not a directory")])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("file", "is a file; name a folder"), ("file/out", "Not a directory"), ("x" * 300, "(File name too long)")],
+)
 def test_out_that_cannot_be_is_refused(made, tmp_path, name, message):
     (tmp_path / "file").write_text("mine")
     result = quantize(made, tmp_path / name)

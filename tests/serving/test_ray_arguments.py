@@ -53,6 +53,8 @@ def test_the_gpus_of_a_replica_make_each_video_together():
         ({"replicas": "2"}, "replicas", "is no argument; must be one of model, name, models"),
         ({"max_replicas": "many"}, "max_replicas", "'many'"),
         ({"max_replicas": "0"}, "max_replicas", "greater than or equal to 1"),
+        ({"keep_gib": "9" * 309}, "keep_gib", "less than or equal to 1000000000"),
+        ({"max_work": "0"}, "max_work", "greater than or equal to 1"),
         ({"min_replicas": "3", "max_replicas": "2"}, "max_replicas", "must be at least min_replicas, 3"),
         ({"parallel": "ulysses=2"}, "parallel", "no effect on replicas with one device"),
         (
