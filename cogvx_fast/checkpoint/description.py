@@ -85,6 +85,8 @@ _ABOVE_ZERO: dict[str, tuple[str, ...]] = {
     "vae": ("norm_eps", "scaling_factor"),
     "scheduler": ("beta_start", "beta_end", "snr_shift_scale"),
 }
+# What some of diffusers' schedulers have by default, and so in what they save: no limit.
+_INFINITE = (("lambda_min_clipped", -math.inf), ("s_tmax", math.inf))
 _TRUE_OR_FALSE = ("use_rotary_positional_embeddings", "use_learned_positional_embeddings")
 _MAY_BE_NULL = ("patch_size_t", "ofs_embed_dim")
 _LARGEST_TABLE = 1 << 32  # numbers in the transformer's table of positions, which is made, not loaded
@@ -273,7 +275,7 @@ def check_config(part: str, config: Mapping[str, Any]) -> None:
     if part == "text_encoder" and config.get("model_type", "t5") != "t5":
         raise CheckpointError(f"is of the model type {_short(config['model_type'])}; must be t5")
     for key, value in _numbers(config):
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value) and (key, value) not in _INFINITE:
             raise CheckpointError(f"has {key}={value}; must be finite")
     for key, largest in _LARGEST[part].items():
         if key not in config or (config[key] is None and key in _MAY_BE_NULL):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import CogVideoXDDIMScheduler
 
 from cogvx_fast import FastCogVideoXPipeline
 from cogvx_fast.checkpoint import (
@@ -19,7 +20,8 @@ from cogvx_fast.checkpoint import (
     stored_dtype,
     stored_tensors,
 )
-from cogvx_fast.checkpoint.description import check_vocabulary
+from cogvx_fast.checkpoint.check import check_scheduler
+from cogvx_fast.checkpoint.description import check_config, check_vocabulary
 from cogvx_fast.family import Variant
 
 TRANSFORMER = "transformer/config.json"
@@ -234,3 +236,16 @@ def test_a_scheduler_that_would_fail_in_a_step(changed, scheduler, values, messa
         CheckpointError, match=f"toy: its scheduler/scheduler_config.json makes no {scheduler} .{message}"
     ):
         FastCogVideoXPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("scheduler", CogVideoXDDIMScheduler().compatibles, ids=lambda cls: cls.__name__)
+def test_what_any_scheduler_of_diffusers_saves_may_be(tmp_path, scheduler):
+    """As in a pipeline whose scheduler was replaced, and that was saved: some have infinite limits."""
+    try:
+        made = scheduler.from_config(CogVideoXDDIMScheduler().config)
+    except ImportError as error:  # torchsde, scipy
+        pytest.skip(str(error))
+    made.save_pretrained(tmp_path)
+    config = read_json(tmp_path / "scheduler_config.json")
+    check_config("scheduler", config)
+    check_scheduler(scheduler.__name__, config, tmp_path)
