@@ -115,8 +115,11 @@ def test_has_the_features_of_cogvideox_2b():
     assert scheduler["timestep_spacing"] == "trailing" and scheduler["snr_shift_scale"] == 3.0
 
 
-def test_is_small_half_precision_and_safetensors_only():
-    weights = [path for path in Path(demo_checkpoint()).rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")]
+@pytest.mark.parametrize("kind", ["text", "inpaint"])
+def test_is_small_half_precision_and_safetensors_only(kind):
+    weights = [
+        path for path in Path(demo_checkpoint(kind)).rglob("*") if path.suffix in (".safetensors", ".bin", ".pt")
+    ]
     assert weights and all(path.suffix == ".safetensors" for path in weights)
     assert sum(path.stat().st_size for path in weights) <= 24e6
     for path in weights:
@@ -124,13 +127,33 @@ def test_is_small_half_precision_and_safetensors_only():
             assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "BF16"}  # noqa: SIM118
 
 
-def recorded_scores():
-    return json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / "scores.json").read_text())
+def test_the_second_shares_all_but_the_transformer():
+    """So that a repository holds the rest once; a checkpoint is whole nevertheless."""
+    first, second = Path(demo_checkpoint()), Path(demo_checkpoint("inpaint"))
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        files = {path.relative_to(first) for path in (first / part).iterdir()}
+        assert files == {path.relative_to(second) for path in (second / part).iterdir()}
+        for name in files:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    own = sum(path.stat().st_size for path in (second / "transformer").iterdir())
+    assert own <= 16e6
+    assert json.loads((second / "transformer" / "config.json").read_text())["in_channels"] == 33
 
 
-def test_scores_are_of_these_weights():
-    scores = recorded_scores()
-    assert scores["weights_sha256"] == digests(Path(demo_checkpoint()))
+def test_another_kind_is_refused_with_those_that_there_are():
+    with pytest.raises(ValueError, match="kind='video' must be one of 'text', 'inpaint'"):
+        demo_checkpoint("video")
+
+
+def recorded_scores(kind="text"):
+    name = "scores.json" if kind == "text" else f"scores_{kind}.json"
+    return json.loads((Path(__file__).resolve().parents[1] / "tools" / "demo_model" / name).read_text())
+
+
+@pytest.mark.parametrize("kind", ["text", "inpaint"])
+def test_scores_are_of_these_weights(kind):
+    scores = recorded_scores(kind)
+    assert scores["weights_sha256"] == digests(Path(demo_checkpoint(kind)))
     assert scores["prompts"] == 60 and scores["steps"] == 50
 
 

@@ -44,9 +44,10 @@ def check(asked: Asked, checkpoint: Checkpoint, device: str) -> Enhancing | None
         if not asked.enhance_pictures:
             raise UsageError("--no-enhance-pictures", None, "has no effect without --enhance; add it")
         return None
+    from cogvx_fast.demo import is_demo
     from cogvx_fast.enhance import Endpoint, LocalModel, RefusedError
 
-    if _is_demo(checkpoint):
+    if is_demo(checkpoint.source):
         words = (
             "the demo checkpoint understands one kind of sentence only, such as 'a red circle moves right on a white"
         )
@@ -127,12 +128,3 @@ def _asking(writer: Endpoint | LocalModel) -> Iterator[None]:
     where = writer.source if isinstance(writer, LocalModel) else writer.address
     with messages.status(Text(f"asking {where} for a longer prompt")):
         yield
-
-
-def _is_demo(checkpoint: Checkpoint) -> bool:
-    from cogvx_fast import demo_checkpoint
-
-    try:
-        return Path(checkpoint.source).resolve() == Path(demo_checkpoint()).resolve()
-    except FileNotFoundError:
-        return False

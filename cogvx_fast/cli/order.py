@@ -112,7 +112,8 @@ def to_job(asked: Asked) -> Job:
         validate.check_preview(asked.preview, [*outputs, *([] if asked.sheet is None else [asked.sheet])])
     graphics = terminal_preview.choose(asked.terminal_preview)
     loras = list(map(lora.parse, asked.lora))
-    checkpoint = read_checkpoint(validate.model_or_demo(asked.model))
+    of_pictures = any(asked.given[name] is not None for name in ("--image", "--last-image"))
+    checkpoint = read_checkpoint(validate.model_or_demo(asked.model, of_pictures))
     task = tasks.choose(checkpoint, asked.given)
     validate.check_numbers(asked.steps, asked.guidance, negative, seed, asked.zoom, checkpoint)
     if asked.dynamic_guidance and asked.guidance == 1.0:

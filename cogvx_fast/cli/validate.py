@@ -229,8 +229,8 @@ def num_frames(frames: int | None, variant: Variant) -> int:
     return frames
 
 
-def model_or_demo(model: str | None) -> str:
-    """`model`, else the path of the demo checkpoint.
+def model_or_demo(model: str | None, of_pictures: bool = False) -> str:
+    """`model`, else the path of the demo checkpoint: of the second one for a first or a last picture.
 
     Raises:
         UsageError: if there is neither.
@@ -240,6 +240,6 @@ def model_or_demo(model: str | None) -> str:
     from cogvx_fast import demo_checkpoint
 
     try:
-        return demo_checkpoint()
+        return demo_checkpoint("inpaint" if of_pictures else "text")
     except FileNotFoundError as error:
         raise UsageError(MODEL, None, f"{error}; name a folder or a Hub id") from None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from cogvx_fast import demo_checkpoint
 from cogvx_fast.cli.validate import MAX_GUIDANCE
+from cogvx_fast.demo import is_demo
 from cogvx_fast.video import max_fps
 
 from . import references
@@ -35,7 +35,7 @@ def about(served: Served) -> dict[str, Any]:
     height, width = variant.default_size
     max_height, max_width = variant.largest_size or (None, None)
     fixed = variant.use_learned_positional_embeddings
-    is_demo = checkpoint.source == demo_checkpoint()
+    of_demo = is_demo(checkpoint.source)
     needs_picture = variant.in_channels != variant.out_channels
     period, own = variant.frame_period, variant.sample_frames
     lengths = {own} if fixed else {own, *range(period + 1, _LONGEST * own + 1, period)}
@@ -54,7 +54,7 @@ def about(served: Served) -> dict[str, Any]:
         "max_fps": max_fps("video.gif"),
         "num_inference_steps": DEFAULT_STEPS,
         "max_steps": checkpoint.num_train_timesteps,
-        "guidance_scale": _DEMO_GUIDANCE if is_demo else DEFAULT_GUIDANCE,
+        "guidance_scale": _DEMO_GUIDANCE if of_demo else DEFAULT_GUIDANCE,
         "max_guidance": MAX_GUIDANCE,
         "engines": [served.tier],
         "schedulers": list(SCHEDULERS),
@@ -64,5 +64,5 @@ def about(served: Served) -> dict[str, Any]:
             "max_bytes": references.MAX_BYTES,
             "strength": DEFAULT_STRENGTH,
         },
-        "examples": list(_DEMO_EXAMPLES if is_demo else _EXAMPLES),
+        "examples": list(_DEMO_EXAMPLES if of_demo else _EXAMPLES),
     }

@@ -9,7 +9,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image, ImageDraw, ImageSequence
 
 import cogvx_fast
 from cogvx_fast import metadata
@@ -88,6 +88,22 @@ def pixels_of(path):
 
 def frames_of(folder):
     return np.stack([np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]).astype(float)
+
+
+@pytest.mark.slow
+def test_without_a_model_pictures_are_for_the_second_demo(run):
+    first = Image.new("RGB", (64, 64), (245, 245, 245))
+    ImageDraw.Draw(first).ellipse((10, 18, 38, 46), fill=(220, 40, 40))
+    first.save("first.png")
+    line = ("a red circle moves right on a white background", "--image", "first.png", "--guidance", 1.5)
+    result = run("generate", *line, "-o", "out", "--steps", 10, "--dtype", "float32")
+    assert result.exit_code == 0, result.stderr
+    assert "wrote out: 17 frames of 64x64" in result.stdout
+    made, given = frames_of(Path("out")), np.asarray(first, dtype=float)
+    assert np.abs(made[0] - given).mean() < 0.5 * np.abs(made[0] - given[:, ::-1]).mean(), (
+        "it begins where the picture is"
+    )
+    assert np.abs(made[-1] - given).mean() > 1.5 * np.abs(made[0] - given).mean(), "and goes on"
 
 
 @pytest.mark.slow

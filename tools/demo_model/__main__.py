@@ -1,4 +1,4 @@
-"""Makes the demo checkpoint from nothing: `python -m tools.demo_model --work FOLDER`. Resumes where it was stopped."""
+"""Makes the demo checkpoints from nothing: `python -m tools.demo_model --work FOLDER`. Resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -7,31 +7,38 @@ from pathlib import Path
 
 from . import dit, vae
 from .evaluate import main as evaluate
-from .export import export, load_vae
+from .evaluate_inpaint import main as evaluate_inpaint
+from .export import export, export_inpaint, load_vae
 
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
+STAGES = (
+    *("vae", "dit", "inpaint", "enlarge-vae", "enlarge-dit"),
+    *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.demo_model", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for training checkpoints and cached latents")
-    parser.add_argument("--out", type=Path, default=ASSETS, help="folder the finished checkpoint goes to")
-    parser.add_argument("--report", type=Path, default=REPORT, help="JSON file for the scores; a PNG goes beside it")
     parser.add_argument(
-        "--only",
-        choices=("vae", "dit", "enlarge-vae", "enlarge-dit", "inpaint", "export", "evaluate"),
-        help="one stage alone; without it, all in this order",
+        "--out", type=Path, default=ASSETS, help="folder of the finished checkpoint; the second beside it"
     )
+    parser.add_argument("--report", type=Path, default=REPORT, help="JSON file for the scores; a PNG goes beside it")
+    parser.add_argument("--only", choices=STAGES, help="one stage alone; without it, all in this order")
     arguments = parser.parse_args()
+    second = arguments.out.with_name(f"{arguments.out.name}-inpaint")
+    report = arguments.report.with_stem(f"{arguments.report.stem}_inpaint")
     stages = {
         "vae": lambda: vae.train(arguments.work),
         "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
+        "inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.INPAINT),
         "enlarge-vae": lambda: vae.train(arguments.work, vae.ENLARGE),
         "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.ENLARGE),
-        "inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.INPAINT),
         "export": lambda: export(arguments.work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
+        "export-inpaint": lambda: export_inpaint(arguments.work, arguments.out, second),
+        "evaluate-inpaint": lambda: evaluate_inpaint(str(second), str(report)),
     }
     for name, run in stages.items():
         if arguments.only in (None, name):

@@ -71,7 +71,7 @@ class Stage:
 TRAIN = Stage("dit", SMALL, steps=5000, batch=32, peak_lr=1e-3)
 ENLARGE = Stage("dit_large", SIZE, steps=1500, batch=16, peak_lr=5e-4, first_clips=320, growth=0.5, after=TRAIN)
 INPAINT = Stage(
-    "dit_inpaint", SIZE, steps=600, batch=16, peak_lr=3e-4, first_clips=256, growth=0, after=ENLARGE, told=True
+    "dit_inpaint", SMALL, steps=800, batch=16, peak_lr=3e-4, first_clips=400, growth=0, after=TRAIN, told=True
 )
 
 

@@ -1,21 +1,22 @@
-"""Writes the trained parts as one checkpoint in diffusers format, fp16 safetensors."""
+"""Writes the trained parts as checkpoints in diffusers format, fp16 safetensors."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from cogvx_fast.fun import CogVideoXFunInpaintPipeline
-
-from .dit import ENLARGE, Stage, build_scheduler, build_transformer
+from .dit import ENLARGE, INPAINT, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import ENLARGE as DECODER
 from .vae import Stage as VaeStage
 from .vae import build
+
+PIPELINE = "CogVideoXFunInpaintPipeline"
 
 
 def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> AutoencoderKLCogVideoX:
@@ -35,7 +36,7 @@ def export(folder: Path, target: Path, stage: Stage = ENLARGE) -> None:
     model.load_state_dict(load_state(folder / f"{stage.name}.pt")["average"])
     tie_cases(model["text_encoder"])
     scale = load_state(folder / f"{ENLARGE.name}_latents.pt")["scale"]
-    pipe = (CogVideoXFunInpaintPipeline if stage.told else CogVideoXPipeline)(
+    pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
         vae=load_vae(folder, DECODER, scale),
@@ -45,5 +46,21 @@ def export(folder: Path, target: Path, stage: Stage = ENLARGE) -> None:
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="8MB")
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+
+
+def export_inpaint(folder: Path, first: Path, target: Path, stage: Stage = INPAINT) -> None:
+    """The second checkpoint: all of the `first` but the transformer, whose averaged weights are those of a stage."""
+    transformer = build_transformer(stage.size, told=True)
+    weights = load_state(folder / f"{stage.name}.pt")["average"]
+    part = "transformer."
+    transformer.load_state_dict({name.removeprefix(part): w for name, w in weights.items() if name.startswith(part)})
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(first, partial, ignore=shutil.ignore_patterns("transformer"))
+    transformer.half().save_pretrained(partial / "transformer", max_shard_size="8MB")
+    index = partial / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": PIPELINE}, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
