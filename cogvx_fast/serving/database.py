@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from typing import Any
 
 import sqlalchemy as sa
 
 _WAIT = 30.0  # seconds for which a statement waits for others' to end
+_PAUSE = 0.01  # seconds between tries of what does not wait by itself
 # KiB of pages that each connection keeps: SQLite's 2,000 would fill as jobs come, and the system keeps them, too.
 _CACHE = 256
 
@@ -69,7 +71,17 @@ class Changes:
 
 
 def _set_up_sqlite(connection: Any, synchronous: str) -> None:
-    for pragma in ("journal_mode=WAL", f"synchronous={synchronous}", f"cache_size=-{_CACHE}"):
+    until = time.monotonic() + _WAIT
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            break
+        except sqlite3.OperationalError as error:
+            # Of several that change a new database's mode at once, SQLite refuses some without waiting.
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
+    for pragma in (f"synchronous={synchronous}", f"cache_size=-{_CACHE}"):
         connection.execute(f"PRAGMA {pragma}")
 
 

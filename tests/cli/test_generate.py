@@ -245,7 +245,7 @@ def test_the_hub_s_failure_is_one_message(run, no_weights, monkeypatch):
 
 
 def test_a_missing_demo_checkpoint_is_one_message(run, no_weights, monkeypatch):
-    def missing():
+    def missing(kind):
         raise FileNotFoundError("the demo checkpoint is missing")
 
     monkeypatch.setattr(cogvx_fast, "demo_checkpoint", missing, raising=False)
@@ -253,7 +253,7 @@ def test_a_missing_demo_checkpoint_is_one_message(run, no_weights, monkeypatch):
 
 
 def test_the_demo_checkpoint_is_the_default(run, checkpoint, monkeypatch):
-    monkeypatch.setattr(cogvx_fast, "demo_checkpoint", lambda: str(checkpoint), raising=False)
+    monkeypatch.setattr(cogvx_fast, "demo_checkpoint", lambda kind: str(checkpoint), raising=False)
     assert run("generate", PROMPT, "--steps", 1).files == ["out.mp4"]
 
 

@@ -1,9 +1,11 @@
 """Databases of earlier versions, several processes that open one at the same moment, and who sees that one writes."""
 
+import sqlite3
 import threading
 
 import pytest
 
+from cogvx_fast.serving import database
 from cogvx_fast.serving import store as module
 from cogvx_fast.serving.jobs import Job, new_id
 from cogvx_fast.serving.store import Store
@@ -82,6 +84,21 @@ def test_several_make_it_at_the_same_moment(url):
     assert len(stores[0].ids()) == len(stores)
     for store in stores:
         store.close()
+
+
+def test_one_that_others_change_to_its_mode_is_waited_for():
+    """SQLite refuses that at once, whatever its limit is."""
+    said = []
+
+    class Connection:
+        def execute(self, statement):
+            said.append(statement)
+            if len(said) < 4:
+                raise sqlite3.OperationalError("database is locked" if len(said) < 3 else "disk I/O error")
+
+    with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+        database._set_up_sqlite(Connection(), "FULL")
+    assert said == ["PRAGMA journal_mode=WAL"] * 3
 
 
 def test_changes_of_others_are_seen_once(url):
