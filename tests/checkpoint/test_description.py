@@ -239,6 +239,7 @@ def test_a_scheduler_that_would_fail_in_a_step(changed, scheduler, values, messa
         FastCogVideoXPipeline.from_pretrained(folder)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # NumPy's, of diffusers
 @pytest.mark.parametrize("scheduler", sorted(cls.__name__ for cls in CogVideoXDDIMScheduler().compatibles))
 def test_what_any_scheduler_of_diffusers_saves_may_be(tmp_path, scheduler):
     """As in a pipeline whose scheduler was replaced, and that was saved: some have infinite limits."""
