@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 Kind = Literal["text", "inpaint"]
+_ASSETS = Path(__file__).parent / "assets"
+_FOLDERS: dict[str, Path] = {"text": _ASSETS / "demo", "inpaint": _ASSETS / "demo-inpaint"}
 
 
 def demo_checkpoint(kind: Kind = "text") -> str:
@@ -19,9 +21,9 @@ def demo_checkpoint(kind: Kind = "text") -> str:
         ValueError: for another kind.
         FileNotFoundError: if the installed package lacks it.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, get_args(Kind)))}")
-    folder = Path(__file__).parent / "assets" / ("demo" if kind == "text" else f"demo-{kind}")
+    folder = _FOLDERS.get(kind)
+    if folder is None:
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(map(repr, _FOLDERS))}")
     if not (folder / "model_index.json").is_file():
         raise FileNotFoundError(f"the demo checkpoint is missing from this installation: {folder}")
     return str(folder)
@@ -29,5 +31,4 @@ def demo_checkpoint(kind: Kind = "text") -> str:
 
 def is_demo(source: str) -> bool:
     """Whether a folder is one of `demo_checkpoint`."""
-    assets = Path(__file__).parent / "assets"
-    return Path(source).resolve() in {(assets / name).resolve() for name in ("demo", "demo-inpaint")}
+    return Path(source).resolve() in {folder.resolve() for folder in _FOLDERS.values()}

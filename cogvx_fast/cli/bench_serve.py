@@ -137,6 +137,7 @@ def _place(model: str | None, dtype: str | None, device: str | None, url: str | 
 
 def _fields(size: str, frames: int, steps: int, guidance: float) -> dict[str, Any]:
     width, _, height = size.partition("x")
+    # Python refuses to make a number of thousands of digits.
     if not (width.isdecimal() and height.isdecimal() and len(size) < 100):
         raise UsageError("--size", repr(size), "must be WIDTHxHEIGHT in pixels, such as 64x64")
     for argument, value in (("--frames", frames), ("--steps", steps)):

@@ -84,7 +84,7 @@ def calibrate(
         settings = {"model": model, "prompts": texts, "steps": steps, "guidance": guidance, "seed": seed, **size}
         settings |= {"dtype": chosen_dtype, "scheduler": scheduler and scheduler.value}
         _check_settings(parts, settings)
-        with _within_memory(chosen_device):
+        with loading.within_memory(chosen_device, num_frames, *pixels):
             with loading.quiet_libraries(), messages.status(f"loading {checkpoint.source}"), _named("MODEL"):
                 pipe = loading.load_pipeline(
                     checkpoint, chosen_dtype, chosen_device, engine, scheduler and scheduler.value
@@ -118,20 +118,6 @@ def _named(argument: str) -> Iterator[None]:
         yield
     except UsageError as error:
         raise error.renamed(argument) from None
-
-
-@contextlib.contextmanager
-def _within_memory(device: str) -> Iterator[None]:
-    """Within the block a want of memory is said in a line."""
-    from cogvx_fast.devices import is_out_of_memory
-
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        reason = " ".join(str(error).split())
-        raise OutputError(f"{device} ran out of memory; lower --frames, --height or --width ({reason})") from error
 
 
 def _check_out(out: Path, parts: Path, resume: bool, try_place: Callable[[Path], None]) -> None:

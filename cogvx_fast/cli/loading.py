@@ -11,7 +11,7 @@ from cogvx_fast import machine
 
 from .checkpoint import ARGUMENT as MODEL
 from .checkpoint import Checkpoint, refused
-from .console import UsageError
+from .console import OutputError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -218,3 +218,19 @@ def loading_errors(checkpoint: Checkpoint) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise UsageError(MODEL, repr(checkpoint.source), f"cannot be loaded ({reason})") from error
+
+
+@contextlib.contextmanager
+def within_memory(device: str, num_frames: int, height: int, width: int) -> Iterator[None]:
+    """Within the block, where a video of this size is made, a want of memory is said in a line."""
+    from cogvx_fast.devices import is_out_of_memory
+
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        size, reason = f"{num_frames} frames of {width}x{height}", " ".join(str(error).split())
+        raise OutputError(
+            f"{device} ran out of memory at {size}; lower --frames, --height or --width ({reason})"
+        ) from error

@@ -311,20 +311,13 @@ def _and_seed(job: Job, seed: int) -> str:
 
 def _in_memory(job: Job, work: Callable[[], T]) -> T:
     """`work()`, whose failure is that of this video: for want of memory, or of numbers that are finite."""
-    from cogvx_fast.devices import is_out_of_memory
+    from . import loading
 
     try:
-        return work()
+        with loading.within_memory(job.device, job.num_frames, job.height, job.width):
+            return work()
     except ValueError as error:
         raise OutputError(f"no video could be made: {' '.join(str(error).split())}") from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        size = f"{job.num_frames} frames of {job.width}x{job.height}"
-        reason = " ".join(str(error).split())
-        raise OutputError(
-            f"{job.device} ran out of memory at {size}; lower --frames, --height or --width ({reason})"
-        ) from error
 
 
 def _warn_of_cut_prompts(job: Job, tokenizer: Any) -> None:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _NEEDED = ("fastapi", "uvicorn", "sqlalchemy", "fsspec", "python_multipart", "prometheus_client")
 _GIB = 2**30
-# What is longer or larger means nothing, and clocks do not count that far.
-_MOST_SECONDS, _MOST_DAYS, _MOST_GIB = 1e7, 1e6, 1e9
 
 
 def serve(
@@ -117,13 +115,7 @@ def serve(
         if not 0 <= port <= 65535:
             raise UsageError("--port", port, "must be 0 to 65535")
         _check_exposed(host, api_keys_file, insecure)
-        _check_range("--max-queue", max_queue, 1)
-        _check_range("--max-work", 1 if max_work is None else max_work, 1)
-        _check_range("--checkpoint-seconds", checkpoint_seconds, 0, _MOST_SECONDS)
-        _check_range("--lease-seconds", lease_seconds, 1, _MOST_SECONDS)
-        _check_range("--keep-days", keep_days, 0, _MOST_DAYS)
-        _check_range("--keep-gib", keep_gib, 0, _MOST_GIB)
-        from cogvx_fast.serving.context import Context, Limits
+        from cogvx_fast.serving.context import MOST_DAYS, MOST_GIB, MOST_SECONDS, Context, Limits
         from cogvx_fast.serving.files import Files
         from cogvx_fast.serving.keys import Keys
         from cogvx_fast.serving.logs import logger, set_up
@@ -133,6 +125,13 @@ def serve(
         from cogvx_fast.serving.settings import Settings
         from cogvx_fast.serving.store import Store
         from cogvx_fast.serving.ui import is_origin
+
+        _check_range("--max-queue", max_queue, 1)
+        _check_range("--max-work", 1 if max_work is None else max_work, 1)
+        _check_range("--checkpoint-seconds", checkpoint_seconds, 0, MOST_SECONDS)
+        _check_range("--lease-seconds", lease_seconds, 1, MOST_SECONDS)
+        _check_range("--keep-days", keep_days, 0, MOST_DAYS)
+        _check_range("--keep-gib", keep_gib, 0, MOST_GIB)
 
         for site in embedded_in or []:
             if not is_origin(site):

@@ -26,6 +26,8 @@ from .worker import USAGE_SECONDS
 _LEARN_SECONDS = 10.0
 _ALIVE_SECONDS = 10.0  # since a worker said something
 _RETRY_SECONDS = 30
+# What is longer or larger means nothing, and clocks do not count that far.
+MOST_SECONDS, MOST_DAYS, MOST_GIB = 1e7, 1e6, 1e9
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from cogvx_fast.cli import degrees, loading, validate
 from cogvx_fast.cli.checkpoint import read_checkpoint
 from cogvx_fast.cli.console import UsageError
 
-from .context import Limits
+from .context import MOST_DAYS, MOST_GIB, MOST_SECONDS, Limits
 from .models import check_names, default_name
 from .orders import Served
 from .settings import Settings
@@ -48,10 +48,10 @@ class Arguments(BaseModel):
     insecure: bool = False
     max_queue: int = Field(100, ge=1)
     max_work: int | None = Field(None, ge=1)
-    keep_days: float = Field(7.0, ge=0, le=1e6)
-    keep_gib: float = Field(50.0, ge=0, le=1e9)
-    checkpoint_seconds: float = Field(30.0, ge=0, le=1e7)
-    lease_seconds: float = Field(30.0, ge=1, le=1e7)
+    keep_days: float = Field(7.0, ge=0, le=MOST_DAYS)
+    keep_gib: float = Field(50.0, ge=0, le=MOST_GIB)
+    checkpoint_seconds: float = Field(30.0, ge=0, le=MOST_SECONDS)
+    lease_seconds: float = Field(30.0, ge=1, le=MOST_SECONDS)
     api_replicas: int = Field(1, ge=1)
     min_replicas: int = Field(1, ge=1)
     max_replicas: int = Field(1, ge=1)

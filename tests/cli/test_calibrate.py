@@ -124,7 +124,9 @@ def test_memory_that_runs_out_is_one_line(run, checkpoint, prompts, monkeypatch)
 
     monkeypatch.setattr(loading, "load_pipeline", fail)
     result = run("calibrate", checkpoint, "--prompts", prompts, "--steps", 10)
-    assert result.exit_code == 1 and "error: cpu ran out of memory; lower --frames" in result.stderr
+    assert (
+        result.exit_code == 1 and "error: cpu ran out of memory at 9 frames of 32x32; lower --frames" in result.stderr
+    )
     monkeypatch.setattr(machine, "free_memory", lambda: 1)
     result = run("calibrate", checkpoint, "--prompts", prompts, "--steps", 10, "--out", "other.json")
     assert result.exit_code == 2 and f"error: MODEL '{checkpoint}': needs " in result.stderr

@@ -82,7 +82,7 @@ def build(size: int = SIZE) -> AutoencoderKLCogVideoX:
 
 
 def memory_format() -> torch.memory_format:
-    """Of convolutions: channels last halves the time of bf16 ones, and doubles that of a backward pass in float32."""
+    """Of convolutions: channels last halves the time of bf16 ones; float32 ones take 1.7 times as long backward."""
     return torch.channels_last_3d if cpu_bf16_units() is not None else torch.contiguous_format
 
 
