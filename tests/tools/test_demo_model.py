@@ -111,6 +111,7 @@ def test_what_is_drawn_badly_measures_so():
 
 def test_large_stages_start_where_small_ones_ended():
     assert vae.ENLARGE.after is vae.TRAIN and dit.ENLARGE.after is dit.TRAIN
+    assert dit.GUIDED.after is dit.ENLARGE and dit.GUIDED.latents == dit.ENLARGE.name
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
     # A place has the same position in both: every other token of the large grid is one of the small.
@@ -120,6 +121,21 @@ def test_large_stages_start_where_small_ones_ended():
         for model, grid in ((small, rows // 2), (large, rows))
     ]
     assert torch.allclose(positions[1][:, ::2, ::2], positions[0], atol=1e-5)
+
+
+def test_guidance_is_trained_as_the_pipeline_adds_it():
+    told, untold = torch.randn(2, 3, 5, 16, 4, 4).unbind()
+    guided = dit.guide(told, untold, torch.tensor([0.0, 1.0, 6.0]))
+    assert torch.equal(guided[0], untold[0]) and torch.allclose(guided[1], told[1], atol=1e-6)
+    assert torch.allclose(guided[2], untold[2] + 6 * (told[2] - untold[2]))
+
+
+def test_where_the_prompt_decides_both_predictions_are_trained_apart():
+    timesteps = torch.arange(1000)
+    scales = dit.guidance_scales(timesteps, 7.0, torch.Generator().manual_seed(0))
+    assert set(scales[timesteps >= dit.NOISY].tolist()) == {0.0, 1.0}
+    elsewhere = scales[timesteps < dit.NOISY]
+    assert 0 <= elsewhere.min() < 0.5 and 6.5 < elsewhere.max() <= 7 and elsewhere.unique().numel() > 500
 
 
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():

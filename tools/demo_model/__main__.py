@@ -8,12 +8,12 @@ from pathlib import Path
 from . import dit, vae
 from .evaluate import main as evaluate
 from .evaluate_inpaint import main as evaluate_inpaint
-from .export import export, export_inpaint, load_vae
+from .export import export, load_vae
 
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
-    *("vae", "dit", "inpaint", "enlarge-vae", "enlarge-dit"),
+    *("vae", "dit", "inpaint", "guide-inpaint", "enlarge-vae", "enlarge-dit", "guide"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
@@ -33,11 +33,13 @@ def main() -> None:
         "vae": lambda: vae.train(arguments.work),
         "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
         "inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.INPAINT),
+        "guide-inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.GUIDED_INPAINT),
         "enlarge-vae": lambda: vae.train(arguments.work, vae.ENLARGE),
         "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.ENLARGE),
+        "guide": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.GUIDED),
         "export": lambda: export(arguments.work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
-        "export-inpaint": lambda: export_inpaint(arguments.work, arguments.out, second),
+        "export-inpaint": lambda: export(arguments.work, second, dit.GUIDED_INPAINT),
         "evaluate-inpaint": lambda: evaluate_inpaint(str(second), str(report)),
     }
     for name, run in stages.items():

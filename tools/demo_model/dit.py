@@ -1,4 +1,4 @@
-"""The denoiser and its text encoder, trained together on cached latents: of small clips first, then of larger ones.
+"""The denoiser and its text encoder, trained together on cached latents: of small clips, of larger ones, with guidance.
 
 The objective is the scheduler's own, v-prediction with zero terminal SNR (Salimans & Ho 2022, Lin et
 al. 2023), weighed so that it is the error of the clean latents, and of the object more than of the
@@ -6,6 +6,10 @@ ground. The text encoder is taught its words first. The matrices of the blocks f
 al. 2024), all else AdamW. The cache of latents starts small and grows by a stage's `growth` of clips a step,
 so that the first steps need not wait for all of them. Each draw adds the noise that the decoder was trained
 to forgive.
+
+Guidance adds to what the model says without a prompt six times what the prompt changes of it, and so six times what the
+two got wrong by chance: pictures that are clean without it become mottled. Where the latents show what the prompt says,
+it should change nothing. The last stage learns that: there, it is the guided prediction whose error counts.
 """
 
 from __future__ import annotations
@@ -14,7 +18,7 @@ import copy
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,9 +36,8 @@ from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_
 from .vae import LATENT_NOISE, bf16_where_fast
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
-WARMUP = 200
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
-NOISY_SHARE = 0.3
+NOISY_SHARE, NOISY = 0.3, 750
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
 
@@ -49,7 +52,9 @@ class Stage:
         long_text_steps: the last ones, of which every other sees prompts padded as the pipeline pads them.
         first_clips, growth: of the cache of latents, at the start and a step.
         after: the stage whose averaged weights it starts from.
-        told: of frames that are known, in 17 channels more. The text encoder and the latents stay those of `after`.
+        told: of frames that are known, in 17 channels more. The text encoder stays that of `after`.
+        guided: the largest guidance scale whose prediction is trained; 0 trains with and without a prompt apart.
+        latents: the name of the stage whose clips these are; its own unless it says another.
     """
 
     name: str
@@ -62,16 +67,45 @@ class Stage:
     growth: float = 0.6
     after: Stage | None = None
     told: bool = False
+    guided: float = 0.0
+    latents: str = ""
+    warmup: int = 200
 
     def learning_rate(self, step: int) -> float:
-        warmup = min(1.0, (step + 1) / WARMUP)
+        warmup = min(1.0, (step + 1) / self.warmup)
         return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
 
 
 TRAIN = Stage("dit", SMALL, steps=5000, batch=32, peak_lr=1e-3)
 ENLARGE = Stage("dit_large", SIZE, steps=1500, batch=16, peak_lr=5e-4, first_clips=320, growth=0.5, after=TRAIN)
 INPAINT = Stage(
-    "dit_inpaint", SMALL, steps=800, batch=16, peak_lr=3e-4, first_clips=400, growth=0, after=TRAIN, told=True
+    "dit_inpaint",
+    SMALL,
+    steps=800,
+    batch=16,
+    peak_lr=3e-4,
+    first_clips=400,
+    growth=0,
+    after=TRAIN,
+    told=True,
+    latents=TRAIN.name,
+)
+GUIDED = Stage(
+    "dit_guided",
+    SIZE,
+    steps=560,
+    batch=8,
+    peak_lr=3e-4,
+    long_text_steps=560,
+    first_clips=960,
+    growth=0,
+    after=ENLARGE,
+    guided=7.0,
+    latents=ENLARGE.name,
+    warmup=40,
+)
+GUIDED_INPAINT = replace(
+    GUIDED, name="dit_guided_inpaint", size=SMALL, after=INPAINT, first_clips=400, told=True, latents=TRAIN.name
 )
 
 
@@ -147,6 +181,21 @@ def widened(state: dict[str, torch.Tensor], channels: int) -> dict[str, torch.Te
     return state | {name: torch.cat([weight, more], dim=1)}
 
 
+def guidance_scales(timesteps: torch.Tensor, largest: float, generator: torch.Generator) -> torch.Tensor:
+    """Scales (B,) to train at: anything from 0 to `largest` where the latents show what the prompt says.
+
+    Where they do not, 0 or 1, without the prompt or with it: there guidance has something to say, and exaggerates.
+    """
+    scales = torch.rand(timesteps.shape, generator=generator)
+    return torch.where(timesteps < NOISY, scales * largest, scales.round())
+
+
+def guide(told: torch.Tensor, untold: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The guided prediction (Ho & Salimans 2021), as the pipeline makes it: what is said without a prompt and, `scales`
+    times, what the prompt changes of it."""
+    return untold + scales.view(-1, 1, 1, 1, 1) * (told - untold)
+
+
 class ShortText:
     """Lets a transformer made for `TEXT_LENGTH` take shorter prompts: text rows have no position anyway."""
 
@@ -184,9 +233,8 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
     scheduler, tokenizer = build_scheduler(), build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     optimizers = build_optimizers(model, stage.peak_lr)
-    source = stage.after if stage.told and stage.after else stage
-    cache = LatentCache(autoencoder, folder / f"{source.name}_latents.pt", stage.size)
-    known = KnownCache(autoencoder, folder / f"{stage.name}_known.pt", stage.size) if stage.told else None
+    cache = LatentCache(autoencoder, folder / f"{stage.latents or stage.name}_latents.pt", stage.size)
+    known = KnownCache(autoencoder, folder / f"known_{stage.size}.pt", stage.size) if stage.told else None
     short_text = ShortText(transformer)
     path = folder / f"{stage.name}.pt"
     state = load_state(path)
@@ -214,7 +262,10 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         generator = torch.Generator().manual_seed(step)
         chosen = [rng.randrange(len(cache if known is None else known)) for _ in range(stage.batch)]
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
-        prompts = ["" if rng.random() < PROMPT_DROPOUT else prompt for prompt in prompts]
+        if stage.guided:
+            prompts += [""] * len(prompts)
+        else:
+            prompts = ["" if rng.random() < PROMPT_DROPOUT else prompt for prompt in prompts]
         length = max(len(ids) for ids in tokenizer(prompts).input_ids) + rng.randint(0, 12)
         if step >= stage.steps - stage.long_text_steps and step % 2:
             length = TEXT_LENGTH
@@ -229,10 +280,15 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
             noisy = torch.cat([noisy, known.draw(chosen, rng)], dim=2)
 
         short_text.set(length)
+        if stage.guided:
+            noisy, timesteps = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
         # On a CPU the backward pass of the flash kernel is slower than plain matrix products at 110 tokens.
         with bf16_where_fast(), sdpa_kernel(SDPBackend.MATH):
             embeds = encode_text(model["text_encoder"], tokenizer, prompts, length)
             output = transformer(noisy, embeds, timesteps, return_dict=False)[0]
+        if stage.guided:
+            scales = guidance_scales(timesteps[: stage.batch], stage.guided, generator)
+            output, timesteps = guide(*output.chunk(2), scales), timesteps[: stage.batch]
         of_clean = (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1, 1)  # error of v -> error of x0
         loss = ((output.float() - target).square() * object_weights(clean) * of_clean).mean()
         for optimizer in optimizers:

@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import ENLARGE, INPAINT, Stage, build_scheduler, build_transformer
+from .dit import GUIDED, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
-from .vae import ENLARGE as DECODER
+from .vae import ENLARGE, TRAIN, build
 from .vae import Stage as VaeStage
-from .vae import build
 
-PIPELINE = "CogVideoXFunInpaintPipeline"
+TOLD_PIPELINE = "CogVideoXFunInpaintPipeline"
+DECODERS = {stage.size: stage for stage in (TRAIN, ENLARGE)}
 
 
 def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> AutoencoderKLCogVideoX:
@@ -28,39 +28,29 @@ def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> Autoe
     return vae.eval()
 
 
-def export(folder: Path, target: Path, stage: Stage = ENLARGE) -> None:
-    """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all."""
+def export(folder: Path, target: Path, stage: Stage = GUIDED) -> None:
+    """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all.
+
+    The autoencoder is the one of the stage's size. A stage that is told of frames makes a checkpoint of Fun-InP's form.
+    """
     tokenizer = build_tokenizer()
     transformer = build_transformer(stage.size, stage.told)
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     model.load_state_dict(load_state(folder / f"{stage.name}.pt")["average"])
     tie_cases(model["text_encoder"])
-    scale = load_state(folder / f"{ENLARGE.name}_latents.pt")["scale"]
+    scale = load_state(folder / f"{stage.latents or stage.name}_latents.pt")["scale"]
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
-        vae=load_vae(folder, DECODER, scale),
+        vae=load_vae(folder, DECODERS[stage.size], scale),
         transformer=model["transformer"].eval(),
         scheduler=build_scheduler(),
     )
     partial = target.with_name(target.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(partial, max_shard_size="8MB")
-    shutil.rmtree(target, ignore_errors=True)
-    partial.rename(target)
-
-
-def export_inpaint(folder: Path, first: Path, target: Path, stage: Stage = INPAINT) -> None:
-    """The second checkpoint: all of the `first` but the transformer, whose averaged weights are those of a stage."""
-    transformer = build_transformer(stage.size, told=True)
-    weights = load_state(folder / f"{stage.name}.pt")["average"]
-    part = "transformer."
-    transformer.load_state_dict({name.removeprefix(part): w for name, w in weights.items() if name.startswith(part)})
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(first, partial, ignore=shutil.ignore_patterns("transformer"))
-    transformer.half().save_pretrained(partial / "transformer", max_shard_size="8MB")
-    index = partial / "model_index.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": PIPELINE}, indent=2) + "\n")
+    if stage.told:
+        index = partial / "model_index.json"
+        index.write_text(json.dumps(json.loads(index.read_text()) | {"_class_name": TOLD_PIPELINE}, indent=2) + "\n")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

@@ -59,7 +59,7 @@ class Stage:
 
 TRAIN = Stage("vae", SMALL, ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
 # The denoiser sees the encoder alone, which knows edges and flat ground from the small clips: both learn at once.
-ENLARGE = Stage("vae_large", SIZE, ((1200, 1, 9), (500, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
+ENLARGE = Stage("vae_large", SIZE, ((750, 1, 9), (250, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
@@ -155,8 +155,9 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
             with torch.set_grad_enabled(not stage.decoder_only):
                 mean = vae.encode(clips).latent_dist.mean.float()
             noise = torch.randn(mean.shape, generator=generator)
-            # Half the noise where the latents stay: sharper pictures, still forgiving.
-            latents = mean + noise * LATENT_NOISE * (0.5 if stage.decoder_only else 1.0)
+            # Where the encoder stays: from nothing to twice as much, as the denoiser's errors are of any size.
+            strength = 2 * torch.rand((), generator=generator) if stage.decoder_only else 1.0
+            latents = mean + noise * LATENT_NOISE * strength
             output = vae.decode(latents).sample.float()
         error = F.mse_loss(output, clips)
         loss = error + 0.2 * F.l1_loss(output, clips) + LATENT_PENALTY * mean.square().mean()
