@@ -35,7 +35,7 @@ $(VENV)/.installed: $(VENV)/.runs
 	@touch $@
 
 demo: $(VENV)/.runs
-	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 6 --guidance 1.5
+	$(BIN)/cogvx-fast generate "$(PROMPT)" -o out/demo.mp4 --sheet out/demo.png --zoom 3
 
 # A server of the demo model; it says the addresses of its page and API and opens the page. MODEL=... for another.
 serve: $(VENV)/.runs

@@ -52,7 +52,6 @@ frames = pipe(
     height=args.height,  # without the two the size that the checkpoint was trained at
     width=args.width,
     num_inference_steps=args.steps,
-    guidance_scale=6 if args.model else 1.5,
     generator=torch.Generator().manual_seed(0),
 ).frames[0]
 write_video(frames, args.out, fps=8)

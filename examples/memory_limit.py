@@ -36,7 +36,6 @@ if pipe is None:
 frames = pipe(
     "a red circle moves right on a white background",
     num_inference_steps=args.steps,
-    guidance_scale=1.5,  # 6 for real checkpoints
     generator=torch.Generator().manual_seed(0),
 ).frames[0]
 write_video(frames, args.out, fps=8)

@@ -29,7 +29,7 @@ PROMPTS = [
 parser = argparse.ArgumentParser()
 parser.add_argument("--model", default=demo_checkpoint(), help="a checkpoint of your own; a real one needs a GPU")
 parser.add_argument("--steps", type=int, default=20)
-parser.add_argument("--guidance", type=float, default=1.5, help="6 for real checkpoints")
+parser.add_argument("--guidance", type=float, default=6.0, help="how closely the prompts are followed")
 parser.add_argument("--schedule", type=Path, default=Path("out/schedule.json"))
 parser.add_argument("--out", default="out/own_schedule.mp4")
 args = parser.parse_args()

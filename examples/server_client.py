@@ -27,7 +27,7 @@ client = OpenAI(base_url=args.url, api_key=args.key)
 video = client.videos.create(
     prompt=args.prompt,
     # What OpenAI's API has no name for; the whole list is at http://127.0.0.1:8000/docs.
-    extra_body={"num_inference_steps": args.steps, "guidance_scale": 1.5, "seed": 0},  # real models: guidance 6
+    extra_body={"num_inference_steps": args.steps, "seed": 0},
 )
 print(f"{video.id}: ordered")
 

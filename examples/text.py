@@ -26,7 +26,6 @@ pipe = FastCogVideoXPipeline.from_pretrained(demo_checkpoint())
 frames = pipe(
     args.prompt,
     num_inference_steps=args.steps,
-    guidance_scale=1.5,  # 6 for real checkpoints
     generator=torch.Generator().manual_seed(0),  # the same noise every time, so the same video
 ).frames[0]
 write_video(frames, args.out, fps=8)

@@ -23,7 +23,7 @@ args = parser.parse_args()
 # For a real checkpoint change this line; it needs a GPU (hours on a CPU):
 #   pipe = FastCogVideoXPipeline.from_pretrained("THUDM/CogVideoX-2b", dtype=torch.float16).to("cuda")
 pipe = FastCogVideoXPipeline.from_pretrained(demo_checkpoint())
-common = {"num_inference_steps": args.steps, "guidance_scale": 1.5}  # 6 for real checkpoints
+common = {"num_inference_steps": args.steps}
 
 # Instead of this, a file of your own: `diffusers.utils.load_video("in.mp4")` (pip install "imageio[ffmpeg]").
 before = pipe(

@@ -72,9 +72,10 @@ def test_fp32_is_diffusers_to_rounding(reference, expected, latents):
 
 
 @pytest.mark.slow
-def test_bf16_error_is_no_larger_than_diffusers_own(expected):
-    pipe = load(torch.bfloat16)
-    own, ours = (relative(generate(one), expected) for one in (pipe, accelerate(pipe)))
+def test_bf16_error_is_no_larger_than_diffusers_own(reference):
+    """Of 20 steps: a CPU without units for bf16 takes minutes for each video of 50."""
+    expected, pipe = generate(reference, num_inference_steps=20), load(torch.bfloat16)
+    own, ours = (relative(generate(one, num_inference_steps=20), expected) for one in (pipe, accelerate(pipe)))
     assert 0 < sum(ours) / len(ours) <= 1.1 * sum(own) / len(own), (ours, own)
 
 
@@ -127,17 +128,12 @@ def test_is_small_half_precision_and_safetensors_only(kind):
             assert {file.get_slice(name).get_dtype() for name in file.keys()} <= {"F16", "BF16"}  # noqa: SIM118
 
 
-def test_the_second_shares_all_but_the_transformer():
-    """So that a repository holds the rest once; a checkpoint is whole nevertheless."""
+def test_the_second_is_whole_and_takes_33_channels():
     first, second = Path(demo_checkpoint()), Path(demo_checkpoint("inpaint"))
     for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-        files = {path.relative_to(first) for path in (first / part).iterdir()}
-        assert files == {path.relative_to(second) for path in (second / part).iterdir()}
-        for name in files:
-            assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    own = sum(path.stat().st_size for path in (second / "transformer").iterdir())
-    assert own <= 16e6
+        assert {path.name for path in (first / part).iterdir()} == {path.name for path in (second / part).iterdir()}
     assert json.loads((second / "transformer" / "config.json").read_text())["in_channels"] == 33
+    assert json.loads((second / "model_index.json").read_text())["_class_name"] == "CogVideoXFunInpaintPipeline"
 
 
 def test_another_kind_is_refused_with_those_that_there_are():
@@ -160,10 +156,11 @@ def test_scores_are_of_these_weights(kind):
 @pytest.mark.parametrize(
     ("score", "bar"),
     [
-        ("background_accuracy", 0.95),
-        ("motion_accuracy", 0.95),
-        ("color_accuracy", 0.95),
-        ("shape_accuracy", 0.90),
+        ("background_accuracy", 0.98),
+        ("motion_accuracy", 0.98),
+        ("color_accuracy", 0.98),
+        ("shape_accuracy", 0.95),
+        ("overlap", 0.83),
         ("vae_psnr_db", 30),
     ],
 )

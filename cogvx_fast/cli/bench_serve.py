@@ -56,7 +56,7 @@ def serve(
             show_default=False,
         ),
     ] = None,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each video.")] = "64x64",
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of each video.")] = "128x128",
     frames: Annotated[int, typer.Option(help="Frames of each video.")] = 17,
     steps: Annotated[int, typer.Option(help="Denoising steps of each video.")] = 20,
     guidance: Annotated[float, typer.Option(help="Guidance of each video; 1 turns it off.")] = 6.0,
@@ -139,7 +139,7 @@ def _fields(size: str, frames: int, steps: int, guidance: float) -> dict[str, An
     width, _, height = size.partition("x")
     # Python refuses to make a number of thousands of digits.
     if not (width.isdecimal() and height.isdecimal() and len(size) < 100):
-        raise UsageError("--size", repr(size), "must be WIDTHxHEIGHT in pixels, such as 64x64")
+        raise UsageError("--size", repr(size), "must be WIDTHxHEIGHT in pixels, such as 128x128")
     for argument, value in (("--frames", frames), ("--steps", steps)):
         if value < 1:
             raise UsageError(argument, value, "must be at least 1")

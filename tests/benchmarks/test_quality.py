@@ -22,7 +22,8 @@ WANTED = [(REFERENCES["fast"], STEPS), (METHODS["fewer steps"], 4)]
 
 
 def setting(clips=2, **changes):
-    values = {"prompts": prompts.chosen(None, True).first(clips), "steps": STEPS, **changes}
+    # Not in bf16, which CPUs without units for it take minutes for.
+    values = {"prompts": prompts.chosen(None, True).first(clips), "steps": STEPS, "dtype": "float32", **changes}
     return Setting(demo_checkpoint(), "demo", **values)
 
 
@@ -158,7 +159,7 @@ def test_bad_input_is_named_before_any_work(tmp_path, capsys):
 @pytest.mark.slow
 def test_rows_and_their_picture(tmp_path, capsys):
     pytest.importorskip("matplotlib")
-    rows, asked = tmp_path / "rows.jsonl", ("--clips", "1", "--steps", "12", "--methods")
+    rows, asked = tmp_path / "rows.jsonl", ("--clips", "1", "--steps", "12", "--dtype", "float32", "--methods")
     command = ["demo", "--work", str(tmp_path / "work"), "--rows", str(rows), "--evaluations", "4", *asked]
     main([*command, "fewer steps,Pyramid Attention Broadcast (diffusers)"])
     table = capsys.readouterr().out

@@ -15,8 +15,8 @@ from cogvx_fast import demo_checkpoint
 from tests import toy
 
 STEPS = 12
-# The work of a block of the demo checkpoint: 306 tokens of 256 channels, four times as many inside the feed-forward.
-ATTENTION, FEED_FORWARD = 4 * 306 * 256**2 + 2 * 306**2 * 256, 8 * 306 * 256**2
+# The work of a block of the demo checkpoint: 546 tokens of 256 channels, four times as many inside the feed-forward.
+ATTENTION, FEED_FORWARD = 4 * 546 * 256**2 + 2 * 546**2 * 256, 8 * 546 * 256**2
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_a_generation_takes_the_evaluations_that_are_stated(name, runs):
     assert counter.evaluations == pytest.approx(evaluations(pipe, samples))
     away = 1.0 if method.base == DIFFUSERS and "Seer" not in name else 0.0
     assert counter.evaluations == pytest.approx(asked, abs=away + 1e-6)
-    assert frames.shape == (1, 17, 3, 64, 64) and frames.isfinite().all()
+    assert frames.shape == (1, 17, 3, 128, 128) and frames.isfinite().all()
     # And everything is as it was: all steps are computed again.
     assert pipe.transformer.forward == before and not pipe.transformer.is_cache_enabled
     reference = REFERENCES[method.base]

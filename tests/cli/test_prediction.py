@@ -28,9 +28,9 @@ def test_doctor_plans_the_models_by_recipe():
 def test_doctor_shows_what_a_limit_leads_to():
     options = "--dtype", "bfloat16", "--device", "cpu", "--memory-limit"
     ample = doctor(*options, "1GiB")["choice"]
-    assert ample.startswith("1.00 GiB for 17 frames of 64x64: transformer as it is, text encoder as it is")
-    tight = doctor(*options, "22MiB")
-    assert tight["recipe"] == "int8-weight" and max(tight["stages"].values()) <= 22 * 2**20
+    assert ample.startswith("1.00 GiB for 17 frames of 128x128: transformer as it is, text encoder as it is")
+    tight = doctor(*options, "26MiB")
+    assert tight["recipe"] == "int8-weight" and max(tight["stages"].values()) <= 26 * 2**20
     assert "not transformer as it is" in tight["choice"]
 
 

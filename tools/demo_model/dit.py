@@ -93,10 +93,10 @@ INPAINT = Stage(
 GUIDED = Stage(
     "dit_guided",
     SIZE,
-    steps=560,
+    steps=420,
     batch=8,
     peak_lr=3e-4,
-    long_text_steps=560,
+    long_text_steps=420,
     first_clips=960,
     growth=0,
     after=ENLARGE,
@@ -105,7 +105,14 @@ GUIDED = Stage(
     warmup=40,
 )
 GUIDED_INPAINT = replace(
-    GUIDED, name="dit_guided_inpaint", size=SMALL, after=INPAINT, first_clips=400, told=True, latents=TRAIN.name
+    GUIDED,
+    name="dit_guided_inpaint",
+    size=SMALL,
+    steps=300,
+    after=INPAINT,
+    first_clips=400,
+    told=True,
+    latents=TRAIN.name,
 )
 
 

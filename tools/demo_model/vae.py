@@ -59,7 +59,7 @@ class Stage:
 
 TRAIN = Stage("vae", SMALL, ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
 # The denoiser sees the encoder alone, which knows edges and flat ground from the small clips: both learn at once.
-ENLARGE = Stage("vae_large", SIZE, ((750, 1, 9), (250, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
+ENLARGE = Stage("vae_large", SIZE, ((750, 1, 9), (150, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
