@@ -71,7 +71,7 @@ def running():
 
 def make_videos(address):
     for prompt, seed in PROMPTS:
-        body = {"prompt": prompt, "guidance_scale": 1.5, "seed": seed}
+        body = {"prompt": prompt, "seed": seed}
         request = urllib.request.Request(
             f"{address}/v1/videos", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

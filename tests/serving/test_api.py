@@ -17,7 +17,7 @@ def test_a_job_is_in_the_store_when_it_is_answered(client, store):
     video = ask(client, num_inference_steps=7, seed=5).json()
     assert set(video) >= OF_OPENAI
     assert (video["object"], video["status"], video["progress"], video["model"]) == ("video", "queued", 0, "demo")
-    assert (video["size"], video["seconds"], video["queue_position"]) == ("64x64", "2", 0)
+    assert (video["size"], video["seconds"], video["queue_position"]) == ("128x128", "2", 0)
     assert video["eta_seconds"] > 0
     job = store.get(video["id"])
     assert (job.status, job.total, job.request["seed"]) == ("queued", 7, 5)
