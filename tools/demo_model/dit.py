@@ -37,7 +37,7 @@ from .vae import LATENT_NOISE, bf16_where_fast
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
-NOISY_SHARE, NOISY = 0.3, 750
+NOISY, NOISY_SHARE = 750, 0.3  # the quarter's first timestep of 1,000; its part of a batch
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
 
@@ -121,7 +121,8 @@ def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: 
     noisy = int(count * NOISY_SHARE)
     offset = torch.rand((), generator=generator)
     even = (offset + torch.arange(count - noisy) / (count - noisy)) % 1
-    high = 0.75 + 0.25 * ((offset + torch.arange(noisy) / noisy) % 1)
+    lowest = NOISY / num_train_timesteps
+    high = lowest + (1 - lowest) * ((offset + torch.arange(noisy) / noisy) % 1)
     return (torch.cat([even, high]) * num_train_timesteps).long()
 
 
