@@ -18,7 +18,7 @@ def test_limits(client, context, store, files, mp4):
     assert "at most 5" in assert_error(full, 429, "queue_full") and int(full.headers["retry-after"]) > 0
     for job_id in store.ids():
         store.cancel(job_id)
-    context.limits = dataclasses.replace(context.limits, work=64 * 64 * 17 * 10)
+    context.limits = dataclasses.replace(context.limits, work=128 * 128 * 17 * 10)
     assert_error(ask(client, num_inference_steps=11), 400, "too_much_work", "num_inference_steps")
     assert ask(client, num_inference_steps=10).status_code == 200
     assert_error(client.post("/v1/videos", content=b"x" * 100_001), 413, "too_large")

@@ -59,7 +59,7 @@ def test_the_expected_time_is_learned_and_says_who_is_before(context, client, co
 
 def test_the_first_request_has_a_time_from_the_warm_up(client, store):
     before = ask(client, num_inference_steps=50).json()["eta_seconds"]
-    size = {"width": 64, "height": 64, "num_frames": 17, "guidance_scale": 6.0}
+    size = {"width": 128, "height": 128, "num_frames": 17, "guidance_scale": 6.0}
     warm = {"request": size, "stage_seconds": {"denoise": 0.5, "decode": 3.0}, "made_steps": 1}
     store.seen("w", {"ready": True, "model": "demo", "warm": warm})
     after = ask(client, num_inference_steps=4, priority=1).json()["eta_seconds"]

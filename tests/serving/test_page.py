@@ -90,7 +90,7 @@ def test_from_a_sentence_to_files(visitor):
     assert page.input_value("#prompt") == PROMPT
     visitor.ask(num_inference_steps=4, seed=7)
     visitor.plays()
-    assert page.evaluate("document.querySelector('#video').videoWidth") == 64
+    assert page.evaluate("document.querySelector('#video').videoWidth") == 128
     assert visitor.text("#caption") == PROMPT and "seed 7" in visitor.text("#facts")
     assert visitor.text("#news") == "The video is ready and plays."
     video_id = visitor.shown()

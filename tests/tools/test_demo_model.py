@@ -112,6 +112,8 @@ def test_what_is_drawn_badly_measures_so():
 def test_large_stages_start_where_small_ones_ended():
     assert vae.ENLARGE.after is vae.TRAIN and dit.ENLARGE.after is dit.TRAIN
     assert dit.GUIDED.after is dit.ENLARGE and dit.GUIDED.latents == dit.ENLARGE.name
+    assert vae.SHARPEN.after is vae.ENLARGE and dit.FINISH.after is dit.INPAINT.after is dit.GUIDED
+    assert not dit.FINISH.latents and not dit.INPAINT.latents, "latents of the sharpened autoencoder"
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
     # A place has the same position in both: every other token of the large grid is one of the small.
@@ -139,7 +141,7 @@ def test_where_the_prompt_decides_both_predictions_are_trained_apart():
 
 
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():
-    for stage in (vae.TRAIN, vae.ENLARGE):
+    for stage in (vae.TRAIN, vae.ENLARGE, vae.SHARPEN):
         for step in (0, stage.steps - 1):
             clips, frames = stage.clips_and_frames(step)
             assert vae.batch(stage.name, step, 1, frames, stage.size).shape == (1, 3, frames, stage.size, stage.size)
@@ -158,14 +160,43 @@ def test_the_encoder_stays_while_the_decoder_learns_large_clips(tmp_path):
     assert not torch.equal(old["decoder.conv_out.conv.weight"], new["decoder.conv_out.conv.weight"])
 
 
-def test_latents_of_large_clips_have_the_scale_of_small_ones(tmp_path, monkeypatch):
-    autoencoder = vae.build(32).eval()
-    monkeypatch.setattr(latents, "scaling_factor", lambda model: vae.scaling_factor(model, num_clips=2))
-    caches = [latents.LatentCache(autoencoder, tmp_path / f"{size}.pt", size) for size in (32, 64)]
-    for cache in caches:
-        cache.grow(1)
-    assert caches[0].scale == caches[1].scale
-    assert [cache.latents.shape for cache in caches] == [(1, 5, 16, 4, 4), (1, 5, 16, 8, 8)]
+def test_an_anchored_encoder_learns_and_its_latents_stay(tmp_path, monkeypatch):
+    """So that the denoiser can follow them."""
+    before = vae.build(32)
+    save_state(tmp_path / "before.pt", {"model": before.state_dict()})
+    clip = vae.batch("clip", 0, 1, 1, 32)
+    moved = {}
+    for penalty in (0.0, 1e4):
+        monkeypatch.setattr(vae, "ANCHOR_PENALTY", penalty)
+        stage = vae.Stage(f"after {penalty}", 32, ((6, 2, 1),), 1e-2, vae.Stage("before", 32, (), 0.0), anchored=True)
+        after = vae.train(tmp_path, stage)
+        with torch.no_grad():
+            old, new = (model.encode(clip).latent_dist.mode() for model in (before, after))
+        moved[penalty] = (new - old).norm().item()
+    assert 0 < moved[1e4] < moved[0.0] / 2
+
+
+def test_an_error_counts_by_the_contrast_of_its_clip():
+    clip = data.render(data.Scene("star", "red", "white", "up"), random.Random(0), 9, 32)[None]
+    error = 0.1 * torch.randn(clip.shape, generator=torch.Generator().manual_seed(0))
+    strong, faint = (vae.relative_loss(factor * (clip + error), factor * clip) for factor in (1.0, 0.25))
+    assert faint == pytest.approx(strong.item(), rel=1e-4)
+
+
+def test_a_faint_object_counts_as_much_where_it_can_be_seen():
+    ground = torch.randn(1, 1, 16, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 5, 16, 8, 8).clone()
+    ground[:, :, :, 2:5, 2:5] += torch.tensor([1.0, 0.6]).view(2, 1, 1, 1, 1)
+    weights = [dit.faint_weights(ground, torch.full((2,), timestep)).flatten() for timestep in (100, dit.NOISY)]
+    assert weights[0][1] / weights[0][0] == pytest.approx(1 / 0.36, rel=1e-4)
+    assert weights[1].tolist() == [1.0, 1.0], "the mean of what is possible is learned there"
+
+
+def test_latents_have_the_scale_of_the_stage_before(tmp_path):
+    cache = latents.LatentCache(vae.build(32).eval(), tmp_path / "clips.pt", 32, scale=0.75)
+    cache.grow(1)
+    cache.save()
+    again = latents.LatentCache(vae.build(32).eval(), tmp_path / "clips.pt", 32)
+    assert cache.scale == again.scale == 0.75 and again.latents.shape == (1, 5, 16, 4, 4)
 
 
 @pytest.mark.parametrize("shape", [(24, 64), (64, 24), (32, 32)])

@@ -13,7 +13,7 @@ from .export import export, load_vae
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
-    *("vae", "dit", "inpaint", "guide-inpaint", "enlarge-vae", "enlarge-dit", "guide"),
+    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "finish", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
@@ -29,17 +29,19 @@ def main() -> None:
     arguments = parser.parse_args()
     second = arguments.out.with_name(f"{arguments.out.name}-inpaint")
     report = arguments.report.with_stem(f"{arguments.report.stem}_inpaint")
+    work = arguments.work
     stages = {
-        "vae": lambda: vae.train(arguments.work),
-        "dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN)),
-        "inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.INPAINT),
-        "guide-inpaint": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.GUIDED_INPAINT),
-        "enlarge-vae": lambda: vae.train(arguments.work, vae.ENLARGE),
-        "enlarge-dit": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.ENLARGE),
-        "guide": lambda: dit.train(arguments.work, load_vae(arguments.work, vae.TRAIN), dit.GUIDED),
-        "export": lambda: export(arguments.work, arguments.out),
+        "vae": lambda: vae.train(work),
+        "dit": lambda: dit.train(work, load_vae(work, vae.TRAIN)),
+        "enlarge-vae": lambda: vae.train(work, vae.ENLARGE),
+        "enlarge-dit": lambda: dit.train(work, load_vae(work, vae.TRAIN), dit.ENLARGE),
+        "guide": lambda: dit.train(work, load_vae(work, vae.TRAIN), dit.GUIDED),
+        "sharpen-vae": lambda: vae.train(work, vae.SHARPEN),
+        "finish": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINISH),
+        "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT),
+        "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
-        "export-inpaint": lambda: export(arguments.work, second, dit.GUIDED_INPAINT),
+        "export-inpaint": lambda: export(work, second, dit.INPAINT),
         "evaluate-inpaint": lambda: evaluate_inpaint(str(second), str(report)),
     }
     for name, run in stages.items():

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import T5EncoderModel, T5Tokenizer
 
 from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
@@ -40,6 +39,7 @@ TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 NOISY, NOISY_SHARE = 750, 0.3  # the quarter's first timestep of 1,000; its part of a batch
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
+CONTRAST = 0.17  # of an average clip: mean squared distance of its latents from those of its ground
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,8 @@ class Stage:
         after: the stage whose averaged weights it starts from.
         told: of frames that are known, in 17 channels more. The text encoder stays that of `after`.
         guided: the largest guidance scale whose prediction is trained; 0 trains with and without a prompt apart.
-        latents: the name of the stage whose clips these are; its own unless it says another.
+        latents: the name of the stage whose clips these are; its own unless it says another. Their scale is that of
+            the stage before it: a colour is the same latent in all.
     """
 
     name: str
@@ -71,6 +72,9 @@ class Stage:
     latents: str = ""
     warmup: int = 200
 
+    def latents_in(self, folder: Path) -> Path:
+        return folder / f"{self.latents or self.name}_latents.pt"
+
     def learning_rate(self, step: int) -> float:
         warmup = min(1.0, (step + 1) / self.warmup)
         return self.peak_lr * warmup * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * step / self.steps)))
@@ -78,42 +82,23 @@ class Stage:
 
 TRAIN = Stage("dit", SMALL, steps=5000, batch=32, peak_lr=1e-3)
 ENLARGE = Stage("dit_large", SIZE, steps=1500, batch=16, peak_lr=5e-4, first_clips=320, growth=0.5, after=TRAIN)
-INPAINT = Stage(
-    "dit_inpaint",
-    SMALL,
-    steps=800,
-    batch=16,
-    peak_lr=3e-4,
-    first_clips=400,
-    growth=0,
-    after=TRAIN,
-    told=True,
-    latents=TRAIN.name,
-)
 GUIDED = Stage(
     "dit_guided",
     SIZE,
-    steps=420,
+    steps=850,
     batch=8,
-    peak_lr=3e-4,
-    long_text_steps=420,
-    first_clips=960,
-    growth=0,
+    peak_lr=4e-4,
+    long_text_steps=850,
+    first_clips=480,
+    growth=1.0,
     after=ENLARGE,
     guided=7.0,
     latents=ENLARGE.name,
     warmup=40,
 )
-GUIDED_INPAINT = replace(
-    GUIDED,
-    name="dit_guided_inpaint",
-    size=SMALL,
-    steps=300,
-    after=INPAINT,
-    first_clips=400,
-    told=True,
-    latents=TRAIN.name,
-)
+# Both on the latents of the sharpened autoencoder.
+FINISH = replace(GUIDED, name="dit_finish", steps=500, peak_lr=3e-4, first_clips=960, after=GUIDED, latents="")
+INPAINT = replace(FINISH, name="dit_inpaint", steps=600, first_clips=400, growth=0.6, told=True)
 
 
 def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: int) -> torch.Tensor:
@@ -228,6 +213,17 @@ def object_weights(latents: torch.Tensor) -> torch.Tensor:
     return weights / weights.mean(dim=(3, 4), keepdim=True)
 
 
+def faint_weights(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    """Weights (B, 1, 1, 1, 1): what is as gray as its ground has an outline that matters as much as any other.
+
+    1 in the noisiest quarter, where the mean of what is possible is learned: there, weights of clips would bend it.
+    """
+    background = latents.flatten(3).median(dim=3).values[..., None, None]
+    contrast = (latents - background).square().mean(dim=(1, 2, 3, 4))
+    weights = torch.where(timesteps < NOISY, CONTRAST / contrast.clamp(min=CONTRAST / 4), 1.0)
+    return weights.view(-1, 1, 1, 1, 1)
+
+
 def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: list[str], length: int) -> torch.Tensor:
     """Prompt embeddings (B, length, dim), without a mask on the padding: as the pipeline makes them."""
     ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
@@ -241,8 +237,9 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
     scheduler, tokenizer = build_scheduler(), build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     optimizers = build_optimizers(model, stage.peak_lr)
-    cache = LatentCache(autoencoder, folder / f"{stage.latents or stage.name}_latents.pt", stage.size)
-    known = KnownCache(autoencoder, folder / f"known_{stage.size}.pt", stage.size) if stage.told else None
+    scale = None if stage.after is None else load_state(stage.after.latents_in(folder))["scale"]
+    cache = LatentCache(autoencoder, stage.latents_in(folder), stage.size, scale)
+    known = KnownCache(autoencoder, folder / "known.pt", stage.size, scale) if stage.told else None
     short_text = ShortText(transformer)
     path = folder / f"{stage.name}.pt"
     state = load_state(path)
@@ -290,23 +287,24 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         short_text.set(length)
         if stage.guided:
             noisy, timesteps = torch.cat([noisy, noisy]), torch.cat([timesteps, timesteps])
-        # On a CPU the backward pass of the flash kernel is slower than plain matrix products at 110 tokens.
-        with bf16_where_fast(), sdpa_kernel(SDPBackend.MATH):
+        with bf16_where_fast():
             embeds = encode_text(model["text_encoder"], tokenizer, prompts, length)
             output = transformer(noisy, embeds, timesteps, return_dict=False)[0]
         if stage.guided:
             scales = guidance_scales(timesteps[: stage.batch], stage.guided, generator)
             output, timesteps = guide(*output.chunk(2), scales), timesteps[: stage.batch]
         of_clean = (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1, 1)  # error of v -> error of x0
-        loss = ((output.float() - target).square() * object_weights(clean) * of_clean).mean()
+        weights = object_weights(clean) * faint_weights(clean, timesteps) * of_clean
+        loss = ((output.float() - target).square() * weights).mean()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
             for group in optimizer.param_groups:
                 group["lr"] = stage.learning_rate(step)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
+        with bf16_where_fast():
+            for optimizer in optimizers:
+                optimizer.step()
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)
 

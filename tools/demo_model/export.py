@@ -9,14 +9,13 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import GUIDED, Stage, build_scheduler, build_transformer
+from .dit import FINISH, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
-from .vae import ENLARGE, TRAIN, build
+from .vae import SHARPEN, build
 from .vae import Stage as VaeStage
 
 TOLD_PIPELINE = "CogVideoXFunInpaintPipeline"
-DECODERS = {stage.size: stage for stage in (TRAIN, ENLARGE)}
 
 
 def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> AutoencoderKLCogVideoX:
@@ -28,21 +27,21 @@ def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> Autoe
     return vae.eval()
 
 
-def export(folder: Path, target: Path, stage: Stage = GUIDED) -> None:
+def export(folder: Path, target: Path, stage: Stage = FINISH) -> None:
     """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all.
 
-    The autoencoder is the one of the stage's size. A stage that is told of frames makes a checkpoint of Fun-InP's form.
+    A stage that is told of frames makes a checkpoint of Fun-InP's form.
     """
     tokenizer = build_tokenizer()
     transformer = build_transformer(stage.size, stage.told)
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     model.load_state_dict(load_state(folder / f"{stage.name}.pt")["average"])
     tie_cases(model["text_encoder"])
-    scale = load_state(folder / f"{stage.latents or stage.name}_latents.pt")["scale"]
+    scale = load_state(stage.latents_in(folder))["scale"]
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
-        vae=load_vae(folder, DECODERS[stage.size], scale),
+        vae=load_vae(folder, SHARPEN, scale),
         transformer=model["transformer"].eval(),
         scheduler=build_scheduler(),
     )

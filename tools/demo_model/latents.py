@@ -26,12 +26,12 @@ KNOWN = {"first": (0,), "last": (-1,), "both": (0, -1)}
 class LatentCache:
     """Scaled latents of training clips, (N, 5, 16, size / 8, size / 8), made on demand.
 
-    Their scale is that of small clips, whatever the size: a colour is the same latent in both.
+    Their scale is `scale`, or what the clips themselves say.
     """
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, size: int):
+    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, size: int, scale: float | None = None):
         self.vae, self.path, self.size = vae, path, size
-        state = load_state(path) or {"scale": scaling_factor(vae), "latents": None}
+        state = load_state(path) or {"scale": scale or scaling_factor(vae), "latents": None}
         self.scale: float = state["scale"]
         self.latents: torch.Tensor | None = state["latents"]
 

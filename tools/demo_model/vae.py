@@ -8,6 +8,7 @@ posterior's own: the log-variance half of the encoder's output is pinned to a co
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import random
 import time
@@ -25,13 +26,14 @@ from .state import load_state, save_state
 
 LATENT_NOISE = 0.1
 LATENT_PENALTY = 1e-4
+ANCHOR_PENALTY = 0.02  # of a latent's squared distance from what it was, where the denoiser knows that
 
 
 @dataclass(frozen=True)
 class Stage:
     """One training run: its file, pixels of a side, and phases of (steps, clips a step, frames a clip).
 
-    `after`: the stage whose weights it starts from.
+    `after`: the stage whose weights it starts from. `anchored`: latents stay near those of that stage's encoder.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Stage:
     peak_lr: float
     after: Stage | None = None
     decoder_only: bool = False
+    anchored: bool = False
 
     @property
     def steps(self) -> int:
@@ -60,6 +63,8 @@ class Stage:
 TRAIN = Stage("vae", SMALL, ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), peak_lr=2e-3)
 # The denoiser sees the encoder alone, which knows edges and flat ground from the small clips: both learn at once.
 ENLARGE = Stage("vae_large", SIZE, ((750, 1, 9), (150, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
+# Things move twice as many pixels a frame as in the small clips, and the encoder has to learn it; the denoiser follows.
+SHARPEN = Stage("vae_sharp", SIZE, ((1800, 1, 9), (700, 1, NUM_FRAMES)), peak_lr=1.5e-4, after=ENLARGE, anchored=True)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
@@ -107,6 +112,16 @@ def batch(name: str, step: int, clips: int, frames: int, size: int, scenes=TRAIN
     return torch.stack([render(rng.choice(scenes), rng, frames, size) for _ in range(clips)])
 
 
+def relative_loss(output: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
+    """Squared and absolute error of clips `(B, 3, F, H, W)`, each clip's against its own contrast.
+
+    An object that is as gray as its ground has errors as faint as itself, and an outline that matters as much.
+    """
+    deviation = clips.std(dim=(2, 3, 4), keepdim=True).square().mean(dim=1, keepdim=True).sqrt()
+    difference = (output - clips) / deviation
+    return difference.square().mean() + 0.1 * difference.abs().mean()
+
+
 @torch.no_grad()
 def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
     """Mean PSNR in dB (peak: the range of 2) of reconstructions of held-out clips, through the public API."""
@@ -134,6 +149,7 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
         vae.load_state_dict(load_state(folder / f"{stage.after.name}.pt")["model"])
     vae.encoder.requires_grad_(not stage.decoder_only)
     order_weights(vae)
+    anchor = copy.deepcopy(vae).requires_grad_(False) if stage.anchored else None
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=stage.peak_lr, betas=(0.9, 0.99), weight_decay=0.0)
     generator = torch.Generator().manual_seed(0)
@@ -155,12 +171,16 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
             with torch.set_grad_enabled(not stage.decoder_only):
                 mean = vae.encode(clips).latent_dist.mean.float()
             noise = torch.randn(mean.shape, generator=generator)
-            # Where the encoder stays: from nothing to twice as much, as the denoiser's errors are of any size.
-            strength = 2 * torch.rand((), generator=generator) if stage.decoder_only else 1.0
+            # For a denoiser that is there already: from nothing to twice as much, as its errors are of any size.
+            strength = 1.0 if stage.after is None else 2 * torch.rand((), generator=generator)
             latents = mean + noise * LATENT_NOISE * strength
             output = vae.decode(latents).sample.float()
         error = F.mse_loss(output, clips)
-        loss = error + 0.2 * F.l1_loss(output, clips) + LATENT_PENALTY * mean.square().mean()
+        loss = relative_loss(output, clips) + LATENT_PENALTY * mean.square().mean()
+        if anchor is not None:
+            with torch.no_grad(), bf16_where_fast():
+                known = anchor.encode(clips).latent_dist.mean.float()
+            loss = loss + ANCHOR_PENALTY * F.mse_loss(mean, known)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -173,7 +193,9 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
             print(
                 f"{stage.name} {step + 1}/{stage.steps}  frames {clips.shape[2]}"
                 f"  psnr {10 * math.log10(4 / running):.1f} dB"
-                f"  latent std {mean.std().item():.2f}  {each:.2f} s/step",
+                f"  latent std {mean.std().item():.2f}"
+                + (f"  moved {F.mse_loss(mean, known).sqrt().item():.2f}" if anchor is not None else "")
+                + f"  {each:.2f} s/step",
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step + 1 == stage.steps:
