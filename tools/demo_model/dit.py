@@ -36,7 +36,7 @@ from .vae import LATENT_NOISE, bf16_where_fast
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
-NOISY, NOISY_SHARE = 750, 0.3  # the quarter's first timestep of 1,000; its part of a batch
+NOISY = 750  # the quarter's first timestep of 1,000
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
 CONTRAST = 0.17  # of an average clip: mean squared distance of its latents from those of its ground
@@ -54,6 +54,7 @@ class Stage:
         after: the stage whose averaged weights it starts from.
         told: of frames that are known, in 17 channels more. The text encoder stays that of `after`.
         guided: the largest guidance scale whose prediction is trained; 0 trains with and without a prompt apart.
+        noisy_share: the part of a batch that is drawn from the noisiest quarter; the rest is from all timesteps.
         latents: the name of the stage whose clips these are; its own unless it says another. Their scale is that of
             the stage before it: a colour is the same latent in all.
     """
@@ -69,6 +70,7 @@ class Stage:
     after: Stage | None = None
     told: bool = False
     guided: float = 0.0
+    noisy_share: float = 0.3
     latents: str = ""
     warmup: int = 200
 
@@ -96,14 +98,18 @@ GUIDED = Stage(
     latents=ENLARGE.name,
     warmup=40,
 )
-# Both on the latents of the sharpened autoencoder.
-FINISH = replace(GUIDED, name="dit_finish", steps=500, peak_lr=3e-4, first_clips=960, after=GUIDED, latents="")
-INPAINT = replace(FINISH, name="dit_inpaint", steps=600, first_clips=400, growth=0.6, told=True)
+# Both on the latents of the sharpened autoencoder. What is still to be gained lies in outlines, of less noise.
+FINISH = replace(
+    GUIDED, name="dit_finish", steps=500, peak_lr=3e-4, first_clips=960, after=GUIDED, latents="", noisy_share=0.13
+)
+INPAINT = replace(FINISH, name="dit_inpaint", steps=600, first_clips=400, growth=0.6, told=True, noisy_share=0.3)
 
 
-def draw_timesteps(generator: torch.Generator, num_train_timesteps: int, count: int) -> torch.Tensor:
-    """`count` timesteps evenly spread over their range, `NOISY_SHARE` of them over the noisiest quarter."""
-    noisy = int(count * NOISY_SHARE)
+def draw_timesteps(
+    generator: torch.Generator, num_train_timesteps: int, count: int, noisy_share: float
+) -> torch.Tensor:
+    """`count` timesteps evenly spread over their range, `noisy_share` of them over the noisiest quarter."""
+    noisy = int(count * noisy_share)
     offset = torch.rand((), generator=generator)
     even = (offset + torch.arange(count - noisy) / (count - noisy)) % 1
     lowest = NOISY / num_train_timesteps
@@ -278,7 +284,7 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         clean = cache.latents[chosen]
         latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch)
+        timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch, stage.noisy_share)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
         if known is not None:
