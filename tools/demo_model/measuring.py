@@ -17,7 +17,8 @@ class Drawing:
     """Of a clip whose scene is known.
 
     Attributes:
-        overlap: of the object with the best-fitting ideal shape of its kind, intersection over union; mean over frames.
+        overlap: of the object's pixels with those of the best-fitting ideal shape of its kind, intersection over union;
+            mean over frames.
         least_overlap: of the worst frame.
         ground_spread: standard deviation of the ground within a frame, of values from 0 to 1; the worst frame's.
         area_spread: the furthest that the object's area is from its mean over the clip, as a part of it.
@@ -32,7 +33,8 @@ class Drawing:
 def measure(clip: torch.Tensor, scene: Scene) -> Drawing:
     """Of a clip `(frames, 3, size, size)`, RGB in [0, 1].
 
-    How much of a pixel is object is read off its colour: where it lies between the ground's and the object's.
+    How much of a pixel is object is read off its colour: where it lies between those of ground and object. Where that
+    is more than half, the pixel is the object's: a tint of either is no error of the outline.
     """
     ground, color = (
         torch.tensor(palette[name]).view(3, 1, 1) / 255
@@ -42,8 +44,10 @@ def measure(clip: torch.Tensor, scene: Scene) -> Drawing:
     alpha = (((clip - ground) * axis).sum(1) / axis.square().sum()).clamp(0, 1)  # (frames, size, size)
     overlaps, spreads = [], []
     for frame, pixels in zip(alpha, clip, strict=True):
-        overlap, radius, center = fit(frame, scene.shape)
-        overlaps.append(overlap)
+        pixels_of_object = frame > 0.5
+        radius, center = fit(pixels_of_object.float(), scene.shape)
+        ideal = coverage(scene.shape, radius, center[None], frame.shape[-1])[0] > 0.5
+        overlaps.append(((pixels_of_object & ideal).sum() / (pixels_of_object | ideal).sum().clamp(min=1)).item())
         outside = signed_distance(_grid(frame.shape[-1]) - center, scene.shape, radius) > _NEAR
         spreads.append(pixels[:, outside].std(dim=1).max().item())
     areas = alpha.flatten(1).sum(1)
@@ -55,15 +59,14 @@ def measure(clip: torch.Tensor, scene: Scene) -> Drawing:
     )
 
 
-def fit(alpha: torch.Tensor, shape: str) -> tuple[float, float, torch.Tensor]:
-    """The ideal shape that overlaps most with `alpha` `(size, size)`: the overlap, its radius and centre in pixels.
+def fit(alpha: torch.Tensor, shape: str) -> tuple[float, torch.Tensor]:
+    """The ideal shape that overlaps most with `alpha` `(size, size)`: its radius and centre in pixels.
 
     It begins with that of the same area and centre, and moves each by ever smaller steps while that is better.
     """
     size = alpha.shape[-1]
-    solid = alpha * (alpha > 0.25)  # a mottled ground must not move the first guess
-    grid, area = _grid(size), solid.sum().clamp(min=1.0)
-    center = (grid * solid[..., None]).sum((0, 1)) / area
+    grid, area = _grid(size), alpha.sum().clamp(min=1.0)
+    center = (grid * alpha[..., None]).sum((0, 1)) / area
     unit = coverage(shape, 10.0, torch.tensor([[32.0, 32.0]]), 64)[0].sum()
     found = torch.tensor([10.0 * (area / unit).sqrt().item(), *center.tolist()])  # radius, x, y
     best, step = _overlap(alpha, shape, found), 2.0
@@ -79,7 +82,7 @@ def fit(alpha: torch.Tensor, shape: str) -> tuple[float, float, torch.Tensor]:
                     if overlap > best:
                         found, best, better = tried, overlap, True
         step /= 2
-    return best, found[0].item(), found[1:]
+    return found[0].item(), found[1:]
 
 
 def _overlap(alpha: torch.Tensor, shape: str, at: torch.Tensor) -> float:
