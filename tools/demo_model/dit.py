@@ -102,7 +102,7 @@ GUIDED = Stage(
 FINISH = replace(
     GUIDED, name="dit_finish", steps=500, peak_lr=3e-4, first_clips=960, after=GUIDED, latents="", noisy_share=0.13
 )
-INPAINT = replace(FINISH, name="dit_inpaint", steps=600, first_clips=400, growth=0.6, told=True, noisy_share=0.3)
+INPAINT = replace(FINISH, name="dit_inpaint", steps=480, first_clips=400, growth=0.6, told=True, noisy_share=0.3)
 
 
 def draw_timesteps(
