@@ -14,8 +14,8 @@ def demo_checkpoint(kind: Kind = "text") -> str:
     """Path of a small trained CogVideoX in diffusers format: coloured shapes that move over plain backgrounds.
 
     Args:
-        kind: "text": one of CogVideoX-2b's form, for text and videos. "inpaint": one of CogVideoX-Fun InP's, for the
-            first frame, the last, both or neither, and text. Both make 17 frames of 128x128.
+        kind: "text": one of CogVideoX-2b's form, for text and videos, 17 frames of 128x128. "inpaint": one of
+            CogVideoX-Fun InP's, for the first frame, the last, both or neither, and text, 17 frames of 64x64.
 
     Raises:
         ValueError: for another kind.

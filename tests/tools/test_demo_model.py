@@ -117,8 +117,10 @@ def test_what_is_drawn_badly_measures_so():
 def test_large_stages_start_where_small_ones_ended():
     assert vae.ENLARGE.after is vae.TRAIN and dit.ENLARGE.after is dit.TRAIN
     assert dit.GUIDED.after is dit.ENLARGE and dit.GUIDED.latents == dit.ENLARGE.name
-    assert vae.SHARPEN.after is vae.ENLARGE and dit.FINISH.after is dit.INPAINT.after is dit.GUIDED
-    assert not dit.FINISH.latents and not dit.INPAINT.latents, "latents of the sharpened autoencoder"
+    assert vae.SHARPEN.after is vae.ENLARGE
+    assert dit.FOLLOW.after is dit.GUIDED and not dit.FOLLOW.latents, "latents of the sharpened autoencoder"
+    assert dit.FINE.after is dit.FOLLOW and dit.FINE.latents == dit.FOLLOW.name
+    assert dit.INPAINT.told and dit.INPAINT.after is dit.FOLLOW and not dit.INPAINT.latents
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
     # A place has the same position in both: every other token of the large grid is one of the small.
@@ -143,6 +145,13 @@ def test_where_the_prompt_decides_both_predictions_are_trained_apart():
     assert set(scales[timesteps >= dit.NOISY].tolist()) == {0.0, 1.0}
     elsewhere = scales[timesteps < dit.NOISY]
     assert 0 <= elsewhere.min() < 0.5 and 6.5 < elsewhere.max() <= 7 and elsewhere.unique().numel() > 500
+
+
+@pytest.mark.parametrize("share", [0.13, 0.475])
+def test_a_batch_has_its_share_of_the_noisiest_quarter(share):
+    timesteps = dit.draw_timesteps(torch.Generator().manual_seed(0), 1000, 16, share)
+    assert (timesteps >= dit.NOISY).sum() == int(16 * share) and timesteps.unique().numel() == 16
+    assert 0 <= timesteps.min() < dit.NOISY / 8 and dit.NOISY + 100 < timesteps.max() < 1000
 
 
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():

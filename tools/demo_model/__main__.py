@@ -13,7 +13,7 @@ from .export import export, load_vae
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
-    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "finish", "inpaint"),
+    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
@@ -37,7 +37,8 @@ def main() -> None:
         "enlarge-dit": lambda: dit.train(work, load_vae(work, vae.TRAIN), dit.ENLARGE),
         "guide": lambda: dit.train(work, load_vae(work, vae.TRAIN), dit.GUIDED),
         "sharpen-vae": lambda: vae.train(work, vae.SHARPEN),
-        "finish": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINISH),
+        "follow": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FOLLOW),
+        "fine": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINE),
         "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT),
         "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),

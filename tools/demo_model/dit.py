@@ -54,7 +54,9 @@ class Stage:
         after: the stage whose averaged weights it starts from.
         told: of frames that are known, in 17 channels more. The text encoder stays that of `after`.
         guided: the largest guidance scale whose prediction is trained; 0 trains with and without a prompt apart.
-        noisy_share: the part of a batch that is drawn from the noisiest quarter; the rest is from all timesteps.
+        noisy_share: the part of a batch that is of the noisiest quarter; the rest is of the others.
+        fine: the error of v itself counts, which is that of the clean latents the more the less noise there is, and the
+            latents have no noise of their own, which would be what is left to predict.
         latents: the name of the stage whose clips these are; its own unless it says another. Their scale is that of
             the stage before it: a colour is the same latent in all.
     """
@@ -70,7 +72,8 @@ class Stage:
     after: Stage | None = None
     told: bool = False
     guided: float = 0.0
-    noisy_share: float = 0.3
+    noisy_share: float = 0.475
+    fine: bool = False
     latents: str = ""
     warmup: int = 200
 
@@ -98,23 +101,21 @@ GUIDED = Stage(
     latents=ENLARGE.name,
     warmup=40,
 )
-# Both on the latents of the sharpened autoencoder. What is still to be gained lies in outlines, of less noise.
-FINISH = replace(
-    GUIDED, name="dit_finish", steps=500, peak_lr=3e-4, first_clips=960, after=GUIDED, latents="", noisy_share=0.13
-)
-INPAINT = replace(FINISH, name="dit_inpaint", steps=480, first_clips=400, growth=0.6, told=True, noisy_share=0.3)
+# On the latents of the sharpened autoencoder. What the prompt decides is learned; outlines are decided where there is
+# little noise, of which the error of the clean latents hardly speaks.
+FOLLOW = replace(GUIDED, name="dit_follow", steps=300, first_clips=960, after=GUIDED, latents="", noisy_share=0.3)
+FINE = replace(FOLLOW, name="dit_fine", steps=750, after=FOLLOW, latents=FOLLOW.name, noisy_share=0.13, fine=True)
+INPAINT = replace(FINE, name="dit_inpaint", first_clips=400, growth=0.6, latents="", told=True, noisy_share=0.3)
 
 
 def draw_timesteps(
     generator: torch.Generator, num_train_timesteps: int, count: int, noisy_share: float
 ) -> torch.Tensor:
-    """`count` timesteps evenly spread over their range, `noisy_share` of them over the noisiest quarter."""
+    """`count` timesteps, `noisy_share` of them evenly spread over the noisiest quarter, the others over the rest."""
     noisy = int(count * noisy_share)
     offset = torch.rand((), generator=generator)
-    even = (offset + torch.arange(count - noisy) / (count - noisy)) % 1
-    lowest = NOISY / num_train_timesteps
-    high = lowest + (1 - lowest) * ((offset + torch.arange(noisy) / noisy) % 1)
-    return (torch.cat([even, high]) * num_train_timesteps).long()
+    below, high = ((offset + torch.arange(part) / part) % 1 for part in (count - noisy, noisy))
+    return torch.cat([below * NOISY, NOISY + high * (num_train_timesteps - NOISY)]).long()
 
 
 def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim.Optimizer]:
@@ -282,7 +283,9 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
             length = TEXT_LENGTH
 
         clean = cache.latents[chosen]
-        latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
+        latents = clean
+        if not stage.fine:
+            latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
         timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch, stage.noisy_share)
         noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -299,8 +302,9 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         if stage.guided:
             scales = guidance_scales(timesteps[: stage.batch], stage.guided, generator)
             output, timesteps = guide(*output.chunk(2), scales), timesteps[: stage.batch]
-        of_clean = (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1, 1)  # error of v -> error of x0
-        weights = object_weights(clean) * faint_weights(clean, timesteps) * of_clean
+        weights = object_weights(clean) * faint_weights(clean, timesteps)
+        if not stage.fine:
+            weights = weights * (1 - scheduler.alphas_cumprod[timesteps]).view(-1, 1, 1, 1, 1)  # error of v -> of x0
         loss = ((output.float() - target).square() * weights).mean()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
