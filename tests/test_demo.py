@@ -159,9 +159,9 @@ def test_scores_are_of_these_weights(kind):
         ("background_accuracy", 0.98),
         ("motion_accuracy", 0.98),
         ("color_accuracy", 0.98),
-        ("shape_accuracy", 0.95),
-        ("overlap", 0.83),
-        ("vae_psnr_db", 30),
+        ("shape_accuracy", 0.98),
+        ("overlap", 0.89),
+        ("vae_psnr_db", 32),
     ],
 )
 def test_the_demo_reaches_its_bar(score, bar):
