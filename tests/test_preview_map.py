@@ -37,7 +37,7 @@ def psnr(output, expected):
 
 @pytest.mark.parametrize("prompt", ["a red circle moves right", "a big yellow star on black", "a blue square"])
 def test_the_last_steps_picture_is_the_videos(demo, prompt):
-    """Found: 18.1 to 22.1 dB, 21.9 to 26.6 but for a tint; the best picture of one colour has 13.2 to 18."""
+    """Found: 20.9 to 22.3 dB, 24.3 to 28.6 but for a tint; the best picture of one colour has 12.2 to 18.8."""
     pictures = []
     final = demo(
         prompt,
@@ -51,10 +51,10 @@ def test_the_last_steps_picture_is_the_videos(demo, prompt):
     with torch.no_grad():
         video = colours(demo.decode_latents(final), final)
     last = psnr(pictures[-1] / 255, video)
-    assert last > 17
+    assert last > 20
     means = [clip.mean((0, 1, 2, 3)) for clip in (pictures[-1] / 255, video)]
     flat = psnr(means[1].expand(video.shape), video)
-    assert last > flat and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
+    assert last > flat + 3 and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
     assert last > psnr(pictures[0] / 255, video)
     assert abs(psnr(demo.preview(final) / 255, video) - last) < 0.5, "the last step's prediction is the result"
 
