@@ -314,7 +314,7 @@ def test_it_makes_what_the_pipeline_makes_also_after_it_was_parked(client, conte
 @pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")
 def test_a_worker_that_is_killed_goes_on_to_the_same_bits(checkpoint, tmp_path):
     data = encoded(Image.fromarray(PIXELS))
-    server = Server(tmp_path / "folder", checkpoint, "--device", "cpu")
+    server = Server(tmp_path / "folder", checkpoint, "--device", "cpu", "--dtype", "float32")
     try:
         fields = {"num_inference_steps": 60, "seed": 3, "fps": 8}
         made = server.client.videos.create(prompt="a cat", input_reference=("p.png", data), extra_body=fields)
