@@ -48,11 +48,14 @@ def error(made, wanted):
 )
 def test_bands_give_whole_frames(processes, what, size, implementation):
     wanted, single = exact(what, size)
+    ((whole, _),) = processes.run(1, jobs.through_the_autoencoder, what, size, False, implementation)
+    # Some CPUs' convolutions round our whole frames more than diffusers' own: `tests/vae` judges that, this bands.
+    budget = 1.1 * max(error(single, wanted), error(whole, wanted))
     for number in (2, 3, 4):
         made = processes.run(number, jobs.through_the_autoencoder, what, size, True, implementation)
         assert all((other == made[0][0]).all() for other, _ in made)
         assert not made[0][1]
-        assert error(made[0][0], wanted) <= 1.1 * error(single, wanted), number
+        assert error(made[0][0], wanted) <= budget, number
 
 
 @pytest.mark.parametrize("implementation", ["torch", "cpu", "triton"])
