@@ -272,7 +272,7 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
                 grown.grow(stage.first_clips + int(stage.growth * step) // 16 * 16)
         rng = random.Random(f"{stage.name} {step}")
         generator = torch.Generator().manual_seed(step)
-        chosen = [rng.randrange(len(cache if known is None else known)) for _ in range(stage.batch)]
+        chosen = [rng.randrange(len(cache)) for _ in range(stage.batch)]
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
         if stage.guided:
             prompts += [""] * len(prompts)
@@ -326,7 +326,9 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
                 flush=True,
             )
         if (step + 1) % save_every == 0 or step + 1 == stage.steps:
-            (cache if known is None else known).save()
+            for grown in (cache, known):
+                if grown is not None:
+                    grown.save()
             save_state(
                 path,
                 {
