@@ -15,7 +15,7 @@ def demo_checkpoint(kind: Kind = "text") -> str:
 
     Args:
         kind: "text": one of CogVideoX-2b's form, for text and videos, 17 frames of 128x128. "inpaint": one of
-            CogVideoX-Fun InP's, for the first frame, the last, both or neither, and text, 17 frames of 64x64.
+            CogVideoX-Fun InP's, for the first frame, the last, both or neither, and text, 17 frames of 128x128.
 
     Raises:
         ValueError: for another kind.

@@ -92,13 +92,13 @@ def frames_of(folder):
 
 @pytest.mark.slow
 def test_without_a_model_pictures_are_for_the_second_demo(run):
-    first = Image.new("RGB", (64, 64), (245, 245, 245))
-    ImageDraw.Draw(first).ellipse((10, 18, 38, 46), fill=(220, 40, 40))
+    first = Image.new("RGB", (128, 128), (245, 245, 245))
+    ImageDraw.Draw(first).ellipse((20, 36, 76, 92), fill=(220, 40, 40))
     first.save("first.png")
     line = ("a red circle moves right on a white background", "--image", "first.png")
     result = run("generate", *line, "-o", "out", "--steps", 10, "--dtype", "float32")
     assert result.exit_code == 0, result.stderr
-    assert "wrote out: 17 frames of 64x64" in result.stdout
+    assert "wrote out: 17 frames of 128x128" in result.stdout
     made, given = frames_of(Path("out")), np.asarray(first, dtype=float)
     assert np.abs(made[0] - given).mean() < 0.5 * np.abs(made[0] - given[:, ::-1]).mean(), (
         "it begins where the picture is"

@@ -64,9 +64,9 @@ def test_image(example, checkpoint):
 def test_last_frame(example):
     said = example("last_frame", "--steps", 10, "--out", "made.webp")
     made = frames("made.webp")
-    assert "wrote made.webp: 17 frames of 64x64" in said
+    assert "wrote made.webp: 17 frames of 128x128" in said
     red = np.clip(made[..., 0] - made[..., 2], 0, None)  # the disc, which goes from 0.35 of the width to 0.65
-    places = (red * (np.arange(64) + 0.5)).sum((1, 2)) / red.sum((1, 2)) / 64
+    places = (red * (np.arange(128) + 0.5)).sum((1, 2)) / red.sum((1, 2)) / 128
     assert abs(places[0] - 0.35) < 0.06 and abs(places[-1] - 0.65) < 0.06, places
 
 

@@ -1,5 +1,6 @@
 """The demo model's data, sentences, tokenizer and the reader that scores it."""
 
+import dataclasses
 import random
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from cogvx_fast.fun import conditions
-from tools.demo_model import data, dit, latents, measuring, muon, reading, text, vae
+from tools.demo_model import data, dit, drawn, latents, measuring, muon, objective, reading, text, vae
 from tools.demo_model.state import save_state
 
 
@@ -84,9 +85,10 @@ def test_capitals_mean_the_same():
 
 
 @pytest.mark.parametrize("shape", data.SHAPES)
-def test_an_ideal_clip_measures_as_one(shape):
+@pytest.mark.parametrize("size", [64, 128])
+def test_an_ideal_clip_measures_as_one(shape, size):
     scene = data.Scene(shape, "red", "white", "right")
-    clip = (data.render(scene, random.Random(3)).transpose(0, 1)[::8] + 1) / 2
+    clip = (data.render(scene, random.Random(3), size=size).transpose(0, 1)[::8] + 1) / 2
     drawing = measuring.measure(clip, scene)
     assert drawing.overlap > 0.99 and drawing.least_overlap > 0.985
     assert drawing.ground_spread < 1e-6 and drawing.area_spread < 0.005
@@ -120,7 +122,8 @@ def test_large_stages_start_where_small_ones_ended():
     assert vae.SHARPEN.after is vae.ENLARGE
     assert dit.FOLLOW.after is dit.GUIDED and not dit.FOLLOW.latents, "latents of the sharpened autoencoder"
     assert dit.FINE.after is dit.FOLLOW and dit.FINE.latents == dit.FOLLOW.name
-    assert dit.INPAINT.told and dit.INPAINT.after is dit.FOLLOW and not dit.INPAINT.latents
+    assert dit.FINER.after is dit.FINE and dit.FINER.latents == dit.FOLLOW.name
+    assert dit.INPAINT.told and dit.INPAINT.after is dit.FINER and not dit.INPAINT.latents
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
     # A place has the same position in both: every other token of the large grid is one of the small.
@@ -134,24 +137,73 @@ def test_large_stages_start_where_small_ones_ended():
 
 def test_guidance_is_trained_as_the_pipeline_adds_it():
     told, untold = torch.randn(2, 3, 5, 16, 4, 4).unbind()
-    guided = dit.guide(told, untold, torch.tensor([0.0, 1.0, 6.0]))
+    guided = objective.guide(told, untold, torch.tensor([0.0, 1.0, 6.0]))
     assert torch.equal(guided[0], untold[0]) and torch.allclose(guided[1], told[1], atol=1e-6)
     assert torch.allclose(guided[2], untold[2] + 6 * (told[2] - untold[2]))
 
 
 def test_where_the_prompt_decides_both_predictions_are_trained_apart():
     timesteps = torch.arange(1000)
-    scales = dit.guidance_scales(timesteps, 7.0, torch.Generator().manual_seed(0))
-    assert set(scales[timesteps >= dit.NOISY].tolist()) == {0.0, 1.0}
-    elsewhere = scales[timesteps < dit.NOISY]
+    scales = objective.guidance_scales(timesteps, 7.0, torch.Generator().manual_seed(0))
+    assert set(scales[timesteps >= objective.NOISY].tolist()) == {0.0, 1.0}
+    elsewhere = scales[timesteps < objective.NOISY]
     assert 0 <= elsewhere.min() < 0.5 and 6.5 < elsewhere.max() <= 7 and elsewhere.unique().numel() > 500
 
 
 @pytest.mark.parametrize("share", [0.13, 0.475])
 def test_a_batch_has_its_share_of_the_noisiest_quarter(share):
-    timesteps = dit.draw_timesteps(torch.Generator().manual_seed(0), 1000, 16, share)
-    assert (timesteps >= dit.NOISY).sum() == int(16 * share) and timesteps.unique().numel() == 16
-    assert 0 <= timesteps.min() < dit.NOISY / 8 and dit.NOISY + 100 < timesteps.max() < 1000
+    timesteps = objective.draw_timesteps(torch.Generator().manual_seed(0), 1000, 16, share)
+    assert (timesteps >= objective.NOISY).sum() == int(16 * share) and timesteps.unique().numel() == 16
+    assert 0 <= timesteps.min() < objective.NOISY / 8 and objective.NOISY + 100 < timesteps.max() < 1000
+
+
+def test_less_noise_is_drawn_more_often_where_a_stage_says_so():
+    even, uneven = (
+        torch.cat([objective.draw_timesteps(torch.Generator().manual_seed(i), 1000, 16, 0.13, e) for i in range(20)])
+        for e in (1.0, 1.5)
+    )
+    assert (uneven < 200).float().mean() > 1.3 * (even < 200).float().mean()
+
+
+def test_what_a_denoiser_has_left_is_led_to_the_clip():
+    generator = torch.Generator().manual_seed(0)
+    clean, error, noise = torch.randn(3, 5, 16, 4, 4, generator=generator).unbind()
+    scheduler = dit.build_scheduler()
+    for timestep in objective.NEARLY_CLEAN:
+        alpha = scheduler.alphas_cumprod[timestep].float()
+        noisy, target = objective.from_drawn(clean + 0.1 * error, clean, noise, alpha)
+        assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * target, clean, atol=1e-5)
+        steps = torch.tensor([timestep])
+        noisy, target = objective.from_drawn(clean, clean, noise, alpha)
+        assert torch.allclose(noisy, scheduler.add_noise(clean[None], noise[None], steps)[0], atol=1e-5)
+        assert torch.allclose(target, scheduler.get_velocity(clean[None], noise[None], steps)[0], atol=1e-4)
+
+
+def test_drawn_clips_are_what_the_denoiser_makes_of_noisy_ones(tmp_path):
+    """A denoiser that knows the clips gives them back, whatever the noise; one that says nothing does not."""
+    autoencoder = vae.build(32).eval()
+    cache = latents.LatentCache(autoencoder, tmp_path / f"{dit.FINE.latents}_latents.pt", 32, scale=0.75)
+    cache.grow(4)
+    cache.save()
+    transformer, tokenizer = dit.build_transformer(32), text.build_tokenizer()
+    model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": text.build_text_encoder(len(tokenizer))})
+    save_state(tmp_path / "dit_fine.pt", {"average": model.state_dict()})
+    made = drawn.DrawnCache(autoencoder, tmp_path, dataclasses.replace(dit.FINE, size=32))
+    assert made.scale == 0.75
+    alphas = made.scheduler.alphas_cumprod.float()
+
+    def knows(noisy, embeds, timesteps, return_dict):
+        alpha = alphas[timesteps].view(-1, 1, 1, 1, 1)
+        clean = cache.latents[chosen].repeat(2, 1, 1, 1, 1)
+        return ((alpha.sqrt() * noisy - clean) / (1 - alpha).sqrt(),)
+
+    made.transformer = knows
+    for chosen in ([0, 1], [2, 3]):
+        found = made.redrawn(cache.latents[chosen], ["a red circle moves up on white"] * 2, 200, seed=1)
+        assert torch.allclose(found, cache.latents[chosen], atol=1e-4)
+    made.transformer = transformer
+    made.grow(4)
+    assert made.latents.shape == cache.latents.shape and (made.latents - cache.latents).abs().mean() > 0.1
 
 
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():
@@ -200,7 +252,9 @@ def test_an_error_counts_by_the_contrast_of_its_clip():
 def test_a_faint_object_counts_as_much_where_it_can_be_seen():
     ground = torch.randn(1, 1, 16, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 5, 16, 8, 8).clone()
     ground[:, :, :, 2:5, 2:5] += torch.tensor([1.0, 0.6]).view(2, 1, 1, 1, 1)
-    weights = [dit.faint_weights(ground, torch.full((2,), timestep)).flatten() for timestep in (100, dit.NOISY)]
+    weights = [
+        objective.faint_weights(ground, torch.full((2,), timestep)).flatten() for timestep in (100, objective.NOISY)
+    ]
     assert weights[0][1] / weights[0][0] == pytest.approx(1 / 0.36, rel=1e-4)
     assert weights[1].tolist() == [1.0, 1.0], "the mean of what is possible is learned there"
 

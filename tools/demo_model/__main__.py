@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import dit, vae
+from .drawn import CLIPS, DrawnCache
 from .evaluate import main as evaluate
 from .evaluate_inpaint import main as evaluate_inpaint
 from .export import export, load_vae
@@ -13,9 +14,16 @@ from .export import export, load_vae
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
-    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "inpaint"),
+    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "finer", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
+
+
+def drawn_clips(work: Path) -> DrawnCache:
+    drawn = DrawnCache(load_vae(work, vae.SHARPEN), work, dit.FINE)
+    drawn.grow(CLIPS)
+    drawn.save()
+    return drawn
 
 
 def main() -> None:
@@ -39,7 +47,8 @@ def main() -> None:
         "sharpen-vae": lambda: vae.train(work, vae.SHARPEN),
         "follow": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FOLLOW),
         "fine": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINE),
-        "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT),
+        "finer": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINER, drawn_clips(work)),
+        "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT, drawn_clips(work)),
         "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),
         "export-inpaint": lambda: export(work, second, dit.INPAINT),

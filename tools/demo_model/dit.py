@@ -30,16 +30,14 @@ from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
 from .data import NUM_FRAMES, SIZE, SMALL, describe
 from .latents import KnownCache, LatentCache
 from .muon import Muon
+from .objective import draw_timesteps, faint_weights, from_drawn, guidance_scales, guide, nearly_clean, object_weights
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
 from .vae import LATENT_NOISE, bf16_where_fast
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
-# What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
-NOISY = 750  # the quarter's first timestep of 1,000
 PROMPT_DROPOUT = 0.1
 EMA_DECAY = 0.999
-CONTRAST = 0.17  # of an average clip: mean squared distance of its latents from those of its ground
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,8 @@ class Stage:
         told: of frames that are known, in 17 channels more. The text encoder stays that of `after`.
         guided: the largest guidance scale whose prediction is trained; 0 trains with and without a prompt apart.
         noisy_share: the part of a batch that is of the noisiest quarter; the rest is of the others.
+        evenness: 1 spreads the others evenly; less of them are noisy the larger it is.
+        redrawn: the part of what is nearly clean that is made of latents as the denoiser leaves them (`drawn`).
         fine: the error of v itself counts, which is that of the clean latents the more the less noise there is, and the
             latents have no noise of their own, which would be what is left to predict.
         latents: the name of the stage whose clips these are; its own unless it says another. Their scale is that of
@@ -73,6 +73,8 @@ class Stage:
     told: bool = False
     guided: float = 0.0
     noisy_share: float = 0.475
+    evenness: float = 1.0
+    redrawn: float = 0.0
     fine: bool = False
     latents: str = ""
     warmup: int = 200
@@ -103,19 +105,25 @@ GUIDED = Stage(
 )
 # On the latents of the sharpened autoencoder. What the prompt decides is learned; outlines are decided where there is
 # little noise, of which the error of the clean latents hardly speaks.
-FOLLOW = replace(GUIDED, name="dit_follow", steps=300, first_clips=960, after=GUIDED, latents="", noisy_share=0.3)
+FOLLOW = replace(GUIDED, name="dit_follow", steps=300, first_clips=960, after=GUIDED, latents="", noisy_share=0.375)
 FINE = replace(FOLLOW, name="dit_fine", steps=750, after=FOLLOW, latents=FOLLOW.name, noisy_share=0.13, fine=True)
-INPAINT = replace(FINE, name="dit_inpaint", first_clips=400, growth=0.6, latents="", told=True, noisy_share=0.3)
-
-
-def draw_timesteps(
-    generator: torch.Generator, num_train_timesteps: int, count: int, noisy_share: float
-) -> torch.Tensor:
-    """`count` timesteps, `noisy_share` of them evenly spread over the noisiest quarter, the others over the rest."""
-    noisy = int(count * noisy_share)
-    offset = torch.rand((), generator=generator)
-    below, high = ((offset + torch.arange(part) / part) % 1 for part in (count - noisy, noisy))
-    return torch.cat([below * NOISY, NOISY + high * (num_train_timesteps - NOISY)]).long()
+# A denoiser takes what it has done wrong itself, two steps before, for what is meant: where little noise is left, it is
+# given latents of its own making, and asked for those of the clip.
+FINER = replace(
+    FINE, name="dit_finer", steps=1050, peak_lr=6e-4, first_clips=1700, after=FINE, evenness=1.5, redrawn=0.6
+)
+INPAINT = replace(
+    FINER,
+    name="dit_inpaint",
+    steps=650,
+    peak_lr=5e-4,
+    first_clips=480,
+    growth=0.5,
+    after=FINER,
+    latents="",
+    told=True,
+    noisy_share=0.3,
+)
 
 
 def build_optimizers(model: torch.nn.Module, peak_lr: float) -> list[torch.optim.Optimizer]:
@@ -181,21 +189,6 @@ def widened(state: dict[str, torch.Tensor], channels: int) -> dict[str, torch.Te
     return state | {name: torch.cat([weight, more], dim=1)}
 
 
-def guidance_scales(timesteps: torch.Tensor, largest: float, generator: torch.Generator) -> torch.Tensor:
-    """Scales (B,) to train at: anything from 0 to `largest` where the latents show what the prompt says.
-
-    Where they do not, 0 or 1, without the prompt or with it: there guidance has something to say, and exaggerates.
-    """
-    scales = torch.rand(timesteps.shape, generator=generator)
-    return torch.where(timesteps < NOISY, scales * largest, scales.round())
-
-
-def guide(told: torch.Tensor, untold: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The guided prediction (Ho & Salimans 2021), as the pipeline makes it: what is said without a prompt and, `scales`
-    times, what the prompt changes of it."""
-    return untold + scales.view(-1, 1, 1, 1, 1) * (told - untold)
-
-
 class ShortText:
     """Lets a transformer made for `TEXT_LENGTH` take shorter prompts: text rows have no position anyway."""
 
@@ -208,37 +201,23 @@ class ShortText:
         self.patch_embed.pos_embedding = torch.cat([text_positions, self.video_positions], dim=1)
 
 
-def object_weights(latents: torch.Tensor) -> torch.Tensor:
-    """Weights (B, frames, 1, h, w) of mean 1, up to five times as large where the object is as on the background.
-
-    Used with the factor 1 - alpha_bar, which makes the error of v that of the clean latents: what is left of the loss
-    at low noise is the noise that was added to the latents, and teaches nothing.
-    """
-    background = latents.flatten(3).median(dim=3).values[..., None, None]
-    distance = (latents - background).norm(dim=2, keepdim=True)
-    weights = 1 + 4 * distance / distance.amax(dim=(3, 4), keepdim=True).clamp(min=1e-6)
-    return weights / weights.mean(dim=(3, 4), keepdim=True)
-
-
-def faint_weights(latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-    """Weights (B, 1, 1, 1, 1): what is as gray as its ground has an outline that matters as much as any other.
-
-    1 in the noisiest quarter, where the mean of what is possible is learned: there, weights of clips would bend it.
-    """
-    background = latents.flatten(3).median(dim=3).values[..., None, None]
-    contrast = (latents - background).square().mean(dim=(1, 2, 3, 4))
-    weights = torch.where(timesteps < NOISY, CONTRAST / contrast.clamp(min=CONTRAST / 4), 1.0)
-    return weights.view(-1, 1, 1, 1, 1)
-
-
 def encode_text(text_encoder: T5EncoderModel, tokenizer: T5Tokenizer, prompts: list[str], length: int) -> torch.Tensor:
     """Prompt embeddings (B, length, dim), without a mask on the padding: as the pipeline makes them."""
     ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
     return text_encoder(ids)[0]
 
 
-def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAIN, save_every: int = 100) -> None:
-    """Run a stage to its end, resuming from its own file in `folder`; the averaged weights are what is exported."""
+def train(
+    folder: Path,
+    autoencoder: AutoencoderKLCogVideoX,
+    stage: Stage = TRAIN,
+    drawn: LatentCache | None = None,
+    save_every: int = 100,
+) -> None:
+    """Run a stage to its end, resuming from its own file in `folder`; the averaged weights are what is exported.
+
+    `drawn`: training clips as the denoiser leaves them, for a stage with a part `redrawn`.
+    """
     torch.manual_seed(0)
     transformer = build_transformer(stage.size, stage.told)
     scheduler, tokenizer = build_scheduler(), build_tokenizer()
@@ -273,6 +252,14 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         rng = random.Random(f"{stage.name} {step}")
         generator = torch.Generator().manual_seed(step)
         chosen = [rng.randrange(len(cache)) for _ in range(stage.batch)]
+        timesteps = draw_timesteps(
+            generator, scheduler.config.num_train_timesteps, stage.batch, stage.noisy_share, stage.evenness
+        )
+        again = []
+        if drawn is not None:
+            again = [k for k in nearly_clean(timesteps) if rng.random() < stage.redrawn]
+            for k in again:
+                chosen[k] = rng.randrange(len(drawn))
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
         if stage.guided:
             prompts += [""] * len(prompts)
@@ -287,9 +274,11 @@ def train(folder: Path, autoencoder: AutoencoderKLCogVideoX, stage: Stage = TRAI
         if not stage.fine:
             latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
         noise = torch.randn(latents.shape, generator=generator)
-        timesteps = draw_timesteps(generator, scheduler.config.num_train_timesteps, stage.batch, stage.noisy_share)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         target = scheduler.get_velocity(latents, noise, timesteps)
+        for k in again:
+            alpha = scheduler.alphas_cumprod[timesteps[k]].float()
+            noisy[k], target[k] = from_drawn(drawn.latents[chosen[k]], clean[k], noise[k], alpha)
         if known is not None:
             noisy = torch.cat([noisy, known.draw(chosen, rng)], dim=2)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import FINE, Stage, build_scheduler, build_transformer
+from .dit import FINER, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import SHARPEN, build
@@ -27,7 +27,7 @@ def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> Autoe
     return vae.eval()
 
 
-def export(folder: Path, target: Path, stage: Stage = FINE) -> None:
+def export(folder: Path, target: Path, stage: Stage = FINER) -> None:
     """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all.
 
     A stage that is told of frames makes a checkpoint of Fun-InP's form.

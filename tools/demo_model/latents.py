@@ -43,19 +43,21 @@ class LatentCache:
         """Scenes in turn, in an order that mixes all factors early."""
         return TRAINING[(index * 149) % len(TRAINING)]
 
+    def clip(self, index: int) -> torch.Tensor:
+        return render(self.scene(index), random.Random(f"clip {index}"), size=self.size, jitter=JITTER)
+
     @torch.no_grad()
     def grow(self, size: int) -> None:
         while len(self) < size:
             indices = range(len(self), min(len(self) + 16, size))
-            clips = [render(self.scene(i), random.Random(f"clip {i}"), size=self.size, jitter=JITTER) for i in indices]
-            made = self.made_of(torch.stack(clips))
+            made = self.made_of(torch.stack([self.clip(i) for i in indices]), indices)
             self.latents = made if self.latents is None else torch.cat([self.latents, made])
             if len(self) % 400 == 0:
                 print(f"{self.path.stem} {len(self)}", flush=True)
                 self.save()
 
-    def made_of(self, clips: torch.Tensor) -> torch.Tensor:
-        """What is kept of clips `(n, 3, frames, size, size)`."""
+    def made_of(self, clips: torch.Tensor, indices: range) -> torch.Tensor:
+        """What is kept of clips `(n, 3, frames, size, size)`, which are those of `indices`."""
         return self.encode(clips)
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
@@ -74,7 +76,7 @@ class KnownCache(LatentCache):
     The second dimension is which frames are known: those of `KNOWN`, in its order.
     """
 
-    def made_of(self, clips: torch.Tensor) -> torch.Tensor:
+    def made_of(self, clips: torch.Tensor, indices: range) -> torch.Tensor:
         return torch.stack([self.condition(clips, places) for places in KNOWN.values()], dim=1).half()
 
     def condition(self, clips: torch.Tensor, places: tuple[int, ...]) -> torch.Tensor:

@@ -44,10 +44,8 @@ def measure(clip: torch.Tensor, scene: Scene) -> Drawing:
     alpha = (((clip - ground) * axis).sum(1) / axis.square().sum()).clamp(0, 1)  # (frames, size, size)
     overlaps, spreads = [], []
     for frame, pixels in zip(alpha, clip, strict=True):
-        pixels_of_object = frame > 0.5
-        radius, center = fit(pixels_of_object.float(), scene.shape)
-        ideal = coverage(scene.shape, radius, center[None], frame.shape[-1])[0] > 0.5
-        overlaps.append(((pixels_of_object & ideal).sum() / (pixels_of_object | ideal).sum().clamp(min=1)).item())
+        overlap, radius, center = fit(frame > 0.5, scene.shape)
+        overlaps.append(overlap)
         outside = signed_distance(_grid(frame.shape[-1]) - center, scene.shape, radius) > _NEAR
         spreads.append(pixels[:, outside].std(dim=1).max().item())
     areas = alpha.flatten(1).sum(1)
@@ -59,17 +57,16 @@ def measure(clip: torch.Tensor, scene: Scene) -> Drawing:
     )
 
 
-def fit(alpha: torch.Tensor, shape: str) -> tuple[float, torch.Tensor]:
-    """The ideal shape that overlaps most with `alpha` `(size, size)`: its radius and centre in pixels.
+def fit(mask: torch.Tensor, shape: str) -> tuple[float, float, torch.Tensor]:
+    """The ideal shape that overlaps most with `mask` `(size, size)`: the overlap, its radius and centre in pixels.
 
     It begins with that of the same area and centre, and moves each by ever smaller steps while that is better.
     """
-    size = alpha.shape[-1]
-    grid, area = _grid(size), alpha.sum().clamp(min=1.0)
-    center = (grid * alpha[..., None]).sum((0, 1)) / area
+    area = mask.sum().clamp(min=1.0)
+    center = (_grid(mask.shape[-1]) * mask[..., None]).sum((0, 1)) / area
     unit = coverage(shape, 10.0, torch.tensor([[32.0, 32.0]]), 64)[0].sum()
     found = torch.tensor([10.0 * (area / unit).sqrt().item(), *center.tolist()])  # radius, x, y
-    best, step = _overlap(alpha, shape, found), 2.0
+    best, step = _overlap(mask, shape, found), 2.0
     for _ in range(_HALVINGS):
         better = True
         while better:
@@ -78,16 +75,16 @@ def fit(alpha: torch.Tensor, shape: str) -> tuple[float, torch.Tensor]:
                 for sign in (-1.0, 1.0):
                     tried = found.clone()
                     tried[index] += sign * step
-                    overlap = _overlap(alpha, shape, tried)
+                    overlap = _overlap(mask, shape, tried)
                     if overlap > best:
                         found, best, better = tried, overlap, True
         step /= 2
-    return found[0].item(), found[1:]
+    return best, found[0].item(), found[1:]
 
 
-def _overlap(alpha: torch.Tensor, shape: str, at: torch.Tensor) -> float:
-    ideal = coverage(shape, at[0].clamp(min=1.0).item(), at[None, 1:], alpha.shape[-1])[0]
-    return (torch.minimum(alpha, ideal).sum() / torch.maximum(alpha, ideal).sum()).item()
+def _overlap(mask: torch.Tensor, shape: str, at: torch.Tensor) -> float:
+    ideal = coverage(shape, at[0].clamp(min=1.0).item(), at[None, 1:], mask.shape[-1])[0] > 0.5
+    return ((mask & ideal).sum() / (mask | ideal).sum().clamp(min=1)).item()
 
 
 def _grid(size: int) -> torch.Tensor:

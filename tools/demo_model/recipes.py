@@ -56,12 +56,12 @@ def emulate(transformer: nn.Module) -> None:
             module.__class__ = EmulatedLinear
 
 
-def render(recipe: str, work: Path, dtype: str) -> list[dict]:
+def render(recipe: str, work: Path, dtype: str, clips: int = PROMPTS) -> list[dict]:
     """All batches: prompts, latents after every step `(steps, clips, ...)`, frames `(clips, frames, 3, h, w)`."""
     rng = random.Random(60)
-    prompts = [describe(scene, rng) for scene in HELD_OUT[:PROMPTS]]
+    prompts = [describe(scene, rng) for scene in HELD_OUT[:clips]]
     batches, pipe = [], None
-    for start in range(0, PROMPTS, BATCH):
+    for start in range(0, clips, BATCH):
         path = work / f"{recipe}-{dtype}-{start:02}.pt"
         if not path.exists():
             pipe = pipe or _pipeline(recipe, dtype)
@@ -136,6 +136,7 @@ def distance(batches: list[dict], exact: list[dict]) -> dict[str, float]:
 def row(run: str, recipe: str, dtype: str, batches: list[dict], exact: list[dict]) -> rows.Row:
     """The result row; its gate is red if an accuracy is lost, or `balanced` is further from exact than its floor."""
     scores, before = accuracy(batches), accuracy(exact)
+    clips = sum(len(batch["frames"]) for batch in batches)
     found = distance(batches, exact)
     lost = [name for name in FACTORS if before[name] - scores[name] > MAX_LOST]
     error, budget = relative_error_at(found["psnr_db"]), relative_error_at(FLOOR_DB)
@@ -151,20 +152,20 @@ def row(run: str, recipe: str, dtype: str, batches: list[dict], exact: list[dict
         series="quality",
         workload="demo",
         stage="generation",
-        measures=f"{PROMPTS} held-out prompts, {STEPS} steps, guidance {GUIDANCE:g}, against engine='exact' in {dtype}",
-        shapes={"batch": BATCH, "steps": STEPS, "clips": PROMPTS},
+        measures=f"{clips} held-out prompts, {STEPS} steps, guidance {GUIDANCE:g}, against engine='exact' in {dtype}",
+        shapes={"batch": BATCH, "steps": STEPS, "clips": clips},
         dtype=dtype,
         contender=recipe,
         engine=as_plain(engine(recipe)),
         engine_report=[],
-        command=f"python -m tools.demo_model.recipes --work FOLDER --dtype {dtype} --rows FILE",
+        command=f"python -m tools.demo_model.recipes --work FOLDER --dtype {dtype} --clips {clips} --rows FILE",
         gate="green" if green else "red",
         gate_detail=detail,
         reference=f"cogvx_fast, engine='exact', {dtype}, same seeds",
         error=error,
         own_error=None,
         budget=budget,
-        n=PROMPTS,
+        n=clips,
         p20_seconds=None,
         p50_seconds=None,
         p80_seconds=None,
@@ -179,20 +180,27 @@ def row(run: str, recipe: str, dtype: str, batches: list[dict], exact: list[dict
     )
 
 
+def _batches(text: str) -> int:
+    if not text.isdecimal() or int(text) % BATCH or not 0 < int(text) <= PROMPTS:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a multiple of {BATCH} up to {PROMPTS}")
+    return int(text)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tools.demo_model.recipes", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for the videos of every batch")
     choices = (*RECIPES, EMULATED)
     parser.add_argument("--recipe", choices=choices, action="append", help="again for another; all without it")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
+    parser.add_argument("--clips", type=_batches, default=PROMPTS, help=f"in tens, up to {PROMPTS}")
     parser.add_argument("--rows", type=Path, help="JSONL file that the result rows are added to")
     arguments = parser.parse_args()
     possible = [name for name, recipe in RECIPES.items() if why_unsupported(recipe, targets()[0]) is None]
     possible += [] if "fp8" in possible else [EMULATED]
     arguments.work.mkdir(parents=True, exist_ok=True)
-    exact, run = render(EXACT, arguments.work, arguments.dtype), uuid.uuid4().hex[:12]
+    exact, run = render(EXACT, arguments.work, arguments.dtype, arguments.clips), uuid.uuid4().hex[:12]
     for recipe in arguments.recipe or possible:
-        batches = render(recipe, arguments.work, arguments.dtype)
+        batches = render(recipe, arguments.work, arguments.dtype, arguments.clips)
         result = row(run, recipe, arguments.dtype, batches, exact)
         print(recipe, result.gate, result.gate_detail, result.extras, flush=True)
         if arguments.rows is not None:
