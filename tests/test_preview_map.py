@@ -37,7 +37,7 @@ def psnr(output, expected):
 
 @pytest.mark.parametrize("prompt", ["a red circle moves right", "a big yellow star on black", "a blue square"])
 def test_the_last_steps_picture_is_the_videos(demo, prompt):
-    """Found: 20.9 to 22.3 dB, 24.3 to 28.6 but for a tint; the best picture of one colour has 12.2 to 18.8."""
+    """Found: 20.9 to 23.5 dB, 24.8 to 30.9 but for a tint; the best picture of one colour has 12.5 to 18.1."""
     pictures = []
     final = demo(
         prompt,
