@@ -35,9 +35,19 @@ def psnr(output, expected):
     return -10 * math.log10((output - expected).square().mean().item())
 
 
-@pytest.mark.parametrize("prompt", ["a red circle moves right", "a big yellow star on black", "a blue square"])
-def test_the_last_steps_picture_is_the_videos(demo, prompt):
-    """Found: 20.9 to 23.5 dB, 24.8 to 30.9 but for a tint; the best picture of one colour has 12.5 to 18.1."""
+@pytest.mark.parametrize(
+    ("prompt", "better"),
+    [
+        ("a red circle moves right on a white background", 3),
+        ("a big yellow star on black", 3),
+        # What is on gray is half as far from its ground, and the map's tint is the same.
+        ("a red circle moves right on gray", 1.5),
+        ("a blue square on gray", 1.5),
+    ],
+)
+def test_the_last_steps_picture_is_the_videos(demo, prompt, better):
+    """Found: 20.5 to 24.5 dB, 24.3 to 28.4 but for a tint; the best picture of one colour has 12.5 on white, 19.3 on
+    gray."""
     pictures = []
     final = demo(
         prompt,
@@ -54,7 +64,7 @@ def test_the_last_steps_picture_is_the_videos(demo, prompt):
     assert last > 20
     means = [clip.mean((0, 1, 2, 3)) for clip in (pictures[-1] / 255, video)]
     flat = psnr(means[1].expand(video.shape), video)
-    assert last > flat + 3 and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
+    assert last > flat + better and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
     assert last > psnr(pictures[0] / 255, video)
     assert abs(psnr(demo.preview(final) / 255, video) - last) < 0.5, "the last step's prediction is the result"
 
