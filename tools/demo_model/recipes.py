@@ -2,8 +2,8 @@
 
 `python -m tools.demo_model.recipes --work FOLDER` renders the evaluation's prompts with exact and with every recipe
 that the machine can run, one batch a file in FOLDER: stop and repeat to resume. `--rows FILE` then adds a row for each.
-Without a GPU that multiplies e4m3, recipe fp8 is emulated: rounded as there, summed exactly, which takes six minutes for
-ten clips on one core.
+Without a GPU that multiplies e4m3, recipe fp8 is emulated: rounded as there, summed exactly, which takes six minutes
+for ten clips on one core.
 """
 
 from __future__ import annotations
