@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -47,6 +48,30 @@ def test_paths_stay_inside_the_picture():
     for scene in data.ALL_SCENES:
         radius, centers = data.path(scene, rng)
         assert centers.min() > radius * 0.8 and centers.max() < data.SIZE - radius * 0.8
+
+
+def test_what_fits_the_latents_moves_by_a_cell_and_stays_inside():
+    rng = random.Random(0)
+    for scene in data.ALL_SCENES:
+        radius, centers = data.path(scene, rng, jitter=None)
+        assert radius == 28.0 and torch.equal(centers[0] % data.CELL, torch.zeros(2))
+        moved = centers[4::4] - centers[:-4:4]
+        assert torch.allclose(moved, data.CELL * torch.tensor(data.MOTIONS[scene.motion], dtype=torch.float32))
+        points = data.polygon(scene.shape) if scene.shape != "circle" else torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+        points = centers[:, None] + points * radius * data._CIRCUMRADIUS[scene.shape]
+        assert points.min() > 0 and points.max() < data.SIZE
+
+
+def test_what_fits_the_latents_is_one_of_a_few_pictures():
+    for shape, motion, places in (("circle", "left", 9), ("star", "up", 3), ("star", "still", 9)):
+        scene = data.Scene(shape, "red", "white", motion)
+        found = {data.render(scene, random.Random(seed), jitter=None).numpy().tobytes() for seed in range(80)}
+        assert len(found) == places
+    # A window of it begins with a latent.
+    whole = data.render(scene := data.Scene("star", "red", "white", "up"), random.Random(0), jitter=None)
+    windows = [data.render(scene, random.Random(seed), 9, jitter=None) for seed in range(30)]
+    same = [k for window in windows for k in range(9) if torch.equal(window, whole[:, k : k + 9])]
+    assert set(same) == {0, 4, 8}
 
 
 def test_sentences_name_every_factor_and_vary():
@@ -123,6 +148,9 @@ def test_large_stages_start_where_small_ones_ended():
     assert dit.FOLLOW.after is dit.GUIDED and not dit.FOLLOW.latents, "latents of the sharpened autoencoder"
     assert dit.FINE.after is dit.FOLLOW and dit.FINE.latents == dit.FOLLOW.name
     assert dit.FINER.after is dit.FINE and dit.FINER.latents == dit.FOLLOW.name
+    assert vae.SETTLE.after is vae.SHARPEN and vae.SETTLE.decoder_only, "the denoiser knows the encoder's latents"
+    assert dit.SETTLE.after is dit.FINER and dit.SETTLE.jitter is vae.SETTLE.jitter is None and not dit.SETTLE.latents
+    assert dit.STEADY.after is dit.SETTLE and dit.STEADY.latents == dit.SETTLE.name and dit.STEADY.jitter is None
     assert dit.INPAINT.told and dit.INPAINT.after is dit.FINER and not dit.INPAINT.latents
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
@@ -169,7 +197,7 @@ def test_what_a_denoiser_has_left_is_led_to_the_clip():
     generator = torch.Generator().manual_seed(0)
     clean, error, noise = torch.randn(3, 5, 16, 4, 4, generator=generator).unbind()
     scheduler = dit.build_scheduler()
-    for timestep in objective.NEARLY_CLEAN:
+    for timestep in (objective.LAST, 320, 500):
         alpha = scheduler.alphas_cumprod[timestep].float()
         noisy, target = objective.from_drawn(clean + 0.1 * error, clean, noise, alpha)
         assert torch.allclose(alpha.sqrt() * noisy - (1 - alpha).sqrt() * target, clean, atol=1e-5)
@@ -188,7 +216,7 @@ def test_drawn_clips_are_what_the_denoiser_makes_of_noisy_ones(tmp_path):
     transformer, tokenizer = dit.build_transformer(32), text.build_tokenizer()
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": text.build_text_encoder(len(tokenizer))})
     save_state(tmp_path / "dit_fine.pt", {"average": model.state_dict()})
-    made = drawn.DrawnCache(autoencoder, tmp_path, dataclasses.replace(dit.FINE, size=32))
+    made = drawn.DrawnCache(autoencoder, tmp_path, dataclasses.replace(dit.FINE, size=32), dit.FINER.starts)
     assert made.scale == 0.75
     alphas = made.scheduler.alphas_cumprod.float()
 
@@ -206,8 +234,66 @@ def test_drawn_clips_are_what_the_denoiser_makes_of_noisy_ones(tmp_path):
     assert made.latents.shape == cache.latents.shape and (made.latents - cache.latents).abs().mean() > 0.1
 
 
+@pytest.fixture
+def before(tmp_path):
+    """A folder with the latents and weights of a stage, and 32 pixels' clips as its denoiser leaves them."""
+    autoencoder = vae.build(32).eval()
+    save_state(tmp_path / "vae_sharp.pt", {"model": autoencoder.state_dict()})
+    stage = dataclasses.replace(dit.SETTLE, size=32)
+    cache = latents.LatentCache(autoencoder, stage.latents_in(tmp_path), 32, 0.75, jitter=None)
+    cache.grow(2)
+    cache.save()
+    model = torch.nn.ModuleDict(
+        {"transformer": dit.build_transformer(32), "text_encoder": text.build_text_encoder(len(text.build_tokenizer()))}
+    )
+    save_state(tmp_path / f"{stage.name}.pt", {"average": model.state_dict()})
+    made = drawn.DrawnCache(autoencoder, tmp_path, stage, dit.STEADY.starts)
+    made.grow(2)
+    return SimpleNamespace(folder=tmp_path, autoencoder=autoencoder, stage=stage, drawn=made, model=model)
+
+
+@pytest.mark.parametrize("part", [0.0, 1.0])
+def test_a_step_of_training_is_on_what_the_denoiser_left_where_the_stage_says_so(before, part, monkeypatch):
+    """One whole step, and that nothing is drawn again: a stage that is done is left as it is."""
+    used = []
+    told = objective.from_drawn
+    monkeypatch.setattr(dit, "from_drawn", lambda *arguments: used.append(arguments) or told(*arguments))
+    stage = dataclasses.replace(
+        dit.STEADY, size=32, after=before.stage, steps=1, batch=4, noisy_share=0.25, first_clips=2, redrawn=part
+    )
+    dit.train(before.folder, before.autoencoder, stage, before.drawn)
+    assert (len(used) > 0) == (part > 0)
+    for left, clean, _, _ in used:
+        pairs = zip(before.drawn.latents, state(before.folder, before.stage.name + "_latents")["latents"], strict=True)
+        assert any(torch.equal(left, one) and torch.equal(clean, other) for one, other in pairs), "of the same clip"
+    found = state(before.folder, stage.name)
+    assert found["step"] == 1 and all(one.isfinite().all() for one in found["average"].values())
+    old = before.model.state_dict()
+    changed = {name.split(".")[0] for name, one in found["model"].items() if not torch.equal(one, old[name])}
+    assert changed == {"transformer", "text_encoder"}
+    dit.train(before.folder, before.autoencoder, stage, before.drawn)
+    again = state(before.folder, stage.name)
+    assert all(torch.equal(one, again["model"][name]) for name, one in found["model"].items())
+
+
+def state(folder, name):
+    return torch.load(folder / f"{name}.pt", weights_only=True)
+
+
+def test_a_decoder_learns_what_the_denoiser_left(before):
+    clips, left = vae.of_drawn(before.drawn, "a", 1, 9)
+    assert clips.shape == (1, 3, 9, 32, 32) and left.shape == (1, 16, 3, 4, 4)
+    index = next(k for k in range(2) if torch.equal(clips[0], before.drawn.clip(k)[:, :9]))
+    assert torch.allclose(left[0].transpose(0, 1) * 0.75, before.drawn.latents[index, :3])
+    stage = dataclasses.replace(vae.SETTLE, size=32, phases=((2, 1, 9),), after=vae.Stage("vae_sharp", 32, (), 0.0))
+    after = vae.train(before.folder, stage, before.drawn).state_dict()
+    old = before.autoencoder.state_dict()
+    changed = {name.split(".")[0] for name in old if not torch.equal(old[name], after[name])}
+    assert changed == {"decoder"}
+
+
 def test_every_frame_of_a_phase_is_trained_at_the_stage_s_size():
-    for stage in (vae.TRAIN, vae.ENLARGE, vae.SHARPEN):
+    for stage in (vae.TRAIN, vae.ENLARGE, vae.SHARPEN, vae.SETTLE):
         for step in (0, stage.steps - 1):
             clips, frames = stage.clips_and_frames(step)
             assert vae.batch(stage.name, step, 1, frames, stage.size).shape == (1, 3, frames, stage.size, stage.size)

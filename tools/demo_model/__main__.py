@@ -14,13 +14,15 @@ from .export import export, load_vae
 ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
-    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "finer", "inpaint"),
+    *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "finer", "settle"),
+    *("settle-vae", "steady", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
 
-def drawn_clips(work: Path) -> DrawnCache:
-    drawn = DrawnCache(load_vae(work, vae.SHARPEN), work, dit.FINE)
+def drawn_clips(work: Path, stage: dit.Stage = dit.FINER) -> DrawnCache:
+    """Of training clips, what the stage before `stage` leaves of them."""
+    drawn = DrawnCache(load_vae(work, vae.SHARPEN), work, stage.after, stage.starts)
     drawn.grow(CLIPS)
     drawn.save()
     return drawn
@@ -48,6 +50,9 @@ def main() -> None:
         "follow": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FOLLOW),
         "fine": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINE),
         "finer": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.FINER, drawn_clips(work)),
+        "settle": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.SETTLE),
+        "settle-vae": lambda: vae.train(work, vae.SETTLE, drawn_clips(work, dit.STEADY)),
+        "steady": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.STEADY, drawn_clips(work, dit.STEADY)),
         "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT, drawn_clips(work)),
         "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),

@@ -14,6 +14,9 @@ from dataclasses import dataclass
 
 import torch
 
+from cogvx_fast.family import FRAMES_PER_LATENT
+from cogvx_fast.family import PIXELS_PER_LATENT as CELL
+
 SIZE = 128  # pixels, height and width
 SMALL = 64  # of the first stages of training, which the lengths below are of
 NUM_FRAMES = 17
@@ -158,17 +161,20 @@ def coverage(shape: str, radius: float, centers: torch.Tensor, size: int = SIZE)
 
 
 def path(
-    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float = 1.0
+    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float | None = 1.0
 ) -> tuple[float, torch.Tensor]:
     """A random radius and the centres (num_frames, 2) of a straight path that stays inside the picture.
 
-    `jitter`: how much of the full variety in size, speed and place is used, 0 to 1.
+    `jitter`: how much of the full variety in size, speed and place is used, 0 to 1. With None, what is drawn fits the
+    latents: of one size, at a place of whole cells, a cell further with each latent frame.
     """
     scale = size / SMALL
+    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
+    if jitter is None:
+        return _RADIUS * scale, _centers_on_cells(scene, direction, rng, num_frames, size)
     radius = (_RADIUS + jitter * rng.uniform(-1.5, 1.5)) * scale
     travel = (_TRAVEL + jitter * rng.uniform(-2.0, 2.0)) * scale
     reach = radius * _CIRCUMRADIUS[scene.shape]
-    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     middle = torch.tensor(
         [
             size / 2 + jitter * rng.uniform(-1, 1) * max(0.0, min(9.0 * scale, size / 2 - reach - abs(d) * travel / 2))
@@ -179,15 +185,30 @@ def path(
     return radius, middle + steps * travel * direction
 
 
-def render(
-    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float = 1.0
+def _centers_on_cells(
+    scene: Scene, direction: torch.Tensor, rng: random.Random, num_frames: int, size: int
 ) -> torch.Tensor:
-    """A clip of `scene`, (3, num_frames, size, size) in [-1, 1], with random size, speed and place.
+    """Centres (num_frames, 2): the middle one is the picture's, or a cell off in either direction where that fits."""
+    travel = (num_frames - 1) / FRAMES_PER_LATENT * CELL
+    reach = _RADIUS * size / SMALL * _CIRCUMRADIUS[scene.shape]
+    middle = []
+    for moves in direction.abs().tolist():
+        fits = reach + moves * travel / 2 + CELL <= size / 2
+        middle.append(size / 2 + CELL * rng.choice((-1, 0, 1) if fits else (0,)))
+    steps = torch.linspace(-0.5, 0.5, num_frames)[:, None]
+    return torch.tensor(middle) + steps * travel * direction
+
+
+def render(
+    scene: Scene, rng: random.Random, num_frames: int = NUM_FRAMES, size: int = SIZE, jitter: float | None = 1.0
+) -> torch.Tensor:
+    """A clip of `scene`, (3, num_frames, size, size) in [-1, 1], with random size, speed and place, or those of the
+    latents (`jitter` as in `path`).
 
     Shorter clips are random windows of the full-length path, so that speeds stay the same.
     """
     radius, centers = path(scene, rng, max(num_frames, NUM_FRAMES), size, jitter)
-    start = rng.randint(0, len(centers) - num_frames)
+    start = rng.randrange(0, len(centers) - num_frames + 1, FRAMES_PER_LATENT if jitter is None else 1)
     alpha = coverage(scene.shape, radius, centers[start : start + num_frames], size)[None]
     color = torch.tensor(COLORS[scene.color]).view(3, 1, 1, 1) / 127.5 - 1
     background = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1, 1) / 127.5 - 1

@@ -28,7 +28,7 @@ from transformers import T5EncoderModel, T5Tokenizer
 from cogvx_fast.family import PIXELS_PER_LATENT, TEXT_TOKENS
 
 from .data import NUM_FRAMES, SIZE, SMALL, describe
-from .latents import KnownCache, LatentCache
+from .latents import JITTER, KnownCache, LatentCache
 from .muon import Muon
 from .objective import draw_timesteps, faint_weights, from_drawn, guidance_scales, guide, nearly_clean, object_weights
 from .state import load_state, save_state
@@ -55,8 +55,11 @@ class Stage:
         noisy_share: the part of a batch that is of the noisiest quarter; the rest is of the others.
         evenness: 1 spreads the others evenly; less of them are noisy the larger it is.
         redrawn: the part of what is nearly clean that is made of latents as the denoiser leaves them (`drawn`).
+        starts: the timesteps of 1,000 to which clips are noised for that; nearly clean is what has less noise than the
+            last of them, or a little more.
         fine: the error of v itself counts, which is that of the clean latents the more the less noise there is, and the
             latents have no noise of their own, which would be what is left to predict.
+        jitter: variety of the clips, as in `data.path`; None is what fits the latents.
         latents: the name of the stage whose clips these are; its own unless it says another. Their scale is that of
             the stage before it: a colour is the same latent in all.
     """
@@ -75,7 +78,9 @@ class Stage:
     noisy_share: float = 0.475
     evenness: float = 1.0
     redrawn: float = 0.0
+    starts: tuple[int, ...] = (60, 120, 200, 280)
     fine: bool = False
+    jitter: float | None = JITTER
     latents: str = ""
     warmup: int = 200
 
@@ -111,6 +116,34 @@ FINE = replace(FOLLOW, name="dit_fine", steps=750, after=FOLLOW, latents=FOLLOW.
 # given latents of its own making, and asked for those of the clip.
 FINER = replace(
     FINE, name="dit_finer", steps=1050, peak_lr=6e-4, first_clips=1700, after=FINE, evenness=1.5, redrawn=0.6
+)
+# What can be drawn is now a set of pictures, not a continuum, that a model of this size can know exactly.
+SETTLE = replace(
+    FINER,
+    name="dit_settle",
+    steps=1000,
+    peak_lr=8e-4,
+    first_clips=320,
+    growth=1.0,
+    after=FINER,
+    noisy_share=0.25,
+    evenness=1.2,
+    redrawn=0.0,
+    jitter=None,
+    latents="",
+)
+# Again what the denoiser leaves itself, of more noise, at a rate that lets it come to rest.
+STEADY = replace(
+    SETTLE,
+    name="dit_steady",
+    steps=500,
+    peak_lr=3e-4,
+    first_clips=1312,
+    growth=0.0,
+    after=SETTLE,
+    redrawn=0.5,
+    starts=(120, 250, 400, 550),
+    latents=SETTLE.name,
 )
 INPAINT = replace(
     FINER,
@@ -224,8 +257,8 @@ def train(
     model = torch.nn.ModuleDict({"transformer": transformer, "text_encoder": build_text_encoder(len(tokenizer))})
     optimizers = build_optimizers(model, stage.peak_lr)
     scale = None if stage.after is None else load_state(stage.after.latents_in(folder))["scale"]
-    cache = LatentCache(autoencoder, stage.latents_in(folder), stage.size, scale)
-    known = KnownCache(autoencoder, folder / "known.pt", stage.size, scale) if stage.told else None
+    cache = LatentCache(autoencoder, stage.latents_in(folder), stage.size, scale, stage.jitter)
+    known = KnownCache(autoencoder, folder / "known.pt", stage.size, scale, stage.jitter) if stage.told else None
     short_text = ShortText(transformer)
     path = folder / f"{stage.name}.pt"
     state = load_state(path)
@@ -257,7 +290,7 @@ def train(
         )
         again = []
         if drawn is not None:
-            again = [k for k in nearly_clean(timesteps) if rng.random() < stage.redrawn]
+            again = [k for k in nearly_clean(timesteps, stage.starts[-1] + 40) if rng.random() < stage.redrawn]
             for k in again:
                 chosen[k] = rng.randrange(len(drawn))
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]

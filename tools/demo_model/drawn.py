@@ -21,21 +21,21 @@ from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import bf16_where_fast
 
-STARTS = (60, 120, 200, 280)  # timesteps of 1,000 to which clips are noised, in turn
 NUM_STEPS = 25
 GUIDANCE = 6.0
 CLIPS = 320
 
 
 class DrawnCache(LatentCache):
-    """Scaled latents of training clips, noised to one of `STARTS` and denoised by what `stage` has learned.
+    """Scaled latents of training clips, noised to one of `starts` in turn and denoised by what `stage` has learned.
 
     They are in `folder`, as the weights of the stage are.
     """
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, folder: Path, stage: Stage):
+    def __init__(self, vae: AutoencoderKLCogVideoX, folder: Path, stage: Stage, starts: tuple[int, ...]):
         scale = load_state(stage.latents_in(folder))["scale"]
-        super().__init__(vae, folder / "drawn_latents.pt", stage.size, scale)
+        super().__init__(vae, folder / f"{stage.name}_drawn.pt", stage.size, scale, stage.jitter)
+        self.starts = starts
         self.tokenizer = build_tokenizer()
         self.text_encoder = build_text_encoder(len(self.tokenizer))
         self.transformer = build_transformer(stage.size)
@@ -49,8 +49,8 @@ class DrawnCache(LatentCache):
         clean = self.encode(clips)
         prompts = [describe(self.scene(i), random.Random(f"drawn {i}")) for i in indices]
         made = torch.empty_like(clean)
-        for place, start in enumerate(STARTS):
-            chosen = [k for k, i in enumerate(indices) if i % len(STARTS) == place]
+        for place, start in enumerate(self.starts):
+            chosen = [k for k, i in enumerate(indices) if i % len(self.starts) == place]
             if chosen:
                 made[chosen] = self.redrawn(clean[chosen], [prompts[k] for k in chosen], start, indices[chosen[0]])
         return made

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import FINER, Stage, build_scheduler, build_transformer
+from .dit import STEADY, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
-from .vae import SHARPEN, build
+from .vae import SETTLE, SHARPEN, build
 from .vae import Stage as VaeStage
 
 TOLD_PIPELINE = "CogVideoXFunInpaintPipeline"
@@ -27,10 +27,11 @@ def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> Autoe
     return vae.eval()
 
 
-def export(folder: Path, target: Path, stage: Stage = FINER) -> None:
+def export(folder: Path, target: Path, stage: Stage = STEADY) -> None:
     """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all.
 
-    A stage that is told of frames makes a checkpoint of Fun-InP's form.
+    A stage that is told of frames makes a checkpoint of Fun-InP's form. It was trained on frames of any size and place,
+    and has the decoder for them.
     """
     tokenizer = build_tokenizer()
     transformer = build_transformer(stage.size, stage.told)
@@ -41,7 +42,7 @@ def export(folder: Path, target: Path, stage: Stage = FINER) -> None:
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
-        vae=load_vae(folder, SHARPEN, scale),
+        vae=load_vae(folder, SHARPEN if stage.told else SETTLE, scale),
         transformer=model["transformer"].eval(),
         scheduler=build_scheduler(),
     )

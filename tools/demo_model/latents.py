@@ -29,8 +29,15 @@ class LatentCache:
     Their scale is `scale`, or what the clips themselves say.
     """
 
-    def __init__(self, vae: AutoencoderKLCogVideoX, path: Path, size: int, scale: float | None = None):
-        self.vae, self.path, self.size = vae, path, size
+    def __init__(
+        self,
+        vae: AutoencoderKLCogVideoX,
+        path: Path,
+        size: int,
+        scale: float | None = None,
+        jitter: float | None = JITTER,
+    ):
+        self.vae, self.path, self.size, self.jitter = vae, path, size, jitter
         state = load_state(path) or {"scale": scale or scaling_factor(vae), "latents": None}
         self.scale: float = state["scale"]
         self.latents: torch.Tensor | None = state["latents"]
@@ -44,7 +51,7 @@ class LatentCache:
         return TRAINING[(index * 149) % len(TRAINING)]
 
     def clip(self, index: int) -> torch.Tensor:
-        return render(self.scene(index), random.Random(f"clip {index}"), size=self.size, jitter=JITTER)
+        return render(self.scene(index), random.Random(f"clip {index}"), size=self.size, jitter=self.jitter)
 
     @torch.no_grad()
     def grow(self, size: int) -> None:

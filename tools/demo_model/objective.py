@@ -6,8 +6,7 @@ import torch
 
 # What the prompt decides, shape and way, is decided in the noisiest quarter: below it, the latents show it.
 NOISY = 750  # the quarter's first timestep of 1,000
-# Timesteps at which what a step has left, errors and all, is mostly what the next one sees; a pipeline's last is 19.
-NEARLY_CLEAN = (15, 320)
+LAST = 15  # a pipeline's last timestep of 50 is 19
 CONTRAST = 0.17  # of an average clip: mean squared distance of its latents from those of its ground
 
 
@@ -39,9 +38,10 @@ def guide(told: torch.Tensor, untold: torch.Tensor, scales: torch.Tensor) -> tor
     return untold + scales.view(-1, 1, 1, 1, 1) * (told - untold)
 
 
-def nearly_clean(timesteps: torch.Tensor) -> list[int]:
-    """Which of a batch are of so little noise that what the denoiser itself has left there matters."""
-    return [k for k, timestep in enumerate(timesteps.tolist()) if NEARLY_CLEAN[0] <= timestep < NEARLY_CLEAN[1]]
+def nearly_clean(timesteps: torch.Tensor, below: int) -> list[int]:
+    """Which of a batch are of so little noise that what the denoiser itself has left there matters: that of less
+    than timestep `below`."""
+    return [k for k, timestep in enumerate(timesteps.tolist()) if LAST <= timestep < below]
 
 
 def from_drawn(

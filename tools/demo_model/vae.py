@@ -14,15 +14,20 @@ import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKLCogVideoX
 
+from cogvx_fast.family import latent_frames
 from cogvx_fast.machine import cpu_bf16_units
 
 from .data import HELD_OUT, NUM_FRAMES, SIZE, SMALL, TRAINING, render
 from .state import load_state, save_state
+
+if TYPE_CHECKING:
+    from .latents import LatentCache
 
 LATENT_NOISE = 0.1
 LATENT_PENALTY = 1e-4
@@ -34,6 +39,9 @@ class Stage:
     """One training run: its file, pixels of a side, and phases of (steps, clips a step, frames a clip).
 
     `after`: the stage whose weights it starts from. `anchored`: latents stay near those of that stage's encoder.
+    `jitter`: variety of the clips, as in `data.path`; None is what fits the latents. `noise`: the most of it on the
+    latents that are decoded, in units of `LATENT_NOISE`. `from_drawn`: every other clip is decoded from what the
+    denoiser leaves of it.
     """
 
     name: str
@@ -43,6 +51,9 @@ class Stage:
     after: Stage | None = None
     decoder_only: bool = False
     anchored: bool = False
+    jitter: float | None = 1.0
+    noise: float = 2.0  # for a denoiser that is there already, whose errors are of any size; a half of it before
+    from_drawn: bool = False
 
     @property
     def steps(self) -> int:
@@ -65,6 +76,19 @@ TRAIN = Stage("vae", SMALL, ((500, 24, 1), (700, 4, 9), (700, 4, NUM_FRAMES)), p
 ENLARGE = Stage("vae_large", SIZE, ((750, 1, 9), (150, 1, NUM_FRAMES)), peak_lr=6e-4, after=TRAIN, decoder_only=True)
 # Things move twice as many pixels a frame as in the small clips, and the encoder has to learn it; the denoiser follows.
 SHARPEN = Stage("vae_sharp", SIZE, ((1800, 1, 9), (700, 1, NUM_FRAMES)), peak_lr=1.5e-4, after=ENLARGE, anchored=True)
+# The denoiser's last pictures are of one size and in places of whole cells: so few that the decoder can tell which one
+# is meant, and draws that.
+SETTLE = Stage(
+    "vae_settle",
+    SIZE,
+    ((1800, 1, 9), (900, 1, NUM_FRAMES)),
+    peak_lr=4e-4,
+    after=SHARPEN,
+    decoder_only=True,
+    jitter=None,
+    noise=1.0,
+    from_drawn=True,
+)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
@@ -106,10 +130,12 @@ def pin_log_variance(vae: AutoencoderKLCogVideoX) -> None:
     conv.bias[latent_channels:] = 2 * math.log(LATENT_NOISE)
 
 
-def batch(name: str, step: int, clips: int, frames: int, size: int, scenes=TRAINING) -> torch.Tensor:
+def batch(
+    name: str, step: int, clips: int, frames: int, size: int, scenes=TRAINING, jitter: float | None = 1.0
+) -> torch.Tensor:
     """Clips for step `step` of a stage: a function of the two alone, so that a resumed run repeats it."""
     rng = random.Random(f"{name} {step}")
-    return torch.stack([render(rng.choice(scenes), rng, frames, size) for _ in range(clips)])
+    return torch.stack([render(rng.choice(scenes), rng, frames, size, jitter) for _ in range(clips)])
 
 
 def relative_loss(output: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
@@ -123,11 +149,14 @@ def relative_loss(output: torch.Tensor, clips: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24) -> float:
-    """Mean PSNR in dB (peak: the range of 2) of reconstructions of held-out clips, through the public API."""
+def psnr(vae: AutoencoderKLCogVideoX, num_clips: int = 24, jitter: float | None = None) -> float:
+    """Mean PSNR in dB (peak: the range of 2) of reconstructions of held-out clips, through the public API.
+
+    The clips are what the denoiser draws, or of any size and place (`jitter` as in `data.path`).
+    """
     values = []
     for i in range(num_clips):
-        clip = batch("vae", -1 - i, 1, NUM_FRAMES, vae.config.sample_height, HELD_OUT)
+        clip = batch("vae", -1 - i, 1, NUM_FRAMES, vae.config.sample_height, HELD_OUT, jitter)
         output = vae.decode(vae.encode(clip).latent_dist.mode()).sample.clamp(-1, 1)
         values.append(10 * math.log10(4 / F.mse_loss(output, clip).item()))
     return sum(values) / len(values)
@@ -141,8 +170,21 @@ def scaling_factor(vae: AutoencoderKLCogVideoX, num_clips: int = 64) -> float:
     return 1 / torch.cat(latents).std().item()
 
 
-def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> AutoencoderKLCogVideoX:
-    """Run a stage to its end, resuming from its own file in `folder` or starting from the stage `after` which it is."""
+def of_drawn(drawn: LatentCache, name: str, step: int, frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `frames` of a clip, `(1, 3, frames, size, size)`, and its latents as the denoiser left them."""
+    assert drawn.latents is not None
+    index = random.Random(f"{name} {step}").randrange(len(drawn))
+    latents = drawn.latents[index : index + 1].transpose(1, 2) / drawn.scale
+    return drawn.clip(index)[None, :, :frames], latents[:, :, : latent_frames(frames)]
+
+
+def train(
+    folder: Path, stage: Stage = TRAIN, drawn: LatentCache | None = None, save_every: int = 50
+) -> AutoencoderKLCogVideoX:
+    """Run a stage to its end, resuming from its own file in `folder` or starting from the stage `after` which it is.
+
+    `drawn`: training clips as the denoiser leaves them, for a stage that is `from_drawn`.
+    """
     torch.manual_seed(0)
     vae = build(stage.size)
     if stage.after is not None:
@@ -161,18 +203,22 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
         optimizer.load_state_dict(state["optimizer"])
         generator.set_state(state["generator"])
         first = state["step"]
-    started, running = time.perf_counter(), None
+    started, running = time.perf_counter(), {}
     for step in range(first, stage.steps):
-        clips = batch(stage.name, step, *stage.clips_and_frames(step), stage.size)
+        count, frames = stage.clips_and_frames(step)
+        left = None
+        if stage.from_drawn and step % 2:
+            clips, left = of_drawn(drawn, stage.name, step, frames)
+        else:
+            clips = batch(stage.name, step, count, frames, stage.size, jitter=stage.jitter)
         for group in optimizer.param_groups:
             group["lr"] = stage.learning_rate(step)
         clips = clips.contiguous(memory_format=memory_format())
         with bf16_where_fast():
             with torch.set_grad_enabled(not stage.decoder_only):
-                mean = vae.encode(clips).latent_dist.mean.float()
+                mean = left if left is not None else vae.encode(clips).latent_dist.mean.float()
             noise = torch.randn(mean.shape, generator=generator)
-            # For a denoiser that is there already: from nothing to twice as much, as its errors are of any size.
-            strength = 1.0 if stage.after is None else 2 * torch.rand((), generator=generator)
+            strength = 1.0 if stage.after is None else stage.noise * torch.rand((), generator=generator)
             latents = mean + noise * LATENT_NOISE * strength
             output = vae.decode(latents).sample.float()
         error = F.mse_loss(output, clips)
@@ -187,13 +233,14 @@ def train(folder: Path, stage: Stage = TRAIN, save_every: int = 50) -> Autoencod
         optimizer.step()
         if not stage.decoder_only:
             pin_log_variance(vae)
-        running = error.item() if running is None else 0.95 * running + 0.05 * error.item()
+        kind = "psnr" if left is None else "of what the denoiser left"
+        running[kind] = 0.95 * running.get(kind, error.item()) + 0.05 * error.item()
         if (step + 1) % 20 == 0:
             each = (time.perf_counter() - started) / (step + 1 - first)
             print(
                 f"{stage.name} {step + 1}/{stage.steps}  frames {clips.shape[2]}"
-                f"  psnr {10 * math.log10(4 / running):.1f} dB"
-                f"  latent std {mean.std().item():.2f}"
+                + "".join(f"  {kind} {10 * math.log10(4 / one):.1f} dB" for kind, one in running.items())
+                + f"  latent std {mean.std().item():.2f}"
                 + (f"  moved {F.mse_loss(mean, known).sqrt().item():.2f}" if anchor is not None else "")
                 + f"  {each:.2f} s/step",
                 flush=True,
