@@ -48,9 +48,9 @@ def psnr(output, expected):
 )
 def test_the_last_steps_picture_is_the_videos(demo, prompt, better):
     """Found: 20.5 to 24.5 dB, 24.3 to 28.4 but for a tint; the best picture of one colour has 12.5 on white, 19.3 on
-    gray. There three more are not reached: a tint is what an affine map leaves of this autoencoder, whose norms see the
-    whole clip. Maps fitted on flat clips, on clips with a flat half and on twice as many clips were tried: 1.6 dB more on
-    gray at most, as much less on pink."""
+    gray. There three more are not reached: a tint is what an affine map leaves of this autoencoder, whose norms see
+    the whole clip. Maps fitted on flat clips, on clips with a flat half and on twice as many were tried: 1.6 dB more
+    on gray at most, as much less on pink."""
     pictures = []
     final = demo(
         prompt,
