@@ -36,21 +36,21 @@ def psnr(output, expected):
 
 
 @pytest.mark.parametrize(
-    ("prompt", "better"),
+    "prompt",
     [
-        ("a red circle moves right on a white background", 3),
-        ("a big yellow star on black", 3),
-        ("a blue square", 3),
-        # What is on gray is half as far from its ground, and the map's tint is the same.
-        ("a red circle moves right on gray", 1.5),
-        ("a blue square on gray", 1.5),
+        "a red circle moves right",
+        "a red circle moves right on a white background",
+        "a big yellow star on black",
+        "a blue square",
+        "a red circle moves right on gray",
+        "a blue square on gray",
     ],
 )
-def test_the_last_steps_picture_is_the_videos(demo, prompt, better):
-    """Found: 20.5 to 24.5 dB, 24.3 to 28.4 but for a tint; the best picture of one colour has 12.5 on white, 19.3 on
-    gray. There three more are not reached: a tint is what an affine map leaves of this autoencoder, whose norms see
-    the whole clip. Maps fitted on flat clips, on clips with a flat half and on twice as many were tried: 1.6 dB more
-    on gray at most, as much less on pink."""
+def test_the_last_steps_picture_is_the_videos(demo, prompt):
+    """Found: 21.2 to 24.5 dB, 23.8 to 27.5 but for a tint; the best picture of one colour has 12.4 on black, 19.4 on
+    gray. That tint is what an affine map leaves of this autoencoder, whose norms see the whole clip. Maps fitted on
+    flat clips, on clips with a flat half and on twice as many were tried: 1.6 dB more on gray at most, as much less on
+    pink."""
     pictures = []
     final = demo(
         prompt,
@@ -67,7 +67,7 @@ def test_the_last_steps_picture_is_the_videos(demo, prompt, better):
     assert last > 20
     means = [clip.mean((0, 1, 2, 3)) for clip in (pictures[-1] / 255, video)]
     flat = psnr(means[1].expand(video.shape), video)
-    assert last > flat + better and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
+    assert last > flat + 3 and psnr(pictures[-1] / 255 - means[0] + means[1], video) > flat + 3
     assert last > psnr(pictures[0] / 255, video)
     assert abs(psnr(demo.preview(final) / 255, video) - last) < 0.5, "the last step's prediction is the result"
 
