@@ -26,6 +26,7 @@ from ..quantization.recipes import (
 from .weights import Models
 
 # By the PSNR of the demo checkpoint's videos against exact: `tools.demo_model.recipes`, where fp8 is emulated.
+# int8 and fp8 weights are within half a decibel on average; the worst clip is int8's by two.
 BY_QUALITY = (Scheme.INT8_WEIGHT, Scheme.INT8, Scheme.FP8_WEIGHT, Scheme.FP8)
 
 
