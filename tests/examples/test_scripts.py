@@ -90,11 +90,11 @@ def test_video(example):
 
 
 def test_lora(example):
-    said = example("lora", "--train-steps", 12, "--steps", 3, "--adapter", "adapter", "--out", "night.webp")
+    said = example("lora", "--train-steps", 24, "--steps", 5, "--adapter", "adapter", "--out", "night.webp")
     losses = [float(value) for value in re.findall(r"loss ([\d.]+)", said)]
-    assert len(losses) == 12 and np.mean(losses[-2:]) < 0.5 * np.mean(losses[:2]), losses
+    assert len(losses) == 24 and np.mean(losses[-2:]) < 0.5 * np.mean(losses[:2]), losses
     without, with_it = (int(value) for value in re.findall(r"brightness is (\d+) of 255", said))
-    assert with_it < without - 10, "what was learned, saved and loaded again is darker"
+    assert with_it < without / 2, "what was learned, saved and loaded again is darker"
     with safe_open("adapter/pytorch_lora_weights.safetensors", "pt") as file:
         assert file.keys() and all("lora_" in name for name in file.keys())  # noqa: SIM118
     assert len(frames("night.webp")) > 1
