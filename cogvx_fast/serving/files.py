@@ -78,7 +78,9 @@ class Files:
         if self._folder is not None:
             target = self._folder / job_id
             while True:
-                target.mkdir(exist_ok=True)
+                # Not `exist_ok`, which looks again whether it is there, and raises if it went meanwhile.
+                with contextlib.suppress(FileExistsError):
+                    target.mkdir()
                 try:
                     os.replace(path, target / name)
                     break

@@ -95,6 +95,20 @@ def test_deleting_while_another_writes_harms_neither(tmp_path):
     assert files.job_ids() == set() and not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_goes_when_it_was_found_is_made_again(tmp_path, monkeypatch):
+    files, make, found = Files(str(tmp_path)), os.mkdir, []
+
+    def find_it_there_once(path, *arguments):
+        if os.path.basename(path) == "a" and not found:
+            found.append(path)  # the job's owner deletes it before anyone can look
+            raise FileExistsError(errno.EEXIST, "File exists", path)
+        make(path, *arguments)
+
+    monkeypatch.setattr(os, "mkdir", find_it_there_once)
+    put(files, "a", "video.mp4", b"x")
+    assert found and files.size("a", "video.mp4") == 1
+
+
 def test_room_is_kept_free(tmp_path):
     Files(str(tmp_path), least_free=1).check_room()
     with pytest.raises(StorageFullError, match="MiB are free"):
