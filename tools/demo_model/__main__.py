@@ -15,7 +15,7 @@ ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
     *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "finer", "settle"),
-    *("settle-vae", "steady", "inpaint"),
+    *("settle-vae", "steady", "rest", "rest-vae", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
@@ -53,6 +53,8 @@ def main() -> None:
         "settle": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.SETTLE),
         "settle-vae": lambda: vae.train(work, vae.SETTLE, drawn_clips(work, dit.STEADY)),
         "steady": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.STEADY, drawn_clips(work, dit.STEADY)),
+        "rest": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.REST, drawn_clips(work, dit.REST)),
+        "rest-vae": lambda: vae.train(work, vae.REST, drawn_clips(work, dit.REST)),
         "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT, drawn_clips(work)),
         "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),

@@ -145,6 +145,16 @@ STEADY = replace(
     starts=(120, 250, 400, 550),
     latents=SETTLE.name,
 )
+# The same once more and longer: what it leaves by now is nearer to the clips.
+REST = replace(
+    STEADY,
+    name="dit_rest",
+    steps=850,
+    peak_lr=3.5e-4,
+    growth=0.4,
+    after=STEADY,
+    noisy_share=0.13,
+)
 INPAINT = replace(
     FINER,
     name="dit_inpaint",

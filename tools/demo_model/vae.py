@@ -12,7 +12,7 @@ import copy
 import math
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,6 +89,8 @@ SETTLE = Stage(
     noise=1.0,
     from_drawn=True,
 )
+# With what the denoiser leaves by now, which is nearer to true latents: the two want the same, and less noise.
+REST = replace(SETTLE, name="vae_rest", phases=((1700, 1, NUM_FRAMES),), peak_lr=3e-4, after=SETTLE, noise=0.5)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
