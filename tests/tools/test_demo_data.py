@@ -69,6 +69,13 @@ def test_what_fits_the_latents_is_one_of_a_few_pictures():
     assert set(same) == {0, 4, 8}
 
 
+def test_all_that_fits_the_latents_is_what_seeds_draw():
+    for scene in (data.Scene("star", "red", "white", "up"), data.Scene("square", "blue", "gray", "still")):
+        drawn = {data.render(scene, random.Random(seed), jitter=None).numpy().tobytes() for seed in range(80)}
+        every = [clip.numpy().tobytes() for clip in data.all_on_cells(scene)]
+        assert set(every) == drawn and len(every) == len(drawn) > 1
+
+
 def test_sentences_name_every_factor_and_vary():
     scene = data.Scene("circle", "purple", "gray", "up")
     rng = random.Random(0)

@@ -25,6 +25,8 @@ def test_large_stages_start_where_small_ones_ended():
     assert dit.STEADY.after is dit.SETTLE and dit.STEADY.latents == dit.SETTLE.name and dit.STEADY.jitter is None
     assert dit.REST.after is dit.STEADY and dit.REST.latents == dit.SETTLE.name and dit.REST.starts == dit.STEADY.starts
     assert vae.REST.after is vae.SETTLE and vae.REST.decoder_only and vae.REST.from_drawn
+    assert vae.CLEAR.after is vae.REST and vae.CLEAR.decoder_only and not vae.CLEAR.from_drawn
+    assert dit.SNAP.after is dit.REST and dit.SNAP.latents == dit.SETTLE.name and dit.SNAP.whole
     assert dit.INPAINT.told and dit.INPAINT.after is dit.FINER and not dit.INPAINT.latents
     small, large = dit.build_transformer(data.SMALL), dit.build_transformer()
     assert large.load_state_dict(small.state_dict()) and large.config.sample_height == 2 * small.config.sample_height
@@ -148,6 +150,38 @@ def test_a_step_of_training_is_on_what_the_denoiser_left_where_the_stage_says_so
     dit.train(before.folder, before.autoencoder, stage, before.drawn)
     again = state(before.folder, stage.name)
     assert all(torch.equal(one, again["model"][name]) for name, one in found["model"].items())
+
+
+def test_a_whole_generation_is_led_to_the_nearest_clip_that_there_is(before):
+    """A denoiser that says a clip of all those that fit, and a part of another, means the first."""
+    made = drawn.WholeCache(before.autoencoder, before.folder, before.stage)
+    scene = made.scene(0)
+    every = made.encode(data.all_on_cells(scene, 32))
+    assert len(every) > 1
+    said = 0.8 * every[-1] + 0.2 * every[0]
+    alphas = made.scheduler.alphas_cumprod.float()
+
+    def says(noisy, embeds, timesteps, return_dict):
+        alpha = alphas[timesteps].view(-1, 1, 1, 1, 1)
+        return ((alpha.sqrt() * noisy - said) / (1 - alpha).sqrt(),)
+
+    made.transformer = says
+    made.grow(1)
+    left, meant = made.pair(0, torch.zeros_like(every[0]))
+    assert torch.allclose(left, said, atol=1e-4) and torch.allclose(meant, every[-1], atol=1e-5)
+
+
+def test_a_step_leads_whole_generations_to_what_was_meant(before, monkeypatch):
+    used, told = [], objective.from_drawn
+    monkeypatch.setattr(dit, "from_drawn", lambda *arguments: used.append(arguments) or told(*arguments))
+    made = drawn.WholeCache(before.autoencoder, before.folder, before.stage)
+    made.grow(2)
+    sizes = {"size": 32, "steps": 1, "batch": 4, "first_clips": 2, "growth": 0.0, "redrawn": 1.0}
+    stage = dataclasses.replace(dit.SNAP, after=before.stage, latents=before.stage.name, **sizes)
+    dit.train(before.folder, before.autoencoder, stage, made)
+    assert used
+    for left, clean, _, _ in used:
+        assert any(torch.equal(left, one) and torch.equal(clean, other) for one, other in made.latents)
 
 
 def state(folder, name):

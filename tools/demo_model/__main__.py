@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from . import dit, vae
-from .drawn import CLIPS, DrawnCache
+from .drawn import CLIPS, WHOLE_CLIPS, DrawnCache, WholeCache
 from .evaluate import main as evaluate
 from .evaluate_inpaint import main as evaluate_inpaint
 from .export import export, load_vae
@@ -15,15 +15,19 @@ ASSETS = Path(__file__).resolve().parents[2] / "cogvx_fast" / "assets" / "demo"
 REPORT = Path(__file__).with_name("scores.json")
 STAGES = (
     *("vae", "dit", "enlarge-vae", "enlarge-dit", "guide", "sharpen-vae", "follow", "fine", "finer", "settle"),
-    *("settle-vae", "steady", "rest", "rest-vae", "inpaint"),
+    *("settle-vae", "steady", "rest", "rest-vae", "snap", "clear-vae", "inpaint"),
     *("export", "evaluate", "export-inpaint", "evaluate-inpaint"),
 )
 
 
 def drawn_clips(work: Path, stage: dit.Stage = dit.FINER) -> DrawnCache:
     """Of training clips, what the stage before `stage` leaves of them."""
-    drawn = DrawnCache(load_vae(work, vae.SHARPEN), work, stage.after, stage.starts)
-    drawn.grow(CLIPS)
+    autoencoder = load_vae(work, vae.SHARPEN)
+    if stage.whole:
+        drawn: DrawnCache = WholeCache(autoencoder, work, stage.after)
+    else:
+        drawn = DrawnCache(autoencoder, work, stage.after, stage.starts)
+    drawn.grow(WHOLE_CLIPS if stage.whole else CLIPS)
     drawn.save()
     return drawn
 
@@ -55,6 +59,8 @@ def main() -> None:
         "steady": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.STEADY, drawn_clips(work, dit.STEADY)),
         "rest": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.REST, drawn_clips(work, dit.REST)),
         "rest-vae": lambda: vae.train(work, vae.REST, drawn_clips(work, dit.REST)),
+        "snap": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.SNAP, drawn_clips(work, dit.SNAP)),
+        "clear-vae": lambda: vae.train(work, vae.CLEAR),
         "inpaint": lambda: dit.train(work, load_vae(work, vae.SHARPEN), dit.INPAINT, drawn_clips(work)),
         "export": lambda: export(work, arguments.out),
         "evaluate": lambda: evaluate(str(arguments.out), str(arguments.report)),

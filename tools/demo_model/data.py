@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -169,9 +170,10 @@ def path(
     latents: of one size, at a place of whole cells, a cell further with each latent frame.
     """
     scale = size / SMALL
-    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     if jitter is None:
-        return _RADIUS * scale, _centers_on_cells(scene, direction, rng, num_frames, size)
+        middle = [rng.choice(places) for places in middles(scene, size)]
+        return _RADIUS * scale, _centers_on_cells(scene, middle, num_frames)
+    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
     radius = (_RADIUS + jitter * rng.uniform(-1.5, 1.5)) * scale
     travel = (_TRAVEL + jitter * rng.uniform(-2.0, 2.0)) * scale
     reach = radius * _CIRCUMRADIUS[scene.shape]
@@ -185,18 +187,35 @@ def path(
     return radius, middle + steps * travel * direction
 
 
-def _centers_on_cells(
-    scene: Scene, direction: torch.Tensor, rng: random.Random, num_frames: int, size: int
-) -> torch.Tensor:
-    """Centres (num_frames, 2): the middle one is the picture's, or a cell off in either direction where that fits."""
-    travel = (num_frames - 1) / FRAMES_PER_LATENT * CELL
+def _travel_on_cells(num_frames: int) -> float:
+    return (num_frames - 1) / FRAMES_PER_LATENT * CELL
+
+
+def middles(scene: Scene, size: int = SIZE) -> list[list[float]]:
+    """The x and the y that the middle of a path may have of what fits the latents.
+
+    They are the picture's own, and a cell to either side where there is room.
+    """
     reach = _RADIUS * size / SMALL * _CIRCUMRADIUS[scene.shape]
-    middle = []
-    for moves in direction.abs().tolist():
-        fits = reach + moves * travel / 2 + CELL <= size / 2
-        middle.append(size / 2 + CELL * rng.choice((-1, 0, 1) if fits else (0,)))
+    found = []
+    for moves in MOTIONS[scene.motion]:
+        fits = reach + abs(moves) * _travel_on_cells(NUM_FRAMES) / 2 + CELL <= size / 2
+        found.append([size / 2 + CELL * cells for cells in ((-1, 0, 1) if fits else (0,))])
+    return found
+
+
+def _centers_on_cells(scene: Scene, middle: Sequence[float], num_frames: int) -> torch.Tensor:
+    """Centres (num_frames, 2) of a path that moves by a cell with each latent frame."""
     steps = torch.linspace(-0.5, 0.5, num_frames)[:, None]
-    return torch.tensor(middle) + steps * travel * direction
+    direction = torch.tensor(MOTIONS[scene.motion], dtype=torch.float32)
+    return torch.tensor(middle) + steps * _travel_on_cells(num_frames) * direction
+
+
+def all_on_cells(scene: Scene, size: int = SIZE) -> torch.Tensor:
+    """Every clip of `scene` that fits the latents, (n, 3, NUM_FRAMES, size, size) in [-1, 1]."""
+    radius = _RADIUS * size / SMALL
+    places = itertools.product(*middles(scene, size))
+    return torch.stack([_paint(scene, radius, _centers_on_cells(scene, middle, NUM_FRAMES), size) for middle in places])
 
 
 def render(
@@ -209,7 +228,12 @@ def render(
     """
     radius, centers = path(scene, rng, max(num_frames, NUM_FRAMES), size, jitter)
     start = rng.randrange(0, len(centers) - num_frames + 1, FRAMES_PER_LATENT if jitter is None else 1)
-    alpha = coverage(scene.shape, radius, centers[start : start + num_frames], size)[None]
+    return _paint(scene, radius, centers[start : start + num_frames], size)
+
+
+def _paint(scene: Scene, radius: float, centers: torch.Tensor, size: int) -> torch.Tensor:
+    """A clip (3, frames, size, size) in [-1, 1]."""
+    alpha = coverage(scene.shape, radius, centers, size)[None]
     color = torch.tensor(COLORS[scene.color]).view(3, 1, 1, 1) / 127.5 - 1
     background = torch.tensor(BACKGROUNDS[scene.background]).view(3, 1, 1, 1) / 127.5 - 1
     return background + alpha * (color - background)

@@ -20,6 +20,7 @@ import random
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXDDIMScheduler, CogVideoXTransformer3DModel
@@ -34,6 +35,9 @@ from .objective import draw_timesteps, faint_weights, from_drawn, guidance_scale
 from .state import load_state, save_state
 from .text import WORD_DIM, build_text_encoder, build_tokenizer, disturb, teach_words
 from .vae import LATENT_NOISE, bf16_where_fast
+
+if TYPE_CHECKING:
+    from .drawn import DrawnCache
 
 TEXT_LENGTH = TEXT_TOKENS  # what the pipeline pads to
 PROMPT_DROPOUT = 0.1
@@ -55,8 +59,9 @@ class Stage:
         noisy_share: the part of a batch that is of the noisiest quarter; the rest is of the others.
         evenness: 1 spreads the others evenly; less of them are noisy the larger it is.
         redrawn: the part of what is nearly clean that is made of latents as the denoiser leaves them (`drawn`).
-        starts: the timesteps of 1,000 to which clips are noised for that; nearly clean is what has less noise than the
-            last of them, or a little more.
+        starts: the timesteps of 1,000 to which clips are noised for that.
+        below: the timestep below which a clip is nearly clean.
+        whole: these latents are those of whole generations, and what is asked for is the clip that they are nearest to.
         fine: the error of v itself counts, which is that of the clean latents the more the less noise there is, and the
             latents have no noise of their own, which would be what is left to predict.
         jitter: variety of the clips, as in `data.path`; None is what fits the latents.
@@ -79,6 +84,8 @@ class Stage:
     evenness: float = 1.0
     redrawn: float = 0.0
     starts: tuple[int, ...] = (60, 120, 200, 280)
+    below: int = 320
+    whole: bool = False
     fine: bool = False
     jitter: float | None = JITTER
     latents: str = ""
@@ -143,6 +150,7 @@ STEADY = replace(
     after=SETTLE,
     redrawn=0.5,
     starts=(120, 250, 400, 550),
+    below=590,
     latents=SETTLE.name,
 )
 # The same once more and longer: what it leaves by now is nearer to the clips.
@@ -155,6 +163,8 @@ REST = replace(
     after=STEADY,
     noisy_share=0.13,
 )
+# Where a shape is, is decided between two cells as often as not; no place there is any clip's, and it is drawn badly.
+SNAP = replace(REST, name="dit_snap", peak_lr=5e-4, after=REST, redrawn=0.6, below=700, whole=True)
 INPAINT = replace(
     FINER,
     name="dit_inpaint",
@@ -254,7 +264,7 @@ def train(
     folder: Path,
     autoencoder: AutoencoderKLCogVideoX,
     stage: Stage = TRAIN,
-    drawn: LatentCache | None = None,
+    drawn: DrawnCache | None = None,
     save_every: int = 100,
 ) -> None:
     """Run a stage to its end, resuming from its own file in `folder`; the averaged weights are what is exported.
@@ -300,7 +310,7 @@ def train(
         )
         again = []
         if drawn is not None:
-            again = [k for k in nearly_clean(timesteps, stage.starts[-1] + 40) if rng.random() < stage.redrawn]
+            again = [k for k in nearly_clean(timesteps, stage.below) if rng.random() < stage.redrawn]
             for k in again:
                 chosen[k] = rng.randrange(len(drawn))
         prompts = [disturb(describe(cache.scene(i), rng), rng) for i in chosen]
@@ -313,6 +323,9 @@ def train(
             length = TEXT_LENGTH
 
         clean = cache.latents[chosen]
+        left = {}
+        for k in again:
+            left[k], clean[k] = drawn.pair(chosen[k], clean[k])
         latents = clean
         if not stage.fine:
             latents = clean + LATENT_NOISE * cache.scale * torch.randn(clean.shape, generator=generator)
@@ -321,7 +334,7 @@ def train(
         target = scheduler.get_velocity(latents, noise, timesteps)
         for k in again:
             alpha = scheduler.alphas_cumprod[timesteps[k]].float()
-            noisy[k], target[k] = from_drawn(drawn.latents[chosen[k]], clean[k], noise[k], alpha)
+            noisy[k], target[k] = from_drawn(left[k], clean[k], noise[k], alpha)
         if known is not None:
             noisy = torch.cat([noisy, known.draw(chosen, rng)], dim=2)
 

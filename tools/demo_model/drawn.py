@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX
 
-from .data import describe
+from cogvx_fast.family import PIXELS_PER_LATENT, latent_frames
+
+from .data import all_on_cells, describe
 from .dit import TEXT_LENGTH, Stage, build_scheduler, build_transformer, encode_text
 from .latents import LatentCache
 from .objective import guide
@@ -22,8 +24,10 @@ from .text import build_text_encoder, build_tokenizer, tie_cases
 from .vae import bf16_where_fast
 
 NUM_STEPS = 25
+WHOLE_STEPS = 16
 GUIDANCE = 6.0
 CLIPS = 320
+WHOLE_CLIPS = 256
 
 
 class DrawnCache(LatentCache):
@@ -44,6 +48,11 @@ class DrawnCache(LatentCache):
         tie_cases(self.text_encoder)
         self.scheduler = build_scheduler()
         self.scheduler.set_timesteps(NUM_STEPS)
+
+    def pair(self, index: int, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was left of clip `index`, whose latents are `clean`, and what it was to be."""
+        assert self.latents is not None
+        return self.latents[index], clean
 
     def made_of(self, clips: torch.Tensor, indices: range) -> torch.Tensor:
         clean = self.encode(clips)
@@ -70,3 +79,34 @@ class DrawnCache(LatentCache):
                 velocity = guide(*output.chunk(2), torch.full((count,), GUIDANCE))
                 latents = scheduler.step(velocity, step, latents, return_dict=False)[0]
         return latents
+
+
+class WholeCache(DrawnCache):
+    """Latents of whole generations, and what they should have been, (N, 2, 5, 16, size / 8, size / 8).
+
+    That is the clip that fits the latents whose first frame is nearest. In the noisiest steps a denoiser draws the mean
+    of the places that are possible, which is none of them.
+    """
+
+    def __init__(self, vae: AutoencoderKLCogVideoX, folder: Path, stage: Stage):
+        super().__init__(vae, folder, stage, (1000,))
+        self.scheduler.set_timesteps(WHOLE_STEPS)
+
+    def pair(self, index: int, clean: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.latents is not None
+        left, meant = self.latents[index]
+        return left, meant
+
+    def made_of(self, clips: torch.Tensor, indices: range) -> torch.Tensor:
+        prompts = [describe(self.scene(i), random.Random(f"drawn {i}")) for i in indices]
+        side = self.size // PIXELS_PER_LATENT
+        nothing = torch.zeros(len(indices), latent_frames(clips.shape[2]), 16, side, side)
+        made = self.redrawn(nothing, prompts, self.starts[0], indices[0])
+        return torch.stack([made, torch.cat([self.meant(i, one) for i, one in zip(indices, made, strict=True)])], dim=1)
+
+    def meant(self, index: int, made: torch.Tensor) -> torch.Tensor:
+        """The latents `(1, ...)` of the clip of scene `index` that `made` is nearest to."""
+        clips = all_on_cells(self.scene(index), self.size)
+        first = self.encode(clips[:, :, :1])
+        nearest = int((first[:, 0] - made[0]).square().mean(dim=(1, 2, 3)).argmin())
+        return self.encode(clips[nearest : nearest + 1])

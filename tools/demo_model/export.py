@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKLCogVideoX, CogVideoXPipeline
 
-from .dit import REST, Stage, build_scheduler, build_transformer
+from .dit import SNAP, Stage, build_scheduler, build_transformer
 from .state import load_state
 from .text import build_text_encoder, build_tokenizer, tie_cases
-from .vae import REST as DECODER
-from .vae import SHARPEN, build
+from .vae import CLEAR, SHARPEN, build
 from .vae import Stage as VaeStage
 
 TOLD_PIPELINE = "CogVideoXFunInpaintPipeline"
@@ -28,7 +27,7 @@ def load_vae(folder: Path, stage: VaeStage, scale: float | None = None) -> Autoe
     return vae.eval()
 
 
-def export(folder: Path, target: Path, stage: Stage = REST) -> None:
+def export(folder: Path, target: Path, stage: Stage = SNAP) -> None:
     """The averaged weights of a stage as a pipeline in `target`, which appears whole or not at all.
 
     A stage that is told of frames makes a checkpoint of Fun-InP's form. It was trained on frames of any size and place,
@@ -43,7 +42,7 @@ def export(folder: Path, target: Path, stage: Stage = REST) -> None:
     pipe = CogVideoXPipeline(
         tokenizer=tokenizer,
         text_encoder=model["text_encoder"].eval(),
-        vae=load_vae(folder, SHARPEN if stage.told else DECODER, scale),
+        vae=load_vae(folder, SHARPEN if stage.told else CLEAR, scale),
         transformer=model["transformer"].eval(),
         scheduler=build_scheduler(),
     )

@@ -91,6 +91,8 @@ SETTLE = Stage(
 )
 # With what the denoiser leaves by now, which is nearer to true latents: the two want the same, and less noise.
 REST = replace(SETTLE, name="vae_rest", phases=((1700, 1, NUM_FRAMES),), peak_lr=3e-4, after=SETTLE, noise=0.5)
+# True latents alone, now that the denoiser draws clips that there are.
+CLEAR = replace(REST, name="vae_clear", phases=((400, 1, NUM_FRAMES),), peak_lr=1.5e-4, after=REST, from_drawn=False)
 
 
 def bf16_where_fast() -> contextlib.AbstractContextManager:
